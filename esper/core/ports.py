@@ -1,0 +1,111 @@
+"""The small interfaces in which subsystems meet without importing each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from esper.core.errors import OperationFailed
+from esper.leyline import messages as ly
+from esper.leyline.registry import EventMessage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class KernelUnavailable(OperationFailed):
+    """No kernel could be had for a request; `reason` is a short machine-readable word."""
+
+    def __init__(self, what: str, *, reason: str, cause: str = "", next_step: str = "") -> None:
+        super().__init__(what, cause=cause or reason, next_step=next_step)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class FetchedKernel:
+    """A kernel that is ready to graft: its module, the digest that names it, and what the fetch cost."""
+
+    module: nn.Module
+    artifact_ref: str
+    manifest: ly.ArtifactManifest
+    latency_ms: float
+
+
+class BlueprintRuntime(Protocol):
+    """Where grafting gets its kernels from."""
+
+    def fetch_kernel(self, request: ly.KernelRequestSpec, *, run_id: str, wait_seconds: float) -> FetchedKernel:
+        """Return the kernel for `request`, asking for it to be made when it is not there.
+
+        Raises:
+            KernelUnavailable: it was refused, or not there within `wait_seconds`.
+        """
+
+    def fetch_by_digest(self, artifact_ref: str) -> FetchedKernel:
+        """Return the very kernel of this digest, as a re-execution needs it.
+
+        Raises:
+            KernelUnavailable: no store holds it.
+            IntegrityError: what is stored under the digest is something else.
+        """
+
+
+@dataclass(frozen=True)
+class EdgeDecision:
+    """What an epoch's edge comes to: the events to append, in order, and the verdict on the command."""
+
+    result: ly.CommandResult
+    reason: str = ""
+    seed_id: str = ""
+    kernel_digest: str = ""
+    events: Sequence[EventMessage] = ()
+    gate_verdicts: Mapping[str, bool] = field(default_factory=dict)
+
+
+class GraftController(Protocol):
+    """What a trainer needs of the one who grafts (Kasmina).
+
+    A trainer calls, per step: `before_step`, its own forward, backward and optimiser step, `after_step`;
+    per epoch: `end_epoch`, `decide`, and `fold` for every event once it is acknowledged by the log.
+    """
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the controller's own passes so far: shadow, seed and gate work."""
+
+    def multiply_adds_per_sample(self) -> int:
+        """Multiply-adds that one sample's forward now spends in seeds."""
+
+    def parameters(self) -> int:
+        """Parameters of the seeds that now take part in the forward."""
+
+    def slot_states(self) -> list[ly.SlotState]:
+        """Return every slot with what holds it."""
+
+    def seed_states(self) -> list[ly.SeedState]:
+        """Return every seed that was germinated and is not gone."""
+
+    def summaries(self) -> list[ly.SeedSummary]:
+        """Return every seed of the run with its last stage, culled ones included."""
+
+    def before_step(self) -> None:
+        """Clear what the seeds' gradients hold, before the host's backward."""
+
+    def after_step(self, inputs: Tensor, targets: Tensor) -> None:
+        """Train what is in training on this batch, after the host's optimiser step."""
+
+    def end_epoch(self, epoch: int) -> list[EventMessage]:
+        """Measure evidence on the probe; return moves that faults force, to be appended and then folded."""
+
+    def decide(
+        self, command: ly.AdaptationCommand | None, *, epoch: int, recorded: ly.CommandOutcome | None = None
+    ) -> EdgeDecision:
+        """Judge `command` without changing anything.
+
+        With `recorded` (re-execution) the recorded verdict binds: the same kernel digest is taken and
+        gates that now measure otherwise raise `IntegrityError`.
+        """
+
+    def fold(self, event: EventMessage) -> None:
+        """Let an acknowledged event change the model."""

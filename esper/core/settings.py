@@ -1,0 +1,80 @@
+"""Every setting of Esper, read once from the environment (and an optional .env file)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from esper.core.errors import SettingsError
+
+
+class Settings(BaseSettings):
+    """What can be set from outside; `.env.example` lists the same names (a test compares them)."""
+
+    model_config = SettingsConfigDict(env_prefix="ESPER_", env_file=".env", extra="ignore", frozen=True)
+
+    home: Path = Field(Path("var"), description="Folder of everything local: broker data, blobs, projections, keys.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "WARNING", description="Threshold of the loggers under esper.*"
+    )
+    leyline_secret: SecretStr | None = Field(
+        None, description="Signing secret, at least 32 bytes; unset: the key that `esper init` made in the home."
+    )
+    leyline_previous_secrets: SecretStr | None = Field(
+        None, description="Comma-separated older secrets that may verify but not sign."
+    )
+    kafka_bootstrap: str | None = Field(
+        None, description="host:port[,host:port] of any Kafka cluster; unset: the local broker of the home."
+    )
+    kafka_replication_factor: int = Field(1, ge=1, le=9, description="Replicas of every topic.")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="Kafka security protocol."
+    )
+    kafka_sasl_mechanism: str = Field("SCRAM-SHA-512", description="SASL mechanism, used with a SASL protocol.")
+    kafka_sasl_username: str | None = Field(None, description="SASL user.")
+    kafka_sasl_password: SecretStr | None = Field(None, description="SASL password.")
+    kafka_ssl_ca: Path | None = Field(None, description="CA bundle for TLS.")
+    broker_port: int | None = Field(
+        None, ge=1024, le=65535, description="Port of the local broker; unset: a free one is chosen and remembered."
+    )
+    broker_start_seconds: float = Field(60.0, gt=0, description="How long the local broker may take to start.")
+    connect_seconds: float = Field(10.0, gt=0, description="How long a command waits for a broker that is away.")
+    broker_retry_seconds: float = Field(
+        60.0, gt=0, description="How long a running member keeps trying a broker that went away, before it exits 3."
+    )
+    member_session_seconds: float = Field(6.0, ge=6.0, description="Consumer group session timeout.")
+    decision_wait_seconds: float = Field(10.0, gt=0, description="How long an epoch waits for its command.")
+    kernel_wait_seconds: float = Field(10.0, gt=0, description="How long an epoch's edge waits for a kernel.")
+    command_window_seconds: float = Field(
+        60.0, gt=0, description="Most that a command's append time may lie behind its issue time."
+    )
+    topics_dir: Path | None = Field(None, description="Folder of the topic files; unset: the shipped ones.")
+    projections_dir: Path | None = Field(None, description="Folder of the projections; unset: the shipped ones.")
+    sql_timeout_seconds: float = Field(30.0, gt=0, description="Longest that one SQL query may run.")
+    sql_memory_limit: str = Field("2GB", description="Memory that the projector's database may use.")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the broker is the home's own, on loopback."""
+        return self.kafka_bootstrap is None
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Return the settings of this process.
+
+    Raises:
+        SettingsError: a value is malformed; the message names the variable.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic validates at run time
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "ESPER_" + "_".join(map(str, first["loc"])).upper()
+        raise SettingsError(
+            f"setting {name} cannot be used",
+            cause=str(first["msg"]),
+            next_step="`esper --help` and .env.example name every setting",
+        ) from error
