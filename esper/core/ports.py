@@ -80,6 +80,12 @@ class GraftController(Protocol):
     def parameters(self) -> int:
         """Parameters of the seeds that now take part in the forward."""
 
+    def state(self) -> Mapping[str, Tensor]:
+        """Return weights and buffers of every seed that exists, by name, for the run's state digest.
+
+        Those that the host module holds itself (a fossilised seed registered in it) are not repeated.
+        """
+
     def slot_states(self) -> list[ly.SlotState]:
         """Return every slot with what holds it."""
 

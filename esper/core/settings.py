@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     )
     member_session_seconds: float = Field(6.0, ge=6.0, description="Consumer group session timeout.")
     decision_wait_seconds: float = Field(10.0, gt=0, description="How long an epoch waits for its command.")
-    kernel_wait_seconds: float = Field(10.0, gt=0, description="How long an epoch's edge waits for a kernel.")
+    kernel_wait_seconds: float = Field(60.0, gt=0, description="How long an epoch's edge waits for a kernel.")
     command_window_seconds: float = Field(
         60.0, gt=0, description="Most that a command's append time may lie behind its issue time."
     )

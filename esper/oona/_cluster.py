@@ -1,0 +1,158 @@
+"""One Kafka cluster: where it is, how clients are configured for it, and what it says of itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from esper.core.errors import BrokerUnavailable
+from esper.core.home import Home
+from esper.core.settings import Settings
+from esper.leyline import VALUE_BYTES_MAX
+from esper.oona._failures import BrokerWatch
+from esper.oona._kafka_admin import ClusterMetadata, OffsetSpec
+
+#: Room for the key, the headers and the batch around the largest value.
+RECORD_BYTES_MAX: Final = VALUE_BYTES_MAX + 1024 * 1024
+_logger = logging.getLogger("esper.oona.librdkafka")
+_REQUEST_SECONDS: Final = 5.0
+
+Position = tuple[str, int]
+#: Names and values as librdkafka's CONFIGURATION.md lists them, callbacks among them.
+ClientConfig = dict[str, Any]
+
+
+class _QuietLog:
+    """Takes librdkafka's log lines, which it would print: its error callback tells us the same, and we say it once."""
+
+    def log(self, _: int, text: str, *fields: object) -> None:
+        """Pass a line on to our own log, for whoever looks closely."""
+        _logger.debug(text, *fields)
+
+
+_QUIET: Final = _QuietLog()
+
+
+class Cluster:
+    """The cluster that the settings name; opens connections only when asked something.
+
+    Safe to share between threads.
+    """
+
+    def __init__(self, settings: Settings, bootstrap: str, *, client_id: str = "esper") -> None:
+        self.settings = settings
+        self.bootstrap = bootstrap
+        self.client_id = client_id
+        self._admin: AdminClient | None = None
+        self._watch = self.watch(f"the Kafka cluster at {bootstrap} cannot be used")
+
+    @classmethod
+    def open(cls, settings: Settings, *, home: Home | None = None, client_id: str = "esper") -> Cluster:
+        """Return the cluster, once one of its brokers has answered.
+
+        Raises:
+            BrokerUnavailable: no local broker runs, or none answered within `settings.connect_seconds`.
+            NotReadyError: the cluster refuses the login, or there is no home.
+        """
+        cluster = cls(settings, settings.kafka_bootstrap or _local_bootstrap(settings, home), client_id=client_id)
+        cluster.metadata(seconds=settings.connect_seconds)
+        return cluster
+
+    def config(self) -> ClientConfig:
+        """Return the librdkafka configuration that every client of this cluster starts from."""
+        settings = self.settings
+        config: ClientConfig = {
+            "bootstrap.servers": self.bootstrap,
+            "client.id": self.client_id,
+            "logger": _QUIET,
+            "security.protocol": settings.kafka_security_protocol,
+            # A broker that comes back is found at once: the default waits up to ten seconds.
+            "reconnect.backoff.ms": 50,
+            "reconnect.backoff.max.ms": 500,
+            "retry.backoff.max.ms": 500,
+            "socket.connection.setup.timeout.ms": 5_000,
+            "socket.timeout.ms": 10_000,
+            "socket.keepalive.enable": True,
+            "allow.auto.create.topics": False,
+        }
+        if settings.kafka_security_protocol.startswith("SASL"):
+            config["sasl.mechanism"] = settings.kafka_sasl_mechanism
+            config["sasl.username"] = settings.kafka_sasl_username or ""
+            password = settings.kafka_sasl_password
+            config["sasl.password"] = password.get_secret_value() if password else ""
+        if settings.kafka_ssl_ca is not None:
+            config["ssl.ca.location"] = str(settings.kafka_ssl_ca)
+        return config
+
+    def watch(self, what: str) -> BrokerWatch:
+        """Return a fresh watch for one client of this cluster."""
+        return BrokerWatch(what, bootstrap=self.bootstrap, retry_seconds=self.settings.broker_retry_seconds)
+
+    @property
+    def admin(self) -> AdminClient:
+        """The one administrative client, made at first use."""
+        if self._admin is None:
+            config = self.config() | {"error_cb": self._watch.on_error}
+            del config["allow.auto.create.topics"]
+            self._admin = AdminClient(config)
+        return self._admin
+
+    def metadata(self, *, seconds: float | None = None) -> ClusterMetadata:
+        """Return brokers, topics and partitions as the cluster lists them now.
+
+        Raises:
+            BrokerUnavailable: none answered within `seconds` (by default `settings.connect_seconds`).
+            NotReadyError: the cluster refuses the login.
+        """
+        limit = self.settings.connect_seconds if seconds is None else seconds
+
+        def ask() -> ClusterMetadata:
+            self.admin.poll(0)  # Serves the error callback: a refused login shows nowhere else.
+            return self.admin.list_topics(timeout=min(limit, 1.0))
+
+        return self._watch.retrying(f"the Kafka cluster at {self.bootstrap} cannot be reached", ask, seconds=limit)
+
+    def watermarks(
+        self, partitions: Iterable[Position], *, seconds: float | None = None
+    ) -> Mapping[Position, tuple[int, int]]:
+        """Return (low, high) of each partition: the first offset it holds and the one after its last.
+
+        Raises:
+            BrokerUnavailable: none answered within `seconds` (by default `settings.broker_retry_seconds`).
+            NotReadyError: a topic is not there.
+        """
+        wanted = list(partitions)
+        if not wanted:
+            return {}
+        what = f"the ends of {', '.join(sorted({topic for topic, _ in wanted}))} cannot be read"
+
+        def ask(spec: OffsetSpec) -> dict[Position, int]:
+            asked = {TopicPartition(topic, partition): spec for topic, partition in wanted}
+            futures = self.admin.list_offsets(asked, request_timeout=_REQUEST_SECONDS)
+            return {(place.topic, place.partition): future.result().offset for place, future in futures.items()}
+
+        earliest: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # confluent_kafka lacks it
+        latest: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # as above
+        low = self._watch.retrying(what, lambda: ask(earliest), seconds=seconds)
+        high = self._watch.retrying(what, lambda: ask(latest), seconds=seconds)
+        return {place: (low[place], high[place]) for place in wanted}
+
+
+def _local_bootstrap(settings: Settings, home: Home | None) -> str:
+    """Return the address of the home's own broker."""
+    # Imported here: a remote cluster needs neither Java nor what starts it.
+    from esper.oona.broker import LocalBroker
+
+    owner = home or Home.open(settings)
+    bootstrap = LocalBroker(owner, settings).bootstrap()
+    if bootstrap is None:
+        raise BrokerUnavailable(
+            f"the local broker of home {owner.root} does not run",
+            cause="no process of this home answers as its broker",
+            next_step="Run `esper up`, or set ESPER_KAFKA_BOOTSTRAP to a cluster that runs",
+        )
+    return str(bootstrap)

@@ -1,0 +1,274 @@
+"""One static member of a consumer group: its connection, its partitions, and how far it has come in them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from confluent_kafka import Consumer as KafkaConsumer
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as KafkaMessage
+
+from esper.core.errors import EsperError
+from esper.leyline import Record
+from esper.oona._assignment import committed_offsets, restore_memory, start_offset
+from esper.oona._cluster import ClientConfig, Cluster, Position
+from esper.oona._events import Gatekeeper, place_of, record_of
+from esper.oona._failures import NO_LONGER_MINE, Fenced, commit_may_pass, ends_consumer, error_of, translate
+
+if TYPE_CHECKING:
+    from esper.oona._fabric import Fabric
+
+_logger = logging.getLogger("esper.oona.membership")
+
+_PROBE_SECONDS: Final = 1.0
+#: A member must ask for records at least this often; a handler that takes longer loses its partitions.
+_POLL_INTERVAL_MS_MAX: Final = 15 * 60 * 1000
+
+
+class Membership:
+    """A place in a group that outlives broker outages; one thread at a time.
+
+    Positions are explicit: a group's first member begins at the low watermark, and no offset is ever reset
+    in silence. `gate` is made to remember what the group dealt with before; `before_commit` runs ahead of
+    every commit.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        *,
+        group: str,
+        instance: str,
+        topics: Sequence[str],
+        gate: Gatekeeper,
+        before_commit: Callable[[], None],
+    ) -> None:
+        self._fabric = fabric
+        self._what = f"member {instance} of {group} cannot go on"
+        self._topics = list(topics)
+        self._gate = gate
+        self._before_commit = before_commit
+        self._watch = fabric.cluster.watch(self._what)
+        self._config = _config(fabric.cluster, group=group, instance=instance) | {
+            "error_cb": self._watch.on_error,
+            "on_commit": self._on_commit,
+        }
+        self._next: dict[Position, int] = {}
+        self._uncommitted: set[Position] = set()
+        self._gained: list[Position] = []
+        self._committing = False
+        self._paused = False
+        self._consumer = self._join()
+
+    @property
+    def retry_seconds(self) -> float:
+        """How long a broker may stay away."""
+        return self._watch.retry_seconds
+
+    def check(self) -> None:
+        """Raise when this member cannot go on: no broker for too long, fenced, refused, lost its place in the log."""
+        try:
+            self._watch.check(self._broker_answers)
+        except Fenced as error:
+            self._rejoin(error)
+
+    def next_record(self, timeout: float) -> Record | None:
+        """Return the next record that is not dealt with, or None when none came within `timeout` seconds."""
+        try:
+            message = self._consumer.poll(timeout)
+            self._watch.raise_failure()
+            record = self._record_of(message)
+        except Fenced as error:
+            self._rejoin(error)
+            return None
+        if record is None or record.offset < self._next.get(place_of(record), 0):
+            return None
+        return record
+
+    def done(self, record: Record) -> None:
+        """Take note that a record is dealt with; the next commit says so to the group."""
+        place = place_of(record)
+        if place in self._next:
+            self._next[place] = record.offset + 1
+            self._uncommitted.add(place)
+
+    def take_gained(self) -> list[Position]:
+        """Return the partitions gained since the last call."""
+        gained, self._gained = self._gained, []
+        return gained
+
+    def positions(self) -> dict[Position, int]:
+        """Return the offset of the next record of each partition held."""
+        return dict(self._next)
+
+    def commit(self) -> None:
+        """Have what is done committed, without waiting for it; one commit is on its way at a time.
+
+        Raises:
+            BrokerUnavailable: what must come before it could not be written.
+        """
+        if self._uncommitted and not self._committing:
+            self._begin_commit()
+
+    def pause(self) -> None:
+        """Take no more records, but stay a member."""
+        self._paused = True
+        self._consumer.pause(self._consumer.assignment())
+
+    def resume(self) -> None:
+        """Take records again."""
+        self._paused = False
+        self._consumer.resume(self._consumer.assignment())
+
+    def close(self) -> None:
+        """Commit what is done and disconnect; the place in the group stays until the session ends."""
+        try:
+            if self._uncommitted:
+                self._begin_commit()
+        except EsperError as error:
+            # What was handled comes again in the next life, which handles it again under the same ids.
+            _logger.warning("the last offsets were not committed: %s", error)
+            self._uncommitted.clear()
+        finally:
+            self._consumer.close()  # Waits for commits on their way, at most for one session.
+
+    # Connection ---------------------------------------------------------------------------------------------
+
+    def _join(self) -> KafkaConsumer:
+        consumer = KafkaConsumer(self._config)
+        consumer.subscribe(self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+        return consumer
+
+    def _rejoin(self, error: Fenced) -> None:
+        """Join anew after an outage; raise `error` when there was none.
+
+        A static member that outlives its session while the broker is away gets a new member id when it
+        returns, and a request of its own under the old id, retried by librdkafka, fences it.
+        """
+        if not self._watch.forgive():
+            raise error
+        _logger.info("%s: joining anew after an outage", self._what)
+        self._forget(list(self._next))
+        self._consumer.close()
+        self._committing = False
+        self._consumer = self._join()
+
+    def _record_of(self, message: KafkaMessage | None) -> Record | None:
+        if message is None:
+            return None
+        error = message.error()
+        if error is None:
+            return record_of(message)
+        if ends_consumer(error):
+            raise translate(error, self._what)
+        _logger.info("%s: %s", self._what, error.str())
+        self._watch.on_error(error)
+        return None
+
+    def _broker_answers(self) -> bool:
+        try:
+            self._consumer.list_topics(self._topics[0], timeout=_PROBE_SECONDS)
+        except KafkaException:
+            return False
+        return True
+
+    # Offsets ------------------------------------------------------------------------------------------------
+
+    def _begin_commit(self) -> None:
+        """Send the offsets of what is done; `_on_commit` hears what became of them.
+
+        Never waits: librdkafka's synchronous commit blocks for as long as no broker answers, without end.
+        """
+        self._before_commit()
+        offsets = [self._offset_of(place) for place in sorted(self._uncommitted)]
+        self._uncommitted.clear()
+        self._committing = True
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as exception:
+            self._on_commit(error_of(exception), offsets)
+
+    def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
+        """Take note of a commit's outcome; runs inside `KafkaConsumer.poll` and must not raise."""
+        self._committing = False
+        for found in offsets:
+            problem = error or found.error
+            if problem is None:
+                continue
+            if commit_may_pass(problem):
+                self._uncommitted |= {(found.topic, found.partition)} & self._next.keys()
+            elif problem.code() not in NO_LONGER_MINE:
+                self._watch.fail(translate(problem, self._what))
+            _logger.info("%s: offsets were not committed: %s", self._what, problem.str())
+
+    def _offset_of(self, place: Position) -> TopicPartition:
+        metadata = self._gate.memory.high_water(*place).to_metadata()
+        return TopicPartition(place[0], place[1], self._next[place], metadata)
+
+    # Partitions come and go; these run inside `KafkaConsumer.poll` and must not raise -------------------------
+
+    def _on_assign(self, consumer: KafkaConsumer, partitions: list[TopicPartition]) -> None:
+        places = [(found.topic, found.partition) for found in partitions]
+        try:
+            starts = self._starts(consumer, places)
+        except EsperError as error:
+            self._watch.fail(error)
+            consumer.assign([])
+            return
+        consumer.assign([TopicPartition(*place, offset) for place, offset in starts.items()])
+        self._next.update(starts)
+        self._gained += places
+        if self._paused:
+            consumer.pause(partitions)
+
+    def _starts(self, consumer: KafkaConsumer, places: Sequence[Position]) -> dict[Position, int]:
+        """Return where each partition begins, and restore what the group knows of it."""
+        committed = committed_offsets(consumer, places, watch=self._watch)
+        ends = self._fabric.cluster.watermarks(places)
+        starts: dict[Position, int] = {}
+        for place in places:
+            low, high = ends[place]
+            name, truth = f"{place[0]}-{place[1]}", self._fabric.topics[place[0]].truth
+            starts[place] = start_offset(name, committed[place].offset, low=low, high=high, truth=truth)
+            restore_memory(self._fabric, self._gate, place, committed[place], low=low, start=starts[place])
+        return starts
+
+    def _on_revoke(self, _: KafkaConsumer, partitions: list[TopicPartition]) -> None:
+        try:
+            if self._uncommitted:
+                self._begin_commit()
+        except EsperError as error:
+            _logger.warning("offsets were not committed before partitions were given up: %s", error)
+        self._forget([(found.topic, found.partition) for found in partitions])
+
+    def _on_lost(self, _: KafkaConsumer, partitions: list[TopicPartition]) -> None:
+        self._forget([(found.topic, found.partition) for found in partitions])
+
+    def _forget(self, places: Sequence[Position]) -> None:
+        for place in places:
+            self._next.pop(place, None)
+            self._uncommitted.discard(place)
+        self._gained = [place for place in self._gained if place not in places]
+
+
+def _config(cluster: Cluster, *, group: str, instance: str) -> ClientConfig:
+    session_ms = int(cluster.settings.member_session_seconds * 1000)
+    return {
+        **cluster.config(),
+        "group.id": group,
+        "group.instance.id": instance,
+        # KIP-848's protocol refuses a replacement with the same instance id while the dead member's session lasts.
+        "group.protocol": "classic",
+        "session.timeout.ms": session_ms,
+        "heartbeat.interval.ms": session_ms // 6,
+        "max.poll.interval.ms": _POLL_INTERVAL_MS_MAX,
+        # Keeps one run's partitions of several topics with one member: they have equal counts and keys.
+        "partition.assignment.strategy": "range",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        # Positions are given at each assignment; one that the log no longer holds must stop the member.
+        "auto.offset.reset": "error",
+        "fetch.error.backoff.ms": 100,
+    }

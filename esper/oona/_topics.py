@@ -1,0 +1,190 @@
+"""Topics as files: which messages a topic carries, who writes it, how it is kept."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+import esper
+from esper.core.errors import SettingsError, UsageError
+from esper.core.settings import Settings
+from esper.leyline import EVENT_TYPES, full_name, short_name
+
+#: The word of a topic file that admits every writer (or reader).
+ALL: Final = "all"
+#: Retention of a topic that keeps everything.
+KEEP: Final = -1
+_NEXT_STEP: Final = "Correct the file; the files in topics/ show every field"
+
+
+class TopicSpec(BaseModel):
+    """One topic as its file states it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,63}$", description="Name of the topic and of its file.")
+    why: str = Field(min_length=1, description="What the topic is for.")
+    key: str = Field(min_length=1, description="What the record key is.")
+    partitions: int = Field(ge=1, le=1024, description="Number of partitions; never changes.")
+    retention_ms: int = Field(ge=KEEP, description="How long records are kept; -1: for ever.")
+    truth: bool = Field(True, description="Whether the log is the only record of these events.")
+    cleanup_policy: str = Field("delete", pattern=r"^(delete|compact|compact,delete|delete,compact)$")
+    messages: tuple[str, ...] = Field(min_length=1, description="Short names of the event types it carries.")
+    writers: tuple[str, ...] = Field(min_length=1, description="Sources that may write it; `all` admits every one.")
+    readers: tuple[str, ...] = Field(min_length=1, description="Subsystems that read it.")
+
+    @field_validator("messages")
+    @classmethod
+    def _known_messages(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if full_name(name) not in EVENT_TYPES]
+        if unknown:
+            raise ValueError(f"no event of the contract is called {', '.join(unknown)}")
+        if len(set(names)) != len(names):
+            raise ValueError("a message is named twice")
+        return names
+
+    @field_validator("retention_ms")
+    @classmethod
+    def _some_retention(cls, milliseconds: int) -> int:
+        if milliseconds == 0:
+            raise ValueError("0 would delete everything at once; -1 keeps everything")
+        return milliseconds
+
+    @property
+    def types(self) -> frozenset[str]:
+        """Full names of the event types that the topic carries."""
+        return frozenset(full_name(name) for name in self.messages)
+
+    def admits(self, source: str) -> bool:
+        """Return whether `source` may write this topic."""
+        return ALL in self.writers or source in self.writers
+
+
+class TopicCatalog:
+    """All topics of the system; every event type belongs to exactly one of them."""
+
+    def __init__(self, specs: Sequence[TopicSpec]) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        self._by_type = {type_name: spec for spec in specs for type_name in spec.types}
+        self._grants = {(spec.name, type_name): spec for spec in specs for type_name in spec.types}
+
+    @classmethod
+    def load(cls, settings: Settings) -> TopicCatalog:
+        """Read the topic files that `settings` names, or the shipped ones.
+
+        Raises:
+            SettingsError: a file or field cannot be used; the message names both.
+        """
+        folder = settings.topics_dir or shipped_topics_dir()
+        paths = sorted(folder.glob("*.yaml"))
+        if not paths:
+            raise SettingsError(
+                f"no topic files in {folder}",
+                cause="the folder is missing or holds no *.yaml",
+                next_step="Set ESPER_TOPICS_DIR to a folder with topic files, or unset it",
+            )
+        specs = [read_topic_file(path) for path in paths]
+        _check_each_message_once(specs, folder)
+        return cls(specs)
+
+    def __getitem__(self, name: str) -> TopicSpec:
+        spec = self._specs.get(name)
+        if spec is None:
+            raise UsageError(
+                f"there is no topic called {name!r}",
+                cause=f"the topic files name {', '.join(sorted(self._specs))}",
+                next_step="`esper topics describe` lists them",
+            )
+        return spec
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._specs
+
+    def __iter__(self) -> Iterator[TopicSpec]:
+        return iter(self._specs.values())
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def topic_of(self, type_full_name: str) -> TopicSpec:
+        """Return the one topic that carries a type.
+
+        Raises:
+            UsageError: no topic carries it.
+        """
+        spec = self._by_type.get(type_full_name)
+        if spec is None:
+            raise UsageError(
+                f"no topic carries {type_full_name}",
+                cause="its name stands in no topic file",
+                next_step="Add it to the `messages` of one file in topics/",
+            )
+        return spec
+
+    def allowed(self, topic: str, type_full_name: str, source: str) -> bool:
+        """Return whether `topic` takes records of this type from `source`."""
+        spec = self._grants.get((topic, type_full_name))
+        return spec is not None and spec.admits(source)
+
+    def partitions(self, topic: str) -> list[tuple[str, int]]:
+        """Return every (topic, partition) of `topic`."""
+        return [(topic, partition) for partition in range(self[topic].partitions)]
+
+
+def shipped_topics_dir() -> Path:
+    """Return the folder of the topic files that belong to this installation."""
+    checkout = Path(esper.__file__).resolve().parent.parent / "topics"
+    return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "esper-grow" / "topics"
+
+
+def read_topic_file(path: Path) -> TopicSpec:
+    """Return the topic of one file.
+
+    Raises:
+        SettingsError: the file is unreadable, no YAML mapping, or a field of it is wrong.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        cause = " ".join(str(error).split())
+        raise SettingsError(f"topic file {path} cannot be read", cause=cause, next_step=_NEXT_STEP) from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"topic file {path} cannot be used", cause="it is no mapping", next_step=_NEXT_STEP)
+    try:
+        spec = TopicSpec.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise SettingsError(
+            f"topic file {path}, field {field}", cause=str(first["msg"]), next_step=_NEXT_STEP
+        ) from error
+    if spec.name != path.stem:
+        cause = f"it says {spec.name!r}, the file is called {path.name}"
+        raise SettingsError(f"topic file {path}, field name", cause=cause, next_step=_NEXT_STEP)
+    return spec
+
+
+def _check_each_message_once(specs: Sequence[TopicSpec], folder: Path) -> None:
+    """Refuse a type that two topics carry, and a type of the contract that none does."""
+    owner: dict[str, str] = {}
+    for spec in specs:
+        for type_name in sorted(spec.types):
+            if type_name in owner:
+                raise SettingsError(
+                    f"topic file {folder / spec.name}.yaml, field messages",
+                    cause=f"{short_name(type_name)} belongs to topic {owner[type_name]} already",
+                    next_step=_NEXT_STEP,
+                )
+            owner[type_name] = spec.name
+    missing = sorted(short_name(name) for name in EVENT_TYPES.keys() - owner.keys())
+    if missing:
+        raise SettingsError(
+            f"the topic files in {folder} carry no {', '.join(missing)}",
+            cause="every event of the contract belongs to exactly one topic",
+            next_step="Add the message to one file, or take the folder's files from the distribution",
+        )

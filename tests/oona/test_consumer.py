@@ -1,0 +1,378 @@
+"""The consumer loop on a real broker: everything once, in order, across restarts, whatever handlers do."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+from confluent_kafka import Consumer as KafkaConsumer
+from confluent_kafka import TopicPartition
+
+from esper.core.clock import Deadline
+from esper.core.errors import BrokerUnavailable, Busy, EsperError, IntegrityError, NotReadyError, UsageError
+from esper.core.ids import new_run_id
+from esper.leyline import messages as ly
+from esper.oona import Consumer, Event, Fabric, list_dead_letters
+from tests.conftest import RunningBroker
+from tests.oona.log import append, fresh_group, packet, poll_to_end, poll_until, read_run, signed_record
+
+
+class Seen:
+    """A handler that keeps the epochs of one run."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.epochs: list[int] = []
+
+    def __call__(self, event: Event) -> None:
+        if event.meta.subject == self.run_id:
+            self.epochs.append(cast("ly.SystemStatePacket", event.message).current_epoch)
+
+
+def member(
+    fabric: Fabric, group: str, handler: Callable[[Event], None], *, instance: str = "member-0", **more: object
+) -> Consumer:
+    """Return a consumer of `system-state`."""
+    return fabric.consumer(
+        group=group,
+        instance=instance,
+        topics=["system-state"],
+        handlers={ly.SystemStatePacket: handler},
+        publisher=fabric.publisher("tamiyo"),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def publish_epochs(fabric: Fabric, run_id: str, epochs: range) -> None:
+    """Append one packet for each epoch."""
+    with fabric.publisher("tolaria") as publisher:
+        for epoch in epochs:
+            publisher.submit(packet(run_id, epoch), key=run_id)
+        publisher.flush()
+
+
+def letters_of(fabric: Fabric, run_id: str) -> list[tuple[str, int]]:
+    """Return (reason, attempts) of every dead letter with this key."""
+    return [(row.reason, row.attempts) for row in list_dead_letters(fabric) if row.key == run_id]
+
+
+def test_new_group_reads_from_the_first_record_and_in_order(fabric: Fabric) -> None:
+    """What was appended before the group existed is delivered: publish first, join later."""
+    seen = Seen(new_run_id())
+    publish_epochs(fabric, seen.run_id, range(50))
+    with member(fabric, fresh_group(), seen) as consumer:
+        poll_until(consumer, lambda: len(seen.epochs) == 50)
+        poll_to_end(consumer, fabric)
+    assert seen.epochs == list(range(50))
+
+
+def test_restart_resumes_at_the_committed_offset_at_once(fabric: Fabric) -> None:
+    """A restarted member has its place back: close it, publish, join with the same id; take the time."""
+    seen, group = Seen(new_run_id()), fresh_group()
+    publish_epochs(fabric, seen.run_id, range(5))
+    with member(fabric, group, seen) as consumer:
+        poll_to_end(consumer, fabric)
+    publish_epochs(fabric, seen.run_id, range(5, 10))
+    before = Deadline(30.0)
+    with member(fabric, group, seen) as consumer:
+        poll_until(consumer, lambda: len(seen.epochs) == 10)
+        taken = 30.0 - before.remaining_seconds
+        poll_to_end(consumer, fabric)
+        assert consumer.metrics().deduplicated == 0
+    assert seen.epochs == list(range(10))
+    assert taken < 3.0, "a session of 6 seconds was not waited for"
+
+
+def test_events_without_handler_are_passed_over(fabric: Fabric) -> None:
+    """A member handles what it asked for: give no handlers, look at the counters."""
+    run_id = new_run_id()
+    publish_epochs(fabric, run_id, range(3))
+    with fabric.consumer(
+        group=fresh_group(), instance="m-0", topics=["system-state"], handlers={}, publisher=fabric.publisher("tamiyo")
+    ) as consumer:
+        poll_to_end(consumer, fabric)
+        metrics = consumer.metrics()
+    assert metrics.handled == 0
+    assert metrics.filtered >= 3
+    assert metrics.read == metrics.filtered + metrics.deduplicated + metrics.rejected
+
+
+def test_poison_is_set_aside_after_five_attempts_and_others_go_on(fabric: Fabric) -> None:
+    """One bad event must not stop the rest: a handler that always fails on epoch 2."""
+    run_id, attempts = new_run_id(), Counter[int]()
+
+    def handler(event: Event) -> None:
+        if event.meta.subject == run_id:
+            epoch = cast("ly.SystemStatePacket", event.message).current_epoch
+            attempts[epoch] += 1
+            if epoch == 2:
+                raise ZeroDivisionError("poison")
+
+    publish_epochs(fabric, run_id, range(5))
+    group = fresh_group()
+    with member(fabric, group, handler) as consumer:
+        poll_until(consumer, lambda: attempts[4] == 1)
+        metrics = consumer.metrics()
+    assert attempts == {0: 1, 1: 1, 2: 5, 3: 1, 4: 1}
+    assert letters_of(fabric, run_id) == [("HANDLER_FAILED", 5)]
+    assert metrics.dead_lettered["HANDLER_FAILED"] == 1
+    assert metrics.retried == 4
+    with member(fabric, group, handler) as consumer:
+        poll_to_end(consumer, fabric)
+    assert attempts[2] == 5, "a poison event is not tried again after a restart"
+
+
+def test_handler_that_fails_for_a_moment_is_tried_again(fabric: Fabric) -> None:
+    """A passing fault loses nothing and sets nothing aside: fail eight times with a retriable error."""
+    run_id, failures = new_run_id(), 8
+
+    def handler(event: Event) -> None:
+        nonlocal failures
+        if event.meta.subject == run_id and failures:
+            failures -= 1
+            raise NotReadyError("not yet")
+
+    publish_epochs(fabric, run_id, range(1))
+    with member(fabric, fresh_group(), handler) as consumer:
+        poll_until(consumer, lambda: failures == 0)
+        poll_to_end(consumer, fabric)
+        assert consumer.metrics().retried == 8
+    assert letters_of(fabric, run_id) == []
+
+
+def test_fault_that_does_not_pass_ends_the_member_uncommitted(broker: RunningBroker, fabric: Fabric) -> None:
+    """After the retry time a member stops loudly and its event waits: a retry time of 1 s, then a healthy life."""
+    settings = broker.settings.model_copy(update={"broker_retry_seconds": 1.0})
+    seen, group = Seen(new_run_id()), fresh_group()
+
+    def handler(event: Event) -> None:
+        if event.meta.subject == seen.run_id:
+            raise NotReadyError("never")
+
+    publish_epochs(fabric, seen.run_id, range(2))
+    with (
+        Fabric.open(settings, member="test") as impatient,
+        member(impatient, group, handler) as consumer,
+        pytest.raises(NotReadyError, match="never"),
+    ):
+        poll_to_end(consumer, fabric)
+    with member(fabric, group, seen) as consumer:
+        poll_to_end(consumer, fabric)
+    assert seen.epochs == [0, 1]
+    assert letters_of(fabric, seen.run_id) == []
+
+
+def test_lost_broker_in_a_handler_ends_the_member_at_once(fabric: Fabric) -> None:
+    """Whoever says that no broker answers has waited already: raise it once and count the calls."""
+    run_id, calls = new_run_id(), 0
+
+    def handler(event: Event) -> None:
+        nonlocal calls
+        if event.meta.subject == run_id:
+            calls += 1
+            raise BrokerUnavailable("gone")
+
+    publish_epochs(fabric, run_id, range(1))
+    with member(fabric, fresh_group(), handler) as consumer, pytest.raises(BrokerUnavailable):
+        poll_to_end(consumer, fabric)
+    assert calls == 1
+
+
+def test_replayed_bytes_are_recognised_before_and_after_a_restart(fabric: Fabric) -> None:
+    """The same bytes appended again change nothing: append a copy, restart the member, append another."""
+    seen, group = Seen(new_run_id()), fresh_group()
+    publish_epochs(fabric, seen.run_id, range(3))
+    copies = [event.record for event in read_run(fabric, "system-state", seen.run_id)]
+    append(fabric, copies[1:2])
+    with member(fabric, group, seen) as consumer:
+        poll_to_end(consumer, fabric)
+        assert consumer.metrics().deduplicated >= 1
+    append(fabric, copies)
+    with member(fabric, group, seen) as consumer:
+        poll_to_end(consumer, fabric)
+        assert consumer.metrics().deduplicated == 3
+        assert consumer.metrics().handled == 0
+    assert seen.epochs == [0, 1, 2]
+    assert letters_of(fabric, seen.run_id) == []
+
+
+def test_replay_is_recognised_after_another_tool_set_the_offsets(fabric: Fabric) -> None:
+    """Without stored sequences the history is read once: set the group's offsets by hand, then replay."""
+    seen, group = Seen(new_run_id()), fresh_group()
+    publish_epochs(fabric, seen.run_id, range(3))
+    copies = [event.record for event in read_run(fabric, "system-state", seen.run_id)]
+    ends = fabric.cluster.watermarks(fabric.topics.partitions("system-state"))
+    tool = KafkaConsumer({"bootstrap.servers": fabric.bootstrap, "group.id": group})
+    tool.commit(offsets=[TopicPartition(*place, end) for place, (_, end) in ends.items()], asynchronous=False)
+    tool.close()
+    append(fabric, copies)
+    with member(fabric, group, seen) as consumer:
+        poll_to_end(consumer, fabric)
+        assert consumer.metrics().deduplicated == 3
+    assert seen.epochs == []
+
+
+def test_contradicting_copies_are_set_aside(fabric: Fabric) -> None:
+    """An id says one thing: append, properly signed, an old id with a new payload and a used sequence with a new id."""
+    run_id = new_run_id()
+    seen = Seen(run_id)
+    with fabric.publisher("tolaria") as publisher:
+        receipt = publisher.publish(packet(run_id, 1), key=run_id)
+    same = {"key": run_id, "source": "tolaria", "producer_id": publisher.producer_id, "sequence": 1}
+    forged = append(
+        fabric,
+        [
+            signed_record(fabric, packet(run_id, 7), event_id=receipt.event_id, **same),  # type: ignore[arg-type]
+            signed_record(fabric, packet(run_id, 8), **same),  # type: ignore[arg-type]
+        ],
+    )
+    publish_epochs(fabric, run_id, range(2, 3))
+    with member(fabric, fresh_group(), seen) as consumer:
+        poll_until(consumer, lambda: 2 in seen.epochs)
+        assert consumer.metrics().dead_lettered["CONFLICTING_DUPLICATE"] >= 2
+    assert seen.epochs == [1, 2]
+    rows = {(row.partition, row.offset): row.reason for row in list_dead_letters(fabric) if row.key == run_id}
+    assert rows == {(record.partition, record.offset): "CONFLICTING_DUPLICATE" for record in forged}
+
+
+def test_two_members_share_a_group_and_lose_nothing_at_the_hand_over(fabric: Fabric) -> None:
+    """Partitions move while events flow: a second member joins in the middle; every event is handled once."""
+    run_ids, group = [new_run_id() for _ in range(24)], fresh_group()
+    handled: Counter[tuple[str, int]] = Counter()
+    lock, failures = threading.Lock(), list[BaseException]()
+
+    def handler(event: Event) -> None:
+        with lock:
+            handled[(event.meta.subject, cast("ly.SystemStatePacket", event.message).current_epoch)] += 1
+
+    def work(consumer: Consumer, stop: threading.Event) -> None:
+        try:
+            consumer.run(stop)
+        except EsperError as error:
+            failures.append(error)
+
+    stop = threading.Event()
+    consumers = [member(fabric, group, handler)]
+    threads = [threading.Thread(target=work, args=(consumers[0], stop))]
+    threads[0].start()
+    with fabric.publisher("tolaria") as publisher:
+        for epoch in range(20):
+            for run_id in run_ids:
+                publisher.publish(packet(run_id, epoch), key=run_id)
+            if epoch == 5:
+                consumers.append(member(fabric, group, handler, instance="member-1"))
+                threads.append(threading.Thread(target=work, args=(consumers[1], stop)))
+                threads[1].start()
+    wanted = {(run_id, epoch) for run_id in run_ids for epoch in range(20)}
+    deadline = Deadline(40.0)
+    shared = threading.Event()
+    while not (wanted <= handled.keys() and len(consumers[1].assignment()) == 4):
+        assert not deadline.expired, f"{len(wanted - handled.keys())} events are missing; {failures}"
+        shared.wait(0.05)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert failures == []
+    assert {handled[one] for one in wanted} == {1}
+
+
+def test_assignment_is_announced_before_its_events(fabric: Fabric) -> None:
+    """A handler with state prepares first: note the order of announcement and events."""
+    run_id, order = new_run_id(), list[str]()
+    publish_epochs(fabric, run_id, range(1))
+
+    def handler(event: Event) -> None:
+        order.append("event")
+
+    with member(
+        fabric, fresh_group(), handler, on_assign=lambda places: order.append(f"{len(places)} partitions")
+    ) as consumer:
+        poll_to_end(consumer, fabric)
+        assert consumer.assignment() == fabric.topics.partitions("system-state")
+    assert order[0] == "8 partitions"
+    assert set(order[1:]) == {"event"}
+
+
+def test_second_process_under_the_same_id_ends_the_first(fabric: Fabric) -> None:
+    """One instance, one process: start a second one; the first says why it cannot go on."""
+    group, run_id = fresh_group(), new_run_id()
+    with member(fabric, group, Seen(run_id)) as first:
+        poll_to_end(first, fabric)
+        with member(fabric, group, Seen(run_id)) as second:
+            poll_until(second, lambda: bool(second.assignment()))
+            with pytest.raises(Busy, match=r"another process took this member's place"):
+                poll_until(first, lambda: False, seconds=20.0)
+
+
+def test_paused_member_keeps_its_place_and_takes_nothing(fabric: Fabric) -> None:
+    """A worker that trains stays in its group: pause, publish, poll, resume."""
+    seen = Seen(new_run_id())
+    with member(fabric, fresh_group(), seen) as consumer:
+        poll_to_end(consumer, fabric)
+        consumer.pause()
+        publish_epochs(fabric, seen.run_id, range(3))
+        assert sum(consumer.poll(0.2) for _ in range(5)) == 0
+        assert len(consumer.assignment()) == 8
+        consumer.resume()
+        poll_until(consumer, lambda: len(seen.epochs) == 3)
+
+
+def test_stop_leaves_a_failing_event_for_the_next_life(fabric: Fabric) -> None:
+    """A stop is obeyed within a retry: set it from a failing handler; the next life handles the event."""
+    seen, group, stop = Seen(new_run_id()), fresh_group(), threading.Event()
+
+    def handler(event: Event) -> None:
+        if event.meta.subject == seen.run_id:
+            stop.set()
+            raise NotReadyError("not yet")
+
+    publish_epochs(fabric, seen.run_id, range(1))
+    runner = threading.Thread(target=member(fabric, group, handler).run, args=(stop,))
+    runner.start()
+    runner.join(30)
+    assert not runner.is_alive()
+    with member(fabric, group, seen) as consumer:
+        poll_to_end(consumer, fabric)
+    assert seen.epochs == [0]
+
+
+def test_handlers_that_no_topic_can_call_are_refused(fabric: Fabric) -> None:
+    """A forgotten subscription shows at once: give a handler for another topic's type, and no topic at all."""
+    with pytest.raises(UsageError, match="DecisionMade would never be called"):
+        fabric.consumer(
+            group="g",
+            instance="i",
+            topics=["system-state"],
+            handlers={ly.DecisionMade: lambda event: None},
+            publisher=fabric.publisher("tamiyo"),
+        )
+    with pytest.raises(UsageError, match="a consumer needs a topic"):
+        fabric.consumer(group="g", instance="i", topics=[], handlers={}, publisher=fabric.publisher("tamiyo"))
+
+
+@pytest.fixture
+def truncated(scratch: Fabric) -> Fabric:
+    """Return a fabric whose topic `blueprints` lost its first two records."""
+    with scratch.publisher("karn") as publisher:
+        for _ in range(4):
+            publisher.publish(ly.BlueprintRegistered(), key="BP001")
+    futures = scratch.cluster.admin.delete_records([TopicPartition("blueprints", 0, 2)])
+    for future in futures.values():
+        future.result(timeout=30)
+    return scratch
+
+
+def test_lost_truth_stops_groups_and_readers(truncated: Fabric) -> None:
+    """History that is gone is never skipped in silence: delete records, then join a group and read by position."""
+    consumer = truncated.consumer(
+        group=fresh_group(), instance="m-0", topics=["blueprints"], handlers={}, publisher=truncated.publisher("karn")
+    )
+    with consumer, pytest.raises(IntegrityError, match="records before offset 2 are gone"):
+        poll_until(consumer, lambda: False)
+    with truncated.reader({("blueprints", 0): 1}) as reader, pytest.raises(IntegrityError, match="does not hold"):
+        reader.read_to_end()
+    with truncated.reader({("blueprints", 0): "begin"}) as reader:
+        assert [event.offset for event in reader.read_to_end()] == [2, 3]
