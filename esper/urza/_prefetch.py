@@ -1,0 +1,146 @@
+"""Urza as a member: every request for a kernel gets one reply, and the forge is asked for what is not there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Final, cast
+
+from google.protobuf.message import Message
+
+from esper.core.errors import IntegrityError
+from esper.core.kernel import BlobMissing, BlobStore, DirectoryBlobStore, check_kernel, get_artifact, verify_artifact
+from esper.leyline import EventMessage
+from esper.leyline import messages as ly
+from esper.oona import Event, Fabric
+from esper.urza._catalog import KernelEntry
+from esper.urza._requests import SOURCE, PrefetchState, Waiting, compile_id, decide, reply_id
+
+_logger = logging.getLogger("esper.urza")
+
+GROUP: Final = "esper.urza"
+_TOPICS: Final = ("kernel-requests", "kernel-catalog", "kernel-replies")
+_HANDLED: Final = (ly.KernelPrefetchRequest, ly.KernelCatalogUpdate, ly.CompileFinished, ly.CompileFailed)
+
+
+class UrzaPrefetchWorker:
+    """Member of the group `esper.urza`, which wakes it; what it knows it reads from the log itself.
+
+    A request for a kernel whose bytes are all there and right is answered at once; otherwise the forge is
+    asked, once per kernel, and the requests wait for what becomes of it. Who waits is a fold of the log, so a
+    restart forgets nobody and answers nobody twice.
+    """
+
+    def __init__(self, fabric: Fabric, *, store: BlobStore, instance: str) -> None:
+        self._fabric = fabric
+        self._store = store
+        self._instance = instance
+        self._state = PrefetchState()
+        self._publisher = fabric.publisher(SOURCE)
+        self._log = fabric.reader(
+            {(topic, partition): "begin" for topic in _TOPICS for partition in range(fabric.topics[topic].partitions)}
+        )
+
+    def run(self, stop: threading.Event) -> None:
+        """Answer requests until `stop` is set; everything appended is acknowledged when it returns.
+
+        Raises:
+            BrokerUnavailable: no broker answered for `settings.broker_retry_seconds`.
+        """
+        consumer = self._fabric.consumer(
+            group=GROUP,
+            instance=self._instance,
+            topics=_TOPICS,
+            handlers=dict.fromkeys(_HANDLED, self._handle),
+            publisher=self._publisher,
+            on_assign=self._assigned,
+        )
+        try:
+            consumer.run(stop)
+        finally:
+            self._log.close()
+            self._publisher.close()
+
+    def _assigned(self, _places: Sequence[tuple[str, int]]) -> None:
+        self._catch_up()
+        for name in list(self._state.waiting):
+            self._settle(name)
+
+    def _handle(self, event: Event) -> None:
+        self._catch_up()
+        self._settle(event.meta.subject)
+
+    def _catch_up(self) -> None:
+        for event in self._log.read_to_end():
+            self._state.fold(event.message, event.offset)
+
+    def _settle(self, name: str) -> None:
+        """Append what the requests for one kernel are due; called again it appends nothing more."""
+        requests = self._state.of(name)
+        if not requests:
+            return
+        entry = self._state.catalogue.get(name, KernelEntry())
+        answers = decide(entry, requests, self._state.asked.get(name), problem=self._problem(name, entry))
+        for request in answers.ready:
+            self._append(_ready(request, entry), request, reply_id(request.request_id))
+        for request, reason in answers.errors:
+            self._append(_error(request, reason), request, reply_id(request.request_id))
+        if answers.compile_for is not None:
+            wanted = ly.CompileRequested(kernel_id=name, request=answers.compile_for.message.request)
+            self._append(wanted, answers.compile_for, compile_id(name, entry))
+
+    def _problem(self, name: str, entry: KernelEntry) -> str:
+        """Return why the catalogued artifact cannot be handed out; "" if it can, or if there is none."""
+        if not entry.artifact_ref:
+            return ""
+        try:
+            artifact = get_artifact(self._store, entry.artifact_ref)
+            check_kernel(artifact, entry.artifact_ref, name)
+            verify_artifact(artifact)
+        except (BlobMissing, IntegrityError) as error:
+            _logger.warning("kernel %s cannot be handed out: %s", name, error)
+            return str(error)
+        return ""
+
+    def _append(self, message: EventMessage, request: Waiting, event_id: str) -> None:
+        meta = request.message.meta
+        receipt = self._publisher.publish(
+            message,
+            key=meta.subject,
+            causation_id=meta.event_id,
+            correlation_id=meta.correlation_id,
+            event_id=event_id,
+        )
+        # Folded here too: the next decision may come before the event has been read back.
+        self._state.fold(cast("Message", message), receipt.offset)
+
+
+def build_service(fabric: Fabric, *, instance: str = "urza-0", store: BlobStore | None = None) -> UrzaPrefetchWorker:
+    """Return the member that answers requests for kernels from the home's blob store.
+
+    `instance` is the stable name of this member in its group.
+    """
+    return UrzaPrefetchWorker(fabric, store=store or DirectoryBlobStore(fabric.home.blobs), instance=instance)
+
+
+def _ready(request: Waiting, entry: KernelEntry) -> ly.KernelArtifactReady:
+    return ly.KernelArtifactReady(
+        request_id=request.request_id,
+        blueprint_id=request.message.blueprint_id,
+        artifact_ref=entry.artifact_ref,
+        checksum=entry.checksum,
+        guard_digest=entry.guard_digest,
+        kernel_id=request.message.meta.subject,
+        training_run_id=request.message.training_run_id,
+    )
+
+
+def _error(request: Waiting, reason: str) -> ly.KernelArtifactError:
+    return ly.KernelArtifactError(
+        request_id=request.request_id,
+        blueprint_id=request.message.blueprint_id,
+        reason=reason,
+        kernel_id=request.message.meta.subject,
+        training_run_id=request.message.training_run_id,
+    )
