@@ -1,0 +1,73 @@
+"""Kasmina's own numbers, each with what it bounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from esper.core.errors import UsageError
+from esper.kasmina._alpha import ALPHA_CURVES, AlphaCurve
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """The bounds that measured evidence is held against."""
+
+    #: A trend needs two points.
+    training_epochs_min: int = 2
+    #: The line fitted through the epochs' shadow losses may rise by this share of the first of them.
+    shadow_loss_rise_max: float = 0.05
+    #: The held-out loss must fall by this share when the seed is switched on: added size must earn its keep.
+    gain_min: float = 0.001
+
+
+@dataclass(frozen=True)
+class KasminaConfig:
+    """How seeds are trained and blended.
+
+    Raises:
+        UsageError: a number is out of its range; the message names it.
+    """
+
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    #: Steps over which a new seed's learning rate rises linearly to its full value.
+    warmup_steps: int = 20
+    #: L2 norm that a seed's gradient is clipped to, apart from the host's.
+    clip_norm: float = 1.0
+    #: A seed in TRAINING gets a shadow pass each so many host steps.
+    shadow_every: int = 1
+    alpha_curve: AlphaCurve = "cosine"
+    #: Epochs that alpha takes from 0 to 1; `blend_steps`, when given, counts steps instead.
+    blend_epochs: float = 2.0
+    blend_steps: int | None = None
+    #: How long an epoch's edge waits for a kernel.
+    kernel_wait_seconds: float = 10.0
+    limits: GateLimits = field(default_factory=GateLimits)
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "clip_norm", "blend_epochs", "kernel_wait_seconds"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise _unusable(name, value, "a finite number above 0")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise _unusable("weight_decay", self.weight_decay, "a finite number, at least 0")
+        if self.warmup_steps < 0:
+            raise _unusable("warmup_steps", self.warmup_steps, "at least 0")
+        if self.shadow_every < 1:
+            raise _unusable("shadow_every", self.shadow_every, "at least 1")
+        if self.blend_steps is not None and self.blend_steps < 1:
+            raise _unusable("blend_steps", self.blend_steps, "at least 1")
+        if self.alpha_curve not in ALPHA_CURVES:
+            raise _unusable("alpha_curve", self.alpha_curve, "one of " + ", ".join(ALPHA_CURVES))
+
+    def blend_steps_at(self, steps_per_epoch: int, *, epochs: float | None = None) -> int:
+        """Return how many steps alpha takes to rise, at least 1."""
+        if epochs is None and self.blend_steps is not None:
+            return self.blend_steps
+        return max(1, round((self.blend_epochs if epochs is None else epochs) * steps_per_epoch))
+
+
+def _unusable(name: str, value: object, expected: str) -> UsageError:
+    return UsageError(f"Kasmina's {name}={value!r} cannot be used", next_step=f"give {expected}")

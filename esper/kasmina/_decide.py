@@ -1,0 +1,203 @@
+"""The verdict on one epoch's edge, and the events that say so; pure.
+
+Every event gets its id here, derived from run, epoch and its index among all seed events of the run, so that
+a second attempt at the same edge names them alike, and moves can name the gates that allowed them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from esper.core.errors import IntegrityError
+from esper.core.ids import derive_id
+from esper.core.ports import EdgeDecision
+from esper.kasmina._commands import REASONS
+from esper.kasmina._lifecycle import GUARDS, MEASURED_GATES, SeedRecord, gate_name
+from esper.kasmina._orders import Order, Refusal
+from esper.leyline import messages as ly
+from esper.leyline.registry import EventMessage
+
+#: How a rejection for want of a kernel begins; a re-execution takes it from the record, for it cannot measure it.
+KERNEL_UNAVAILABLE = "kernel_unavailable:"
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Which edge is decided; `first_index` counts the run's seed events before it."""
+
+    run_id: str
+    attempt: int
+    epoch: int
+    first_index: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was measured for an order. `problem` refuses it before any gate's verdict counts."""
+
+    gates: Sequence[ly.GateEvaluated] = ()
+    problem: str = ""
+    kernel_digest: str = ""
+    alpha: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class _EventsOf:
+    """Collects the events of one edge and gives each its id."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self.events: list[EventMessage] = []
+
+    def add(self, event: ly.GateEvaluated | ly.SeedStageChanged | ly.SeedMoveRejected) -> str:
+        """Append `event`, stamped with run, attempt, epoch and id; return the id."""
+        edge = self._edge
+        event.run_id, event.attempt, event.epoch = edge.run_id, edge.attempt, edge.epoch
+        event.meta.event_id = derive_id(edge.run_id, "seed", edge.epoch, edge.first_index + len(self.events))
+        self.events.append(event)
+        return event.meta.event_id
+
+
+def no_command(reason: str = "") -> EdgeDecision:
+    """Return the verdict where nothing was commanded."""
+    return EdgeDecision(result=ly.COMMAND_RESULT_NONE, reason=reason)
+
+
+def refuse(edge: Edge, refusal: Refusal) -> EdgeDecision:
+    """Return the rejection of a command; a refused move is an event as well."""
+    collected = _EventsOf(edge)
+    if refusal.order is not None:
+        _add_rejection(collected, refusal.order, refusal.reason, ())
+    return EdgeDecision(
+        result=ly.COMMAND_RESULT_REJECTED,
+        reason=refusal.reason,
+        seed_id=refusal.order.seed_id if refusal.order else "",
+        events=collected.events,
+    )
+
+
+def decide_order(edge: Edge, order: Order, findings: Findings) -> EdgeDecision:
+    """Return what becomes of a legal order given what was measured for it.
+
+    Applied: one event per gate, then one per stage on the way. Refused by a problem or a failed gate: the gates
+    that were measured, then one rejection.
+    """
+    collected = _EventsOf(edge)
+    gate_ids = {gate.gate: _add_gate(collected, order, gate) for gate in findings.gates}
+    failed = [gate_name(gate.gate) for gate in findings.gates if not gate.passed]
+    reason = findings.problem or (f"gate:{failed[0]}" if failed else "")
+    if reason:
+        _add_rejection(collected, order, reason, gate_ids.values())
+    else:
+        _add_moves(collected, order, findings, gate_ids)
+    return EdgeDecision(
+        result=ly.COMMAND_RESULT_REJECTED if reason else ly.COMMAND_RESULT_APPLIED,
+        reason=reason,
+        seed_id=order.seed_id,
+        kernel_digest=findings.kernel_digest,
+        events=collected.events,
+        gate_verdicts={gate_name(gate.gate): gate.passed for gate in findings.gates},
+    )
+
+
+def _add_gate(collected: _EventsOf, order: Order, gate: ly.GateEvaluated) -> str:
+    event = ly.GateEvaluated()
+    event.CopyFrom(gate)
+    event.seed_id, event.command_id = order.seed_id, order.command_id
+    return collected.add(event)
+
+
+def _add_rejection(collected: _EventsOf, order: Order, reason: str, gate_ids: Iterable[str]) -> None:
+    collected.add(
+        ly.SeedMoveRejected(
+            seed_id=order.seed_id,
+            from_stage=order.from_stage,
+            to_stage=order.path[0],
+            reason=reason,
+            command_id=order.command_id,
+            gate_event_ids=gate_ids,
+        )
+    )
+
+
+def _add_moves(
+    collected: _EventsOf, order: Order, findings: Findings, gate_ids: Mapping[ly.SeedLifecycleGate, str]
+) -> None:
+    stage = order.from_stage
+    for following in order.path:
+        guard = GUARDS.get(following)
+        collected.add(
+            ly.SeedStageChanged(
+                seed_id=order.seed_id,
+                slot=order.slot,
+                blueprint_id=order.blueprint_id,
+                from_stage=stage,
+                to_stage=following,
+                reason=order.reason,
+                command_id=order.command_id,
+                alpha=findings.alpha,
+                gate_event_ids=[gate_ids[guard]] if guard is not None and guard in gate_ids else [],
+                gates_not_measured=[guard] if guard is not None and guard not in MEASURED_GATES else [],
+                metrics=dict(findings.metrics),
+            )
+        )
+        stage = following
+
+
+def cull_for_fault(edge: Edge, faults: Sequence[tuple[SeedRecord, str, float]]) -> list[EventMessage]:
+    """Return the moves that take seeds with a fault (record, fault, alpha) off the host and bar their slots."""
+    collected = _EventsOf(edge)
+    for record, fault, alpha in faults:
+        order = Order(
+            operation=ly.SEED_OP_CULL,
+            seed_id=record.seed_id,
+            slot=record.slot,
+            blueprint_id=record.blueprint_id,
+            from_stage=record.stage,
+            path=(ly.SEED_STAGE_CULLED, ly.SEED_STAGE_EMBARGOED),
+        )
+        before = len(collected.events)
+        _add_moves(collected, order, Findings(alpha=alpha), {})
+        for event in collected.events[before:]:
+            assert isinstance(event, ly.SeedStageChanged), "a cull consists of moves"
+            event.reason = f"fault:{fault}"
+    return collected.events
+
+
+def recorded_without_measuring(recorded: ly.CommandOutcome) -> EdgeDecision | None:
+    """Return a recorded verdict that no measurement stands behind; None when it must be measured again."""
+    if recorded.result == ly.COMMAND_RESULT_NONE:
+        return no_command(recorded.reason)
+    if recorded.result == ly.COMMAND_RESULT_REJECTED and recorded.reason in REASONS:
+        return EdgeDecision(result=ly.COMMAND_RESULT_REJECTED, reason=recorded.reason)
+    return None
+
+
+def check_against_record(decision: EdgeDecision, recorded: ly.CommandOutcome) -> None:
+    """Compare a re-executed verdict with the recorded one.
+
+    Raises:
+        IntegrityError: they differ; the message says in what.
+    """
+    recorded_verdicts = dict(recorded.gate_verdicts)
+    for name in sorted(set(decision.gate_verdicts) | set(recorded_verdicts)):
+        if decision.gate_verdicts.get(name) != recorded_verdicts.get(name):
+            raise _differs(recorded, name, decision.gate_verdicts.get(name), recorded_verdicts.get(name))
+    if decision.result != recorded.result:
+        raise _differs(
+            recorded,
+            "the result",
+            ly.CommandResult.Name(decision.result),
+            ly.CommandResult.Name(recorded.result),
+        )
+    if decision.reason != recorded.reason:
+        raise _differs(recorded, "the reason", decision.reason, recorded.reason)
+
+
+def _differs(recorded: ly.CommandOutcome, what: str, now: object, then: object) -> IntegrityError:
+    return IntegrityError(
+        f"epoch {recorded.epoch} of run {recorded.run_id!r} does not re-execute as recorded",
+        cause=f"{what} is {now!r} now and {then!r} in the log",
+        next_step="compare the numerics fingerprints of both attempts; `esper runs verify` names the first difference",
+    )

@@ -1,0 +1,180 @@
+"""Gathers what the gates of an order look at: fetches the kernel, measures losses, reads alpha."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from esper.core.errors import IntegrityError, UsageError
+from esper.core.ports import BlueprintRuntime, FetchedKernel, KernelUnavailable
+from esper.kasmina._bed import HeldOutLosses, PreparedSeed, SeedBed
+from esper.kasmina._config import KasminaConfig
+from esper.kasmina._decide import KERNEL_UNAVAILABLE, Findings
+from esper.kasmina._gates import (
+    ImpactEvidence,
+    SanityEvidence,
+    StabilityEvidence,
+    impact_gate,
+    sanity_gate,
+    stability_gate,
+)
+from esper.kasmina._lifecycle import KasminaLifecycle, gate_label
+from esper.kasmina._orders import BLEND_EPOCHS, BLEND_STEPS, Order
+from esper.kasmina._slots import SlotSpec
+from esper.leyline import messages as ly
+
+logger = logging.getLogger("esper.kasmina")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found for an order; for a germination also the seed, made ready but not yet planted."""
+
+    findings: Findings
+    prepared: PreparedSeed | None = None
+
+
+class Examiner:
+    """Measures; it judges nothing itself and leaves the host as it was."""
+
+    def __init__(
+        self,
+        bed: SeedBed,
+        *,
+        run_id: str,
+        runtime: BlueprintRuntime,
+        slots: Mapping[str, SlotSpec],
+        descriptors: Mapping[str, ly.BlueprintDescriptor],
+        config: KasminaConfig,
+    ) -> None:
+        self._bed = bed
+        self._run_id = run_id
+        self._runtime = runtime
+        self._slots = slots
+        self._descriptors = descriptors
+        self._config = config
+
+    def examine(
+        self,
+        order: Order,
+        lifecycle: KasminaLifecycle,
+        *,
+        epoch: int,
+        steps_per_epoch: int,
+        recorded: ly.CommandOutcome | None,
+    ) -> Examination:
+        """Return what was measured for `order` after `epoch`.
+
+        Raises:
+            IntegrityError: a re-execution cannot have the kernel that the record names, or it is another.
+            KernelUnavailable: no store holds the recorded kernel any more.
+        """
+        if order.operation == ly.SEED_OP_GERMINATE:
+            return self._germination(order, lifecycle, recorded)
+        alpha = self._bed.live[order.seed_id].seed.alpha
+        if order.operation == ly.SEED_OP_START_GRAFTING:
+            return Examination(self._grafting(order, epoch, steps_per_epoch))
+        if order.operation == ly.SEED_OP_STABILIZE:
+            return Examination(Findings(problem="" if alpha == 1.0 else "alpha_below_one", alpha=alpha))
+        if order.operation in (ly.SEED_OP_EVALUATE, ly.SEED_OP_FOSSILIZE):
+            return Examination(self._impact(order.seed_id, epoch, alpha))
+        return Examination(Findings(alpha=alpha))
+
+    def _germination(
+        self, order: Order, lifecycle: KasminaLifecycle, recorded: ly.CommandOutcome | None
+    ) -> Examination:
+        spec = self._slots.get(order.slot)
+        before = SanityEvidence(
+            slot_known=spec is not None,
+            slot_free=lifecycle.holder(order.slot) is None,
+            blueprint_id=order.blueprint_id,
+            parameters=order.parameters,
+            descriptor=self._descriptors.get(order.blueprint_id),
+        )
+        gate = sanity_gate(before)
+        if spec is None or not gate.passed:
+            return Examination(Findings(gates=[gate]))
+        kernel = self._fetch(spec.request(order.blueprint_id, order.parameters), recorded)
+        if isinstance(kernel, str):
+            return Examination(Findings(problem=kernel))
+        prepared = self._bed.prepare(spec, kernel.module)
+        findings = Findings(
+            gates=[sanity_gate(before.with_kernel(prepared.evidence))],
+            kernel_digest=kernel.artifact_ref,
+            metrics={
+                "parameters": prepared.parameters,
+                "multiply_adds_per_sample": prepared.multiply_adds_per_sample,
+                "kernel_fetch_ms": kernel.latency_ms,
+            },
+        )
+        return Examination(findings, prepared)
+
+    def _fetch(self, request: ly.KernelRequestSpec, recorded: ly.CommandOutcome | None) -> FetchedKernel | str:
+        """Return the kernel, or the reason for which there is none."""
+        if recorded is not None:
+            return self._recorded_kernel(recorded)
+        try:
+            with self._bed.apart():
+                return self._runtime.fetch_kernel(
+                    request, run_id=self._run_id, wait_seconds=self._config.kernel_wait_seconds
+                )
+        except KernelUnavailable as error:
+            logger.warning("no kernel for %s: %s", request.blueprint_id, error)
+            return KERNEL_UNAVAILABLE + error.reason
+        except UsageError as error:
+            logger.warning("nobody can make a kernel for %s: %s", request.blueprint_id, error)
+            return KERNEL_UNAVAILABLE + "unusable_request"
+        except IntegrityError as error:
+            logger.error("the kernel for %s was refused: %s", request.blueprint_id, error)  # noqa: TRY400 - no traceback needed
+            return KERNEL_UNAVAILABLE + "integrity"
+
+    def _recorded_kernel(self, recorded: ly.CommandOutcome) -> FetchedKernel | str:
+        if recorded.reason.startswith(KERNEL_UNAVAILABLE):
+            return recorded.reason
+        if not recorded.kernel_digest:
+            raise IntegrityError(
+                f"epoch {recorded.epoch} of run {recorded.run_id!r} does not re-execute as recorded",
+                cause="a kernel is needed now, and its outcome names none",
+                next_step="compare the numerics fingerprints of both attempts",
+            )
+        with self._bed.apart():
+            return self._runtime.fetch_by_digest(recorded.kernel_digest)
+
+    def _held_out(self, seed_id: str, epoch: int) -> HeldOutLosses | None:
+        """Return the seed's losses at this very epoch; None where nothing can measure them."""
+        live = self._bed.live[seed_id]
+        if live.held_out is None or live.held_out.epoch != epoch:
+            live.held_out = None  # An older measurement must not stand in for one that cannot be made now.
+            self._bed.measure([seed_id], epoch=epoch)
+        return live.held_out
+
+    def _grafting(self, order: Order, epoch: int, steps_per_epoch: int) -> Findings:
+        losses = self._held_out(order.seed_id, epoch)
+        if losses is None:
+            return _unavailable(ly.SEED_GATE_G2_STABILITY, alpha=0.0)
+        evidence = StabilityEvidence(
+            epoch_losses=self._bed.live[order.seed_id].trainer.shadow.epoch_losses,
+            loss_seed_on=losses.seed_on,
+            loss_seed_off=losses.seed_off,
+        )
+        steps = order.parameters.get(BLEND_STEPS)
+        if steps is None:
+            steps = self._config.blend_steps_at(steps_per_epoch, epochs=order.parameters.get(BLEND_EPOCHS))
+        gate = stability_gate(evidence, self._config.limits)
+        return Findings(gates=[gate], metrics={**_loss_metrics(losses), BLEND_STEPS: max(1.0, round(steps))})
+
+    def _impact(self, seed_id: str, epoch: int, alpha: float) -> Findings:
+        losses = self._held_out(seed_id, epoch)
+        if losses is None:
+            return _unavailable(ly.SEED_GATE_G4_SYSTEM_IMPACT, alpha=alpha)
+        gate = impact_gate(ImpactEvidence(losses.seed_on, losses.seed_off), self._config.limits)
+        return Findings(gates=[gate], alpha=alpha, metrics=_loss_metrics(losses))
+
+
+def _unavailable(gate: ly.SeedLifecycleGate, *, alpha: float) -> Findings:
+    return Findings(problem=f"gate_unavailable:{gate_label(gate)}", alpha=alpha)
+
+
+def _loss_metrics(losses: HeldOutLosses) -> dict[str, float]:
+    return {"loss_seed_on": losses.seed_on, "loss_seed_off": losses.seed_off}

@@ -1,0 +1,183 @@
+"""A seed on its slot: the module, the hook that adds its output to the host's, and its place in the host.
+
+While a seed trains in shadow the host does not know of it: the hook returns None and nothing is registered.
+From BLENDING on the seed takes part in the forward, and is then a submodule of the host, so that the host's
+`state_dict`, `to` and `train` cover it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from esper.core.errors import IntegrityError
+from esper.core.rng import derive_seed
+from esper.kasmina._alpha import AlphaBlender
+from esper.kasmina._passes import forked_rng
+from esper.kasmina._slots import Placement, SlotSpec
+
+#: Modules that run all their children: a seed registered there would run as one more layer.
+_RUNS_ITS_CHILDREN: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class Role(Enum):
+    """What a seed does in the host's forward."""
+
+    #: Nothing, except in its own shadow pass.
+    ISOLATED = "isolated"
+    #: Adds alpha times its output, unless alpha is 0.
+    BLENDED = "blended"
+    #: Adds its whole output: it is a part of the host like any other.
+    FOSSIL = "fossil"
+
+
+@dataclass
+class PassFocus:
+    """Which seed the pass under way is about; None in the host's own forward."""
+
+    #: This seed is heard in full, on detached activations.
+    shadowed: GraftedSeed | None = None
+    #: This seed is not heard.
+    muted: GraftedSeed | None = None
+    #: Whether the shadowed seed's activations are detached; only tests say no.
+    detach: bool = True
+
+
+class GraftedSeed(nn.Module):
+    """A kernel's module with what it takes to hear it: alpha, the forward hook, a random stream of its own.
+
+    `body` maps [batch, *in_shape] to [batch, *out_shape]. In the joint stages the host hears
+    `output + alpha * body(source)`; where that contribution is not finite the host hears its own output, its
+    activations get no gradient from the seed, and `sound` turns False. All of it without waiting for a device.
+    """
+
+    sound: Tensor
+
+    def __init__(
+        self, body: nn.Module, *, placement: Placement, device: torch.device, rng_seed: int, focus: PassFocus
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.blender: AlphaBlender | None = AlphaBlender(device=device)
+        self.role = Role.ISOLATED
+        # Not persistent: the host's state does not change because a flag exists.
+        self.register_buffer("sound", torch.ones((), dtype=torch.bool, device=device), persistent=False)
+        self._placement = placement
+        self._rng_seed = rng_seed
+        self._devices = (device,) if device.type == "cuda" else ()
+        self._focus = focus
+        self._draws = 0
+
+    @property
+    def alpha(self) -> float:
+        """Share of the seed that the host hears; 1.0 once fossilised."""
+        return 1.0 if self.blender is None else self.blender.value
+
+    @property
+    def heard(self) -> bool:
+        """Whether the host's own forward now runs the seed."""
+        return self.role is Role.FOSSIL or (self.role is Role.BLENDED and self.alpha > 0.0)
+
+    def hook(self, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Return what the slot's module gives now; None leaves its output, the very same tensor, alone."""
+        source: Tensor = args[0] if self._placement == "branch" else output
+        if self._focus.shadowed is self:
+            return self._in_shadow(source, output)
+        if self._focus.muted is self or not self.heard:
+            return None
+        if self.role is Role.FOSSIL:
+            return self._plus_body(source, output)
+        return self._blended(source, output)
+
+    def _in_shadow(self, source: Tensor, output: Tensor) -> Tensor:
+        if self._focus.detach:
+            source, output = source.detach(), output.detach()
+        return self._plus_body(source, output)
+
+    def _plus_body(self, source: Tensor, output: Tensor) -> Tensor:
+        heard: Tensor = output + self.body(source)
+        return heard
+
+    def _blended(self, source: Tensor, output: Tensor) -> Tensor:
+        assert self.blender is not None, "a blended seed has its blender"
+        contribution = self.blender(self._drawing_apart(self._guarded(source)))
+        finite = torch.isfinite(contribution).all()
+        self.sound.logical_and_(finite)
+        return output + torch.where(finite, contribution, torch.zeros_like(contribution))
+
+    def _guarded(self, source: Tensor) -> Tensor:
+        """Return `source` such that a gradient from the seed that is not finite ends here."""
+        guarded = source.view_as(source)
+        if guarded.requires_grad:
+            guarded.register_hook(_finite_or_zero)  # type: ignore[no-untyped-call]
+        return guarded
+
+    def _drawing_apart(self, source: Tensor) -> Tensor:
+        """Run the body; in training mode it draws from a stream of its own, never from the host's."""
+        if not self.training:
+            return self.body(source)  # type: ignore[no-any-return]
+        self._draws += 1
+        with forked_rng(self._devices, seed=derive_seed(self._rng_seed, "joint", self._draws)):
+            return self.body(source)  # type: ignore[no-any-return]
+
+    def fossilize(self) -> None:
+        """Drop the alpha multiply; at alpha 1 the outputs stay bit for bit the same (x * 1.0 == x)."""
+        self.role = Role.FOSSIL
+        self.blender = None
+
+
+def _finite_or_zero(gradient: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(gradient).all(), gradient, torch.zeros_like(gradient))
+
+
+class Graft:
+    """Holds a seed on its slot, and takes it off again without a trace."""
+
+    def __init__(self, model: nn.Module, spec: SlotSpec, seed_id: str, seed: GraftedSeed) -> None:
+        slot_module = model.get_submodule(spec.module)
+        self.seed = seed
+        self._anchor = _anchor(slot_module)
+        self._name = "esper_" + re.sub(r"\W", "_", seed_id)
+        self._handle: RemovableHandle = slot_module.register_forward_hook(seed.hook)
+        self._slot_module = slot_module
+
+    def join(self) -> None:
+        """Make the seed a submodule of the host, in the host's present mode.
+
+        Raises:
+            IntegrityError: the host already has something of that name.
+        """
+        if hasattr(self._anchor, self._name):
+            raise IntegrityError(
+                f"the seed cannot join {type(self._anchor).__name__} as {self._name!r}",
+                cause="the module already has an attribute of that name",
+                next_step="rename the attribute of the host; names that begin with esper_ are Esper's",
+            )
+        self.seed.train(self._slot_module.training)
+        self._anchor.add_module(self._name, self.seed)
+        self.seed.role = Role.BLENDED
+
+    def remove(self) -> None:
+        """Take hook and submodule off the host; its forward is then as if the seed had never been."""
+        self._handle.remove()
+        if getattr(self._anchor, self._name, None) is self.seed:
+            delattr(self._anchor, self._name)
+        self.seed.role = Role.ISOLATED
+
+
+def _anchor(module: nn.Module) -> nn.Module:
+    """Return a module near the slot that can hold one more child without running it."""
+    for candidate in module.modules():
+        if not isinstance(candidate, _RUNS_ITS_CHILDREN):
+            return candidate
+    raise IntegrityError(
+        f"a seed cannot join a {type(module).__name__}",
+        cause="it holds nothing but containers, which would run the seed as a layer of their own",
+        next_step="choose a slot that holds a layer",
+    )

@@ -1,0 +1,181 @@
+"""The life of a seed as data: which stage may follow which, what guards the step, and the fold that keeps count.
+
+The transitions are those of the contract. A slot begins DORMANT without an event; every later stage is
+reached by exactly one `SeedStageChanged`, and a run's lifecycle is the fold of these events.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from esper.core.errors import IntegrityError
+from esper.leyline import messages as ly
+from esper.leyline.registry import EventMessage
+
+#: From each stage, the stages that may follow it.
+TRANSITIONS: Final[Mapping[ly.SeedLifecycleStage, frozenset[ly.SeedLifecycleStage]]] = {
+    ly.SEED_STAGE_UNKNOWN: frozenset({ly.SEED_STAGE_DORMANT}),
+    ly.SEED_STAGE_DORMANT: frozenset({ly.SEED_STAGE_GERMINATED, ly.SEED_STAGE_TERMINATED}),
+    ly.SEED_STAGE_GERMINATED: frozenset({ly.SEED_STAGE_TRAINING, ly.SEED_STAGE_CULLED}),
+    ly.SEED_STAGE_TRAINING: frozenset({ly.SEED_STAGE_BLENDING, ly.SEED_STAGE_CULLED}),
+    ly.SEED_STAGE_BLENDING: frozenset({ly.SEED_STAGE_SHADOWING, ly.SEED_STAGE_CULLED}),
+    ly.SEED_STAGE_SHADOWING: frozenset({ly.SEED_STAGE_PROBATIONARY, ly.SEED_STAGE_CULLED}),
+    ly.SEED_STAGE_PROBATIONARY: frozenset({ly.SEED_STAGE_FOSSILIZED, ly.SEED_STAGE_CULLED}),
+    ly.SEED_STAGE_FOSSILIZED: frozenset({ly.SEED_STAGE_TERMINATED}),
+    ly.SEED_STAGE_CULLED: frozenset({ly.SEED_STAGE_EMBARGOED}),
+    ly.SEED_STAGE_EMBARGOED: frozenset({ly.SEED_STAGE_RESETTING}),
+    ly.SEED_STAGE_RESETTING: frozenset({ly.SEED_STAGE_DORMANT}),
+    ly.SEED_STAGE_TERMINATED: frozenset(),
+}
+
+#: The gate that guards entry to a stage.
+GUARDS: Final[Mapping[ly.SeedLifecycleStage, ly.SeedLifecycleGate]] = {
+    ly.SEED_STAGE_GERMINATED: ly.SEED_GATE_G0_SANITY,
+    ly.SEED_STAGE_TRAINING: ly.SEED_GATE_G1_GRADIENT_HEALTH,
+    ly.SEED_STAGE_BLENDING: ly.SEED_GATE_G2_STABILITY,
+    ly.SEED_STAGE_SHADOWING: ly.SEED_GATE_G3_INTERFACE,
+    ly.SEED_STAGE_PROBATIONARY: ly.SEED_GATE_G4_SYSTEM_IMPACT,
+    ly.SEED_STAGE_FOSSILIZED: ly.SEED_GATE_G4_SYSTEM_IMPACT,
+    ly.SEED_STAGE_DORMANT: ly.SEED_GATE_G5_RESET,
+}
+
+#: Gates with a sensor. The others are named as not measured in every move that they guard.
+MEASURED_GATES: Final = frozenset(
+    {ly.SEED_GATE_G0_SANITY, ly.SEED_GATE_G2_STABILITY, ly.SEED_GATE_G4_SYSTEM_IMPACT},
+)
+
+#: The stages that each supported operation leads through, in order, within one epoch's edge.
+PATHS: Final[Mapping[ly.SeedOperation, tuple[ly.SeedLifecycleStage, ...]]] = {
+    ly.SEED_OP_GERMINATE: (ly.SEED_STAGE_GERMINATED, ly.SEED_STAGE_TRAINING),
+    ly.SEED_OP_START_GRAFTING: (ly.SEED_STAGE_BLENDING,),
+    ly.SEED_OP_STABILIZE: (ly.SEED_STAGE_SHADOWING,),
+    ly.SEED_OP_EVALUATE: (ly.SEED_STAGE_PROBATIONARY,),
+    ly.SEED_OP_FOSSILIZE: (ly.SEED_STAGE_FOSSILIZED,),
+    ly.SEED_OP_CULL: (ly.SEED_STAGE_CULLED, ly.SEED_STAGE_EMBARGOED),
+}
+
+#: Stages whose seed has a module that Kasmina trains and answers for.
+GROWING_STAGES: Final = frozenset(
+    {
+        ly.SEED_STAGE_GERMINATED,
+        ly.SEED_STAGE_TRAINING,
+        ly.SEED_STAGE_BLENDING,
+        ly.SEED_STAGE_SHADOWING,
+        ly.SEED_STAGE_PROBATIONARY,
+    },
+)
+#: Stages whose seed takes part in the real forward.
+JOINT_STAGES: Final = frozenset({ly.SEED_STAGE_BLENDING, ly.SEED_STAGE_SHADOWING, ly.SEED_STAGE_PROBATIONARY})
+#: Stages whose seed has a module at all.
+ATTACHED_STAGES: Final = GROWING_STAGES | {ly.SEED_STAGE_FOSSILIZED}
+
+
+def stage_name(stage: ly.SeedLifecycleStage) -> str:
+    """Return the contract's word for a stage, "SEED_STAGE_TRAINING"."""
+    return ly.SeedLifecycleStage.Name(stage)
+
+
+def gate_name(gate: ly.SeedLifecycleGate) -> str:
+    """Return the contract's word for a gate, "SEED_GATE_G2_STABILITY"."""
+    return ly.SeedLifecycleGate.Name(gate)
+
+
+def gate_label(gate: ly.SeedLifecycleGate) -> str:
+    """Return the gate's short name, "G2"."""
+    return gate_name(gate).split("_")[2]
+
+
+def is_allowed(from_stage: ly.SeedLifecycleStage, to_stage: ly.SeedLifecycleStage) -> bool:
+    """Whether the contract lets a seed move from one stage to the other."""
+    return to_stage in TRANSITIONS[from_stage]
+
+
+def illegal_step(
+    start: ly.SeedLifecycleStage, path: Sequence[ly.SeedLifecycleStage]
+) -> tuple[ly.SeedLifecycleStage, ly.SeedLifecycleStage] | None:
+    """Return the first step of `path` from `start` that the contract forbids; None when all are allowed."""
+    stages = (start, *path)
+    for before, after in itertools.pairwise(stages):
+        if not is_allowed(before, after):
+            return before, after
+    return None
+
+
+@dataclass(frozen=True)
+class SeedRecord:
+    """One seed as the events so far tell it; epochs are those of its germination and of its last move."""
+
+    seed_id: str
+    slot: str
+    blueprint_id: str
+    stage: ly.SeedLifecycleStage
+    germinated_epoch: int
+    stage_epoch: int
+
+
+@dataclass(frozen=True)
+class KasminaLifecycle:
+    """Every seed of a run, folded from the run's seed events.
+
+    `events` counts all of them (moves, gates and rejections): the index from which event ids are derived.
+    """
+
+    seeds: Mapping[str, SeedRecord] = field(default_factory=dict)
+    events: int = 0
+
+    def stage_of(self, seed_id: str) -> ly.SeedLifecycleStage:
+        """Return the seed's stage; UNKNOWN when the run has no such seed."""
+        record = self.seeds.get(seed_id)
+        return ly.SEED_STAGE_UNKNOWN if record is None else record.stage
+
+    def holder(self, slot: str) -> SeedRecord | None:
+        """Return the seed that holds `slot`, a culled one that embargoes it included; None when it is free."""
+        held = [record for record in self.seeds.values() if record.slot == slot and record.stage not in _FREE]
+        return held[-1] if held else None
+
+    def next_seed_id(self, slot: str) -> str:
+        """Return the id that the next seed germinated in `slot` gets: the slot and a count from 1."""
+        return f"{slot}.{1 + sum(record.slot == slot for record in self.seeds.values())}"
+
+    def in_stages(self, stages: frozenset[ly.SeedLifecycleStage]) -> list[SeedRecord]:
+        """Return the seeds that are in one of `stages`, oldest first."""
+        return [record for record in self.seeds.values() if record.stage in stages]
+
+    def fold(self, event: EventMessage) -> KasminaLifecycle:
+        """Return the lifecycle after `event`; pure.
+
+        Raises:
+            IntegrityError: the event does not follow from this state, or is no seed event.
+        """
+        if isinstance(event, ly.SeedStageChanged):
+            moved = {**self.seeds, event.seed_id: _moved(self.seeds.get(event.seed_id), event)}
+            return replace(self, seeds=moved, events=self.events + 1)
+        if isinstance(event, ly.GateEvaluated | ly.SeedMoveRejected):
+            return replace(self, events=self.events + 1)
+        raise IntegrityError(
+            f"a {type(event).__name__} was folded into the seeds' lifecycle",
+            cause="only SeedStageChanged, GateEvaluated and SeedMoveRejected belong there",
+            next_step="fold the events that decide and end_epoch returned, in their order",
+        )
+
+
+#: A seed that was reset or terminated before it grew leaves its slot free.
+_FREE: Final = frozenset({ly.SEED_STAGE_UNKNOWN, ly.SEED_STAGE_DORMANT, ly.SEED_STAGE_TERMINATED})
+
+
+def _moved(record: SeedRecord | None, event: ly.SeedStageChanged) -> SeedRecord:
+    stage = ly.SEED_STAGE_DORMANT if record is None else record.stage
+    if event.from_stage != stage or not is_allowed(event.from_stage, event.to_stage):
+        raise IntegrityError(
+            f"the move of seed {event.seed_id!r} to {stage_name(event.to_stage)} cannot be folded",
+            cause=f"the event leaves {stage_name(event.from_stage)}, the seed is in {stage_name(stage)}",
+            next_step="the log holds a move out of order; `esper verify` names the records",
+        )
+    if record is None:
+        return SeedRecord(
+            event.seed_id, event.slot, event.blueprint_id, event.to_stage, int(event.epoch), int(event.epoch)
+        )
+    return replace(record, stage=event.to_stage, stage_epoch=int(event.epoch))

@@ -1,0 +1,117 @@
+"""Extra forwards of a host that leave no trace on it: for shadows, probes and traces.
+
+What could leak from such a pass into the host's training is closed one by one: parameters are detached,
+buffers cloned, every module set to eval mode and back, and the random streams forked. `Isolation` switches
+each of these off, so that tests can show that each is needed. Attributes that a module's own Python code
+changes during forward, outside its buffers, are not covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """What keeps an extra pass apart from the host; every part stays on outside of tests."""
+
+    detach: bool = True
+    clone_buffers: bool = True
+    eval_mode: bool = True
+    fork_rng: bool = True
+
+
+def cuda_devices(tensors: Iterable[Tensor]) -> tuple[torch.device, ...]:
+    """Return the CUDA devices that `tensors` live on, each once."""
+    return tuple(dict.fromkeys(tensor.device for tensor in tensors if tensor.is_cuda))
+
+
+@contextmanager
+def forked_rng(devices: Iterable[torch.device] = (), *, seed: int | None = None) -> Iterator[None]:
+    """Give the block random streams of its own, started from `seed`, and set the outer ones back after it.
+
+    Covers the CPU's stream and those of `devices` (CUDA); no other device's stream is touched, as
+    `torch.manual_seed` would. Without a seed the block starts from where the outer streams stand.
+    """
+    devices = tuple(devices)
+    with torch.random.fork_rng(devices=devices):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            for device in devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run the block with every module in eval mode; each gets its own flag back, frozen parts included."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def _countable_attention() -> Iterator[None]:
+    """Run the block without torch's fused encoder layers, which no flop counter can see into."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def count_multiply_adds(work: Callable[[], object]) -> int:
+    """Run `work` and return its multiply-adds: half the flops of its matrix products, convolutions and attention.
+
+    Elementwise work counts nothing, as is usual (torch.utils.flop_counter).
+    """
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops()) // 2
+
+
+class HostPasses:
+    """Runs a host beside its training."""
+
+    def __init__(self, model: nn.Module, *, isolation: Isolation | None = None) -> None:
+        self._model = model
+        self._isolation = isolation or Isolation()
+        self.devices = cuda_devices(model.parameters())
+
+    @contextmanager
+    def quiet(self, *, seed: int) -> Iterator[None]:
+        """Make the block's forwards leave modes and random streams as they were; draws start from `seed`."""
+        with ExitStack() as stack:
+            stack.enter_context(_countable_attention())
+            if self._isolation.eval_mode:
+                stack.enter_context(_in_eval_mode(self._model))
+            if self._isolation.fork_rng:
+                stack.enter_context(forked_rng(self.devices, seed=seed))
+            yield
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the host's outputs for `inputs`; autograd sees none of its parameters, its buffers stay.
+
+        Gradients flow only through what a slot's hook puts in. Call it inside `quiet`.
+        """
+        state = dict(self._tensors())
+        return functional_call(self._model, state, (inputs.detach(),))  # type: ignore[no-any-return]
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._model.named_parameters():
+            yield name, parameter.detach() if self._isolation.detach else parameter
+        for name, buffer in self._model.named_buffers():
+            yield name, buffer.clone() if self._isolation.clone_buffers else buffer

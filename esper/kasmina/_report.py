@@ -1,0 +1,50 @@
+"""A live seed as a state packet shows it."""
+
+from __future__ import annotations
+
+from esper.kasmina._bed import LiveSeed
+from esper.kasmina._gates import relative_trend
+from esper.kasmina._lifecycle import SeedRecord
+from esper.leyline import messages as ly
+
+
+def seed_state(record: SeedRecord, live: LiveSeed, *, epoch: int, risk: float) -> ly.SeedState:
+    """Return the seed's state after `epoch`. Figures that nothing has measured yet are absent, never zero."""
+    state = ly.SeedState(
+        seed_id=record.seed_id,
+        stage=record.stage,
+        learning_rate=live.trainer.learning_rate if live.trainer.optimizer is not None else 0.0,
+        layer_depth=live.spec.depth,
+        metrics=_metrics(live),
+        age_epochs=epoch - record.germinated_epoch,
+        risk_score=risk,
+        slot=record.slot,
+        blueprint_id=record.blueprint_id,
+        alpha=live.seed.alpha,
+        stage_epochs=epoch - record.stage_epoch,
+    )
+    norm = live.trainer.gradient_norm
+    if norm is not None:
+        state.gradient_norm = norm
+    return state
+
+
+def _metrics(live: LiveSeed) -> dict[str, float]:
+    metrics: dict[str, float] = {
+        "parameters": live.parameters,
+        "multiply_adds_per_sample": live.multiply_adds_per_sample,
+        "optimizer_steps": live.trainer.steps,
+        "shadow_steps": live.trainer.shadow.steps,
+        "training_epochs": len(live.trainer.shadow.epoch_losses),
+    }
+    losses = live.trainer.shadow.epoch_losses
+    if losses:
+        metrics["shadow_loss_first"], metrics["shadow_loss"] = losses[0], losses[-1]
+    if len(losses) > 1:
+        metrics["shadow_loss_trend"] = relative_trend(losses)
+    if live.held_out is not None:
+        metrics["host_loss"] = live.held_out.host
+        metrics["loss_seed_on"] = live.held_out.seed_on
+        metrics["loss_seed_off"] = live.held_out.seed_off
+        metrics["loss_gain"] = live.held_out.seed_off - live.held_out.seed_on
+    return metrics

@@ -1,0 +1,144 @@
+"""Random command sequences against the whole manager."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from torch import nn
+
+from esper.kasmina import GateLimits, KasminaConfig, is_allowed
+from esper.kasmina._lifecycle import ATTACHED_STAGES, JOINT_STAGES
+from esper.leyline import messages as ly
+from tests.kasmina.support import FACTORIES, Loop, outputs
+
+SLOTS = ["0", "2"]
+SEED_IDS = st.sampled_from([f"{slot}.{number}" for slot in SLOTS for number in (1, 2)])
+OPERATIONS = st.sampled_from(ly.SeedOperation.values())
+
+
+class RandomCommands(RuleBasedStateMachine):
+    """Throws commands at a small host at random edges.
+
+    Goal: whatever is ordered in whatever order, stages move only along the table, every edge has one decision, every
+    refused move is an event, and the host without its seeds is never changed by an order. Method: rules order any
+    operation on any seed or slot, train, poison; invariants compare the manager with a second telling of its log.
+    """
+
+    @initialize()
+    def start(self) -> None:
+        """Begin a run; the gates' limits are wide, so that seeds get far."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 3))
+        limits = GateLimits(training_epochs_min=1, shadow_loss_rise_max=99.0, gain_min=-99.0)
+        self.loop = Loop(model, SLOTS, config=KasminaConfig(blend_steps=2, limits=limits))
+        self.names = set(model.state_dict())
+        self.edges = 0
+
+    def next_edge(self) -> None:
+        """Train two steps and come to the next edge."""
+        self.loop.train_epoch(2)
+
+    def ordered(self, operation: ly.SeedOperation, **fields: object) -> None:
+        """Order something at a new edge, and check what every decision must keep."""
+        self.next_edge()
+        before = dict(self.loop.manager.lifecycle.seeds)
+        bare = self.bare_outputs()
+        decision = self.loop.order(operation, **fields)
+        self.edges += 1
+        told = [event for event in decision.events if isinstance(event, ly.SeedStageChanged)]
+        refused = [event for event in decision.events if isinstance(event, ly.SeedMoveRejected)]
+        if decision.result == ly.COMMAND_RESULT_APPLIED:
+            assert told
+            assert not refused
+            assert not decision.reason
+        else:
+            assert decision.result == ly.COMMAND_RESULT_REJECTED
+            assert decision.reason
+            assert not told
+            assert len(refused) == (decision.reason != "unsupported_seed_operation")
+            assert dict(self.loop.manager.lifecycle.seeds) == before
+        assert torch.equal(self.bare_outputs(), bare), "an order does not touch the host's own weights"
+
+    def bare_outputs(self) -> torch.Tensor:
+        """Return what the host gives with every hook off."""
+        hooks = {module: dict(module._forward_hooks) for module in self.loop.model.modules()}
+        for module in hooks:
+            module._forward_hooks.clear()
+        try:
+            return outputs(self.loop.model)
+        finally:
+            for module, kept in hooks.items():
+                module._forward_hooks.update(kept)
+
+    @rule(slot=st.sampled_from([*SLOTS, "nowhere"]), blueprint=st.sampled_from([*FACTORIES, "NOBODY", ""]))
+    def germinate(self, slot: str, blueprint: str) -> None:
+        """Germinate anything anywhere."""
+        self.ordered(ly.SEED_OP_GERMINATE, slot=slot, blueprint=blueprint)
+
+    @rule(operation=OPERATIONS, seed_id=SEED_IDS)
+    def order(self, operation: ly.SeedOperation, seed_id: str) -> None:
+        """Order any operation on any seed, known or not."""
+        self.ordered(operation, seed_id=seed_id)
+
+    @rule(seed_id=SEED_IDS)
+    def advance(self, seed_id: str) -> None:
+        """Order the usual next move of a seed, so that long lives happen."""
+        usual = {
+            ly.SEED_STAGE_TRAINING: ly.SEED_OP_START_GRAFTING,
+            ly.SEED_STAGE_BLENDING: ly.SEED_OP_STABILIZE,
+            ly.SEED_STAGE_SHADOWING: ly.SEED_OP_EVALUATE,
+            ly.SEED_STAGE_PROBATIONARY: ly.SEED_OP_FOSSILIZE,
+        }
+        operation = usual.get(self.loop.manager.lifecycle.stage_of(seed_id))
+        if operation is not None:
+            self.next_edge()
+            self.ordered(operation, seed_id=seed_id)
+
+    @rule(seed_id=SEED_IDS)
+    def poison(self, seed_id: str) -> None:
+        """Spoil a seed that is growing; the next edge must cull it."""
+        live = self.loop.manager._bed.live.get(seed_id)
+        if live is not None and self.loop.manager.lifecycle.stage_of(seed_id) != ly.SEED_STAGE_FOSSILIZED:
+            with torch.no_grad():
+                next(iter(live.seed.parameters())).fill_(float("nan"))
+            self.next_edge()
+            assert self.loop.manager.lifecycle.stage_of(seed_id) == ly.SEED_STAGE_EMBARGOED
+
+    @invariant()
+    def the_log_tells_the_whole_story(self) -> None:
+        """Stages follow the table in the log, and the manager is where the log says."""
+        stages: dict[str, ly.SeedLifecycleStage] = {}
+        for event in self.loop.log:
+            if isinstance(event, ly.SeedStageChanged):
+                assert event.from_stage == stages.get(event.seed_id, ly.SEED_STAGE_DORMANT)
+                assert is_allowed(event.from_stage, event.to_stage)
+                stages[event.seed_id] = event.to_stage
+        assert {summary.seed_id: summary.stage for summary in self.loop.manager.summaries()} == stages
+        ids = [event.meta.event_id for event in self.loop.log]
+        assert len(set(ids)) == len(ids) == self.loop.manager.lifecycle.events
+        assert len(self.loop.outcomes) == self.edges
+
+    @invariant()
+    def the_host_holds_what_the_stages_say(self) -> None:
+        """Hooks, submodules and live seeds are those of the stages, and all weights are finite."""
+        manager = self.loop.manager
+        stages = {summary.seed_id: summary.stage for summary in manager.summaries()}
+        attached = {seed_id for seed_id, stage in stages.items() if stage in ATTACHED_STAGES}
+        assert set(manager._bed.live) == attached
+        assert sum(len(module._forward_hooks) for module in self.loop.model.modules()) == len(attached)
+        joined = {seed_id for seed_id in attached if stages[seed_id] in JOINT_STAGES | {ly.SEED_STAGE_FOSSILIZED}}
+        extra = {name.split("esper_")[1].split(".")[0] for name in self.loop.model.state_dict() if "esper_" in name}
+        assert extra == {seed_id.replace(".", "_") for seed_id in joined}
+        assert self.names <= set(self.loop.model.state_dict())
+        held = [slot.seed_id for slot in manager.slot_states() if slot.seed_id]
+        assert sorted(held) == sorted(stages)
+        host = {name: tensor for name, tensor in self.loop.model.state_dict().items() if name in self.names}
+        assert all(torch.isfinite(tensor).all() for tensor in host.values())
+
+
+RandomCommands.TestCase.settings = settings(
+    max_examples=30, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestRandomCommands = RandomCommands.TestCase
