@@ -1,0 +1,67 @@
+"""Tolaria, the trainer: tasks, the epoch loop, its journal, and the worker that trains what is requested."""
+
+from esper.tolaria._claims import ClaimBook, Claimed, RunClaim, claim
+from esper.tolaria._config import TrainingLoopConfig
+from esper.tolaria._edge import EpochEdge, outcome_event_id, state_event_id
+from esper.tolaria._evaluation import Evaluation, evaluate, multiply_adds_per_sample
+from esper.tolaria._inbox import CommandInbox, CommandJudge, CommandSource, DecisionBreaker, JudgeFactory
+from esper.tolaria._journal import Answer, MemoryJournal, RunFenced, RunInterrupted, TrainingJournal
+from esper.tolaria._kafka_journal import KafkaJournal
+from esper.tolaria._packet import EpochStats
+from esper.tolaria._recording import Difference, NotRepeated, RecordedJournal, Recording, ResumingJournal
+from esper.tolaria._reexecution import Comparison, re_execute
+from esper.tolaria._registry import check_task, load_task, task_names
+from esper.tolaria._service import TolariaService, build_service
+from esper.tolaria._setup import ControllerFactory, TrainingSetup, prepared
+from esper.tolaria._static import StaticController
+from esper.tolaria._tasks import Host, SlotSpec, Split, Task
+from esper.tolaria._trainer import TolariaTrainer, TrainingDiverged, TrainingResult
+
+__all__ = [
+    "Answer",
+    "ClaimBook",
+    "Claimed",
+    "CommandInbox",
+    "CommandJudge",
+    "CommandSource",
+    "Comparison",
+    "ControllerFactory",
+    "DecisionBreaker",
+    "Difference",
+    "EpochEdge",
+    "EpochStats",
+    "Evaluation",
+    "Host",
+    "JudgeFactory",
+    "KafkaJournal",
+    "MemoryJournal",
+    "NotRepeated",
+    "RecordedJournal",
+    "Recording",
+    "ResumingJournal",
+    "RunClaim",
+    "RunFenced",
+    "RunInterrupted",
+    "SlotSpec",
+    "Split",
+    "StaticController",
+    "Task",
+    "TolariaService",
+    "TolariaTrainer",
+    "TrainingDiverged",
+    "TrainingJournal",
+    "TrainingLoopConfig",
+    "TrainingResult",
+    "TrainingSetup",
+    "build_service",
+    "check_task",
+    "claim",
+    "evaluate",
+    "load_task",
+    "multiply_adds_per_sample",
+    "outcome_event_id",
+    "prepared",
+    "re_execute",
+    "state_event_id",
+    "task_names",
+]

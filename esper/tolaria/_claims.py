@@ -1,0 +1,170 @@
+"""Who trains which run: a fold of the topic `runs`, and the protocol by which a worker takes one.
+
+A claim is an event. Of two claims of one attempt the lower offset wins, so a worker appends its claim, reads
+the partition back up to it, and only then knows. A higher attempt fences all lower ones; what a fenced
+attempt still appends counts for nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from esper.core.clock import Deadline
+from esper.core.errors import BrokerUnavailable
+from esper.core.ids import derive_id
+from esper.leyline import messages as ly
+from esper.oona import Event, Fabric, Publisher
+
+_log = logging.getLogger("esper.tolaria.claims")
+
+RUNS_TOPIC: Final = "runs"
+#: After so many attempts a run that ends no worker's life cleanly is given up.
+ATTEMPTS_MAX: Final = 3
+#: A backlog of a million records is read in a minute or two; more than this means that nothing moves.
+_CATCH_UP_SECONDS: Final = 600.0
+
+
+@dataclass(frozen=True)
+class RunClaim:
+    """How a run stands: its highest attempt, who won it, and whether the run is over."""
+
+    run_id: str
+    attempt: int = 0
+    worker: str = ""
+    producer_id: str = ""
+    claim_event_id: str = ""
+    request_event_id: str = ""
+    partition: int = 0
+    #: Of the winning claim of the highest attempt, and of the first attempt's.
+    claim_offset: int = 0
+    first_offset: int = 0
+    ended: bool = False
+
+    def fold(self, event: Event) -> RunClaim:
+        """Return the run after one more event of its partition; pure."""
+        message = event.message
+        if isinstance(message, ly.TrainingRunClaimed) and message.attempt > self.attempt:
+            return replace(
+                self,
+                attempt=message.attempt,
+                worker=message.worker,
+                producer_id=message.producer_id,
+                claim_event_id=event.meta.event_id,
+                request_event_id=message.request_event_id,
+                partition=event.partition,
+                claim_offset=event.offset,
+                first_offset=self.first_offset if self.attempt else event.offset,
+            )
+        if isinstance(message, ly.TrainingRunFinished | ly.TrainingRunFailed) and message.attempt >= self.attempt:
+            return replace(self, ended=True)
+        return self
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A run that this worker has won: the request, the attempt, and where its claim stands."""
+
+    request: ly.TrainingRunRequested
+    attempt: int
+    partition: int
+    offset: int
+    first_offset: int
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self.request.run_id
+
+
+class ClaimBook:
+    """The state of every run, folded in memory from the whole topic `runs`; one thread at a time."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric = fabric
+        partitions = range(fabric.topics[RUNS_TOPIC].partitions)
+        self._reader = fabric.reader({(RUNS_TOPIC, partition): "begin" for partition in partitions})
+        self._runs: dict[str, RunClaim] = {}
+
+    def catch_up(self) -> None:
+        """Read to the ends that the partitions have now."""
+        self._fold(self._reader.read_to_end(_CATCH_UP_SECONDS))
+
+    def catch_up_past(self, partition: int, offset: int) -> None:
+        """Read until the record at `offset` of `partition` is folded.
+
+        Raises:
+            BrokerUnavailable: it could not be read within `settings.broker_retry_seconds`.
+        """
+        seconds = self._fabric.settings.broker_retry_seconds
+        deadline = Deadline(seconds)
+        while self._reader.positions()[(RUNS_TOPIC, partition)] <= offset:
+            if deadline.expired:
+                raise BrokerUnavailable(
+                    f"{RUNS_TOPIC}-{partition} cannot be read up to offset {offset}",
+                    cause=f"it did not come within {seconds:g} seconds",
+                    next_step="Is the broker up?",
+                )
+            self._fold(self._reader.read(min(1.0, deadline.remaining_seconds)))
+
+    def run(self, run_id: str) -> RunClaim | None:
+        """Return how a run stands; None when nobody ever claimed it."""
+        return self._runs.get(run_id)
+
+    def unfinished_of(self, worker: str) -> Iterator[RunClaim]:
+        """Yield the runs whose last claim is `worker`'s and that have no end, oldest ids first."""
+        return iter([run for _, run in sorted(self._runs.items()) if run.worker == worker and not run.ended])
+
+    def close(self) -> None:
+        """Release the connection."""
+        self._reader.close()
+
+    def _fold(self, events: Iterable[Event]) -> None:
+        for event in events:
+            run_id = event.meta.subject
+            before = self._runs.get(run_id, RunClaim(run_id))
+            after = before.fold(event)
+            if after.attempt or after.ended:
+                self._runs[run_id] = after
+
+
+def claim(
+    book: ClaimBook, publisher: Publisher, request: ly.TrainingRunRequested, *, worker: str, attempt: int
+) -> Claimed | None:
+    """Claim `attempt` of a run and return it if this worker won; None when another was first.
+
+    Doing it twice with one publisher does no harm: the claim has the same id both times.
+
+    Raises:
+        BrokerUnavailable: the claim was not acknowledged, or could not be read back.
+    """
+    run_id = request.run_id
+    claim_id = derive_id(run_id, "claim", attempt, publisher.producer_id)
+    message = ly.TrainingRunClaimed(
+        run_id=run_id,
+        attempt=attempt,
+        worker=worker,
+        producer_id=publisher.producer_id,
+        request_event_id=request.meta.event_id,
+    )
+    receipt = publisher.publish(
+        message,
+        key=run_id,
+        causation_id=request.meta.event_id,
+        event_id=claim_id,
+    )
+    book.catch_up_past(receipt.partition, receipt.offset)
+    run = book.run(run_id)
+    assert run is not None, "the claim that was read back is folded"
+    if run.claim_event_id != claim_id or run.ended:
+        _log.info("attempt %d of run %s went to %s", attempt, run_id, run.worker)
+        return None
+    return Claimed(
+        request=request,
+        attempt=attempt,
+        partition=run.partition,
+        offset=run.claim_offset,
+        first_offset=run.first_offset,
+    )

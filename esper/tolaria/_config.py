@@ -1,0 +1,116 @@
+"""What a run's loop is set to: the task's own numbers, overridden by the request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from esper.core.errors import UsageError
+from esper.leyline import messages as ly
+from esper.tolaria._tasks import Task
+
+#: Hyperparameters that a request may set, and whether each is a whole number.
+HYPERPARAMETERS: Final[Mapping[str, bool]] = {
+    "batch_size": True,
+    "gradient_accumulation": True,
+    "learning_rate": False,
+    "threads": True,
+}
+
+
+@dataclass(frozen=True)
+class TrainingLoopConfig:
+    """The numbers of one run. `learning_rate` is Adam's, the top of a cosine that ends at zero."""
+
+    seed: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    device: torch.device
+    gradient_accumulation: int = 1
+    threads: int = 1
+    digest_every_epochs: int = 1
+    decision_wait_seconds: float = 10.0
+    kernel_wait_seconds: float = 10.0
+
+    @classmethod
+    def of(
+        cls,
+        request: ly.TrainingRunRequested,
+        task: Task,
+        *,
+        decision_wait_seconds: float = 10.0,
+        kernel_wait_seconds: float = 10.0,
+    ) -> TrainingLoopConfig:
+        """Return the configuration that `request` asks for; what it leaves at zero is the task's or the given.
+
+        Raises:
+            UsageError: an unknown hyperparameter, a value out of range, or a device that is not there.
+        """
+        chosen = _hyperparameters(request.hyperparameters)
+        return cls(
+            seed=request.seed,
+            epochs=request.epochs or task.epochs,
+            batch_size=int(chosen.get("batch_size", task.batch_size)),
+            learning_rate=chosen.get("learning_rate", task.learning_rate),
+            gradient_accumulation=int(chosen.get("gradient_accumulation", 1)),
+            threads=int(chosen.get("threads", 1)),
+            device=usable_device(request.device or "cpu"),
+            digest_every_epochs=request.digest_every_epochs or 1,
+            decision_wait_seconds=request.decision_wait_seconds or decision_wait_seconds,
+            kernel_wait_seconds=request.kernel_wait_seconds or kernel_wait_seconds,
+        )
+
+    def steps_per_epoch(self, samples: int) -> int:
+        """Return the optimiser steps that one pass over `samples` takes; the last batch may be short."""
+        return math.ceil(samples / self.batch_size)
+
+    def is_hashed(self, epoch: int) -> bool:
+        """Whether the weights are hashed at the end of `epoch`: every so many epochs, and at the last."""
+        return epoch % self.digest_every_epochs == 0 or epoch == self.epochs
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the torch device called `name`.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"{name!r} names no device", cause=str(error).split("\n")[0], next_step="Use cpu, cuda or cuda:N"
+        ) from error
+    if device.type not in {"cpu", "cuda"}:
+        raise UsageError(f"{name!r} cannot train", cause="runs train on cpu or cuda", next_step="Name one of these")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        raise UsageError(
+            f"there is no device {name!r}", cause=f"this machine has {count} of its kind", next_step="Use cpu"
+        )
+    return device
+
+
+def learning_rate_at(step: int, *, steps: int, top: float) -> float:
+    """Return the learning rate of `step` (from 0) of `steps`: half a cosine from `top` to 0 (SGDR, 2017, eq. 5)."""
+    return top * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def _hyperparameters(given: Mapping[str, float]) -> dict[str, float]:
+    unknown = sorted(set(given) - set(HYPERPARAMETERS))
+    if unknown:
+        raise UsageError(
+            f"there is no hyperparameter {', '.join(map(repr, unknown))}",
+            cause=f"known are {', '.join(sorted(HYPERPARAMETERS))}",
+            next_step="Name one of them",
+        )
+    for name, value in given.items():
+        if not math.isfinite(value) or value <= 0 or (HYPERPARAMETERS[name] and not value.is_integer()):
+            kind = "a whole number of at least 1" if HYPERPARAMETERS[name] else "a finite number above 0"
+            raise UsageError(f"{name} = {value:g} cannot be used", cause=f"it must be {kind}", next_step="Correct it")
+    return dict(given)

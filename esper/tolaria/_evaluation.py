@@ -1,0 +1,66 @@
+"""Measuring a network without changing it, and counting what its forward costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from esper.tolaria._tasks import Loss, Split
+
+#: Bounds the memory of one evaluation pass; a constant, because another chunking sums in another order.
+_EVALUATION_BATCH: Final = 1024
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss and accuracy (0..1) over one part of a data set."""
+
+    loss: float
+    accuracy: float
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Hold `module` in eval mode without gradients; each part goes back to the mode it had."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def evaluate(module: nn.Module, split: Split, loss: Loss) -> Evaluation:
+    """Return loss and accuracy of `module` on `split`, in eval mode; parameters, buffers and RNG stay as they are."""
+    total, correct = 0.0, 0
+    with evaluating(module):
+        for inputs, targets in batches(split, _EVALUATION_BATCH):
+            outputs = module(inputs)
+            total += float(loss(outputs, targets)) * len(targets)
+            correct += int((outputs.argmax(dim=1) == targets).sum())
+    return Evaluation(loss=total / len(split), accuracy=correct / len(split))
+
+
+def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (inputs, targets) of consecutive batches of `size`; the last may be short."""
+    return zip(torch.split(split.inputs, size), torch.split(split.targets, size), strict=True)
+
+
+def multiply_adds_per_sample(module: nn.Module, sample: Tensor) -> int:
+    """Return the multiply-adds of one sample's forward; `sample` is a small batch [B, ...] with B >= 1.
+
+    Counts what torch's flop counter counts (matrix products, convolutions, attention), two flops each;
+    elementwise work is not counted.
+    """
+    counter = FlopCounterMode(display=False)
+    with evaluating(module), counter:
+        module(sample)
+    return int(counter.get_total_flops()) // (2 * len(sample))

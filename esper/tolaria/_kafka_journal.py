@@ -1,0 +1,107 @@
+"""The journal of a live run: what it says is in the log before the model changes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from google.protobuf.message import Message
+
+from esper.core.errors import UsageError
+from esper.core.ids import derive_id
+from esper.leyline import EventMessage
+from esper.leyline import messages as ly
+from esper.oona import Publisher
+from esper.tolaria._inbox import CommandInbox
+from esper.tolaria._journal import Answer
+
+_log = logging.getLogger("esper.tolaria.journal")
+
+
+class KafkaJournal:
+    """Appends one attempt's events to Kafka and reads its commands.
+
+    `publisher` writes as tolaria, `seed_publisher` as kasmina. `recorded_seed_events` are events of this
+    run that a dead attempt appended: what is among them already is not appended again.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        attempt: int,
+        publisher: Publisher,
+        seed_publisher: Publisher,
+        inbox: CommandInbox,
+        recorded_seed_events: Mapping[str, EventMessage] | None = None,
+    ) -> None:
+        self._run_id = run_id
+        self._attempt = attempt
+        self._publisher = publisher
+        self._seed_publisher = seed_publisher
+        self._inbox = inbox
+        self._recorded = recorded_seed_events or {}
+
+    def append_seed_events(self, epoch: int, events: Sequence[EventMessage]) -> None:
+        """Append `events` in order and wait until all are acknowledged."""
+        pending = [
+            self._seed_publisher.submit(appendable, key=self._run_id, causation_id=event.meta.causation_id)
+            for event in events
+            if (appendable := self._appendable(epoch, event)) is not None
+        ]
+        for one in pending:
+            one.result()
+
+    def append_state(self, packet: ly.SystemStatePacket) -> None:
+        """Append the packet, unless the run belongs to another attempt by now."""
+        self._inbox.check()
+        self._publisher.publish(packet, key=self._run_id, causation_id=packet.meta.causation_id)
+        self._inbox.fold(packet)
+
+    def await_command(self, packet: ly.SystemStatePacket) -> Answer:
+        """Return the command that answers `packet`, or why there is none."""
+        return self._inbox.wait()
+
+    def append_outcome(self, outcome: ly.CommandOutcome) -> None:
+        """Append the outcome: the epoch is over when it is acknowledged."""
+        self._publisher.publish(outcome, key=self._run_id, causation_id=outcome.meta.causation_id)
+        self._inbox.fold(outcome)
+
+    def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket) -> None:
+        """Hand telemetry to the publisher; nobody waits for it, and one that is refused is only logged."""
+        try:
+            self._publisher.submit(packet, key=self._publisher.source, correlation_id=self._run_id)
+        except UsageError as error:
+            _log.warning("telemetry of epoch %d of run %s is lost: %s", epoch, self._run_id, error)
+
+    def _appendable(self, epoch: int, event: EventMessage) -> EventMessage | None:
+        """Return what is to be appended for `event`; None when a dead attempt appended this very event.
+
+        Where it appended another one under the same id, which a kernel that was there then and is not now can
+        bring about, a copy under an id of this attempt is appended: the outcome says which attempt counts.
+        """
+        recorded = self._recorded.get(event.meta.event_id)
+        if recorded is None:
+            return event
+        if _facts(recorded) == _facts(event):
+            return None
+        _log.warning("run %s: epoch %d was decided otherwise in an earlier attempt", self._run_id, epoch)
+        renamed = _copy(event)
+        renamed.meta.event_id = derive_id(event.meta.event_id, "attempt", self._attempt)
+        return renamed
+
+
+def _facts(event: EventMessage) -> bytes:
+    """Return what an event says apart from who said it when; used only within one process."""
+    copy = cast("Message", _copy(event))
+    for name in ("meta", "attempt"):
+        copy.ClearField(name)
+    return copy.SerializeToString(deterministic=True)
+
+
+def _copy(event: EventMessage) -> EventMessage:
+    original = cast("Message", event)
+    copy = type(original)()
+    copy.CopyFrom(original)
+    return cast("EventMessage", copy)

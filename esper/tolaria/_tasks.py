@@ -1,0 +1,153 @@
+"""What is trained: data in three parts, how an error is measured, and the hosts that may learn it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from esper.core.errors import UsageError
+
+Placement = Literal["branch", "residual"]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set: `inputs` [N, ...] and `targets` [N] of class indices (int64)."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: torch.device) -> Split:
+        """Return this part on `device`."""
+        return Split(self.inputs.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True)
+class SlotSpec:
+    """Where a seed may be grafted: the named module that the slot spans, and what a seed there reads.
+
+    "branch" reads the module's input, "residual" its output; both add to its output.
+    """
+
+    module: str
+    placement: Placement = "branch"
+    slot: str = ""
+
+    @property
+    def name(self) -> str:
+        """The slot's name; the module's where none was given."""
+        return self.slot or self.module
+
+
+@dataclass(frozen=True)
+class Host:
+    """A freshly initialised network and its slots; one that has none can be trained, but not grown."""
+
+    module: nn.Module
+    slots: tuple[SlotSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        modules = dict(self.module.named_modules())
+        for spec in self.slots:
+            if not spec.module or spec.module not in modules:
+                known = ", ".join(name for name in modules if name) or "none"
+                raise UsageError(
+                    f"the host has no module {spec.module!r} for a slot",
+                    cause=f"its modules are {known}",
+                    next_step="name one of them",
+                )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification problem with everything that a run of it needs besides the request.
+
+    The trainer learns from `train`; gates, policies and reports look at `validation`; `test` is looked at
+    once, at a run's very end. `loss(outputs, targets)` is the mean over the batch of what is minimised.
+    `distributions` names the installed packages that the data come from, for the run's dependencies digest.
+
+    Raises:
+        UsageError: a part is empty, its lengths differ, inputs are not finite, or targets are not classes.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: int
+    hosts: Mapping[str, Callable[[], Host]]
+    loss: Loss = F.cross_entropy
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    epochs: int = 40
+    distributions: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for part, split in self.parts().items():
+            problem = _problem(split, classes=self.classes)
+            if problem:
+                raise UsageError(
+                    f"the task {self.name!r} cannot be trained",
+                    cause=f"its {part} part {problem}",
+                    next_step="correct the factory that makes it",
+                )
+        if not self.hosts:
+            raise UsageError(
+                f"the task {self.name!r} cannot be trained", cause="it has no host", next_step="give it at least one"
+            )
+
+    def parts(self) -> dict[str, Split]:
+        """Return train, validation and test by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Return every array by name ("train.inputs", ...): what the data digest is taken over."""
+        return {
+            f"{part}.{kind}": getattr(split, kind)
+            for part, split in self.parts().items()
+            for kind in ("inputs", "targets")
+        }
+
+    def host(self, name: str) -> Host:
+        """Return a fresh host called `name`, initialised from torch's global random stream.
+
+        Raises:
+            UsageError: the task has no such host; the message lists those it has.
+        """
+        factory = self.hosts.get(name)
+        if factory is None:
+            raise unknown_host(self.name, name, self.hosts)
+        return factory()
+
+
+def unknown_host(task: str, host: str, known: Iterable[str]) -> UsageError:
+    """Return the error for a host that a task does not have."""
+    return UsageError(
+        f"the task {task!r} has no host {host!r}",
+        cause=f"it has {', '.join(sorted(known))}",
+        next_step="Name one of them",
+    )
+
+
+def _problem(split: Split, *, classes: int) -> str:
+    """Return what makes a part unusable, or nothing."""
+    if len(split.inputs) != len(split.targets) or split.targets.dim() != 1:
+        return f"has {tuple(split.inputs.shape)} inputs for {tuple(split.targets.shape)} targets"
+    if len(split) == 0:
+        return "is empty"
+    if split.targets.dtype != torch.int64:
+        return f"has targets of {split.targets.dtype}, not class indices of torch.int64"
+    if int(split.targets.min()) < 0 or int(split.targets.max()) >= classes:
+        return f"has targets outside 0 .. {classes - 1}"
+    if split.inputs.is_floating_point() and not bool(torch.isfinite(split.inputs).all()):
+        return "has inputs that are not finite"
+    return ""

@@ -1,0 +1,75 @@
+"""What a run's loop is set to, and which wishes are refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from esper.core.errors import UsageError
+from esper.tolaria import TrainingLoopConfig, prepared
+from esper.tolaria._config import learning_rate_at
+from tests.tolaria.small import request, rings
+
+
+def test_a_request_overrides_the_task() -> None:
+    """Goal: the task's numbers by default, the request's where given. Method: one of each."""
+    config = TrainingLoopConfig.of(
+        request(epochs=0, hyperparameters={"batch_size": 16, "learning_rate": 0.01}), rings(), kernel_wait_seconds=2.5
+    )
+    assert (config.epochs, config.batch_size, config.learning_rate) == (3, 16, 0.01)
+    assert (config.gradient_accumulation, config.threads, config.seed) == (1, 1, 11)
+    assert (config.decision_wait_seconds, config.kernel_wait_seconds) == (10.0, 2.5)
+    assert config.device == torch.device("cpu")
+    assert config.steps_per_epoch(200) == 13
+    plain = TrainingLoopConfig.of(request(epochs=5, decision_wait_seconds=0.5), rings())
+    assert (plain.epochs, plain.batch_size, plain.learning_rate, plain.decision_wait_seconds) == (5, 32, 3e-3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"hyperparameters": {"batchsize": 3}}, "no hyperparameter 'batchsize': known are batch_size, gradient"),
+        ({"hyperparameters": {"batch_size": 2.5}}, "batch_size = 2.5 cannot be used: it must be a whole number"),
+        ({"hyperparameters": {"batch_size": 0}}, "batch_size = 0 cannot be used"),
+        ({"hyperparameters": {"learning_rate": -1}}, "learning_rate = -1 cannot be used: it must be a finite number"),
+        ({"hyperparameters": {"learning_rate": math.nan}}, "learning_rate = nan cannot be used"),
+        ({"device": "abacus"}, "'abacus' names no device"),
+        ({"device": "meta"}, "'meta' cannot train: runs train on cpu or cuda"),
+        ({"device": "cuda:77"}, "there is no device 'cuda:77': this machine has"),
+        ({"host": "huge"}, "the task 'rings' has no host 'huge': it has breaking, deaf, exploding, mlp"),
+        ({"host": "deaf"}, r"the host 'deaf' does not take the samples of 'rings': RuntimeError: .*shape \(B, 2\)"),
+        ({"slots": ["trunk"]}, "no module 'trunk' for a slot: its modules are body, norm, drop, head"),
+        ({"task": "mnist2d"}, "there is no task 'mnist2d'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_unusable_request_is_refused_with_its_cause(fields: dict[str, object], words: str) -> None:
+    """Goal: one clear message for each mistake. Method: prepare a request that makes it."""
+    with pytest.raises(UsageError, match=words), prepared(request(**fields)):
+        pass
+
+
+def test_slots_are_the_hosts_or_those_asked_for() -> None:
+    """Goal: empty means the host's own choice. Method: ask for none, and for one of each kind."""
+    with prepared(request()) as setup:
+        assert [(slot.name, slot.placement) for slot in setup.slots] == [("body", "branch")]
+    with prepared(request(slots=["head", "body"])) as setup:
+        assert [(slot.name, slot.placement) for slot in setup.slots] == [("head", "branch"), ("body", "branch")]
+
+
+def test_the_learning_rate_is_half_a_cosine() -> None:
+    """Goal: the schedule of the source. Method: its first, middle and last values, and that it only falls."""
+    rates = [learning_rate_at(step, steps=100, top=0.4) for step in range(101)]
+    assert rates[0] == 0.4
+    assert rates[50] == pytest.approx(0.2)
+    assert rates[100] == pytest.approx(0.0, abs=1e-12)
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates))
+
+
+def test_weights_are_hashed_every_so_many_epochs_and_at_the_last() -> None:
+    """Goal: the end is always named by a digest. Method: every third of seven epochs."""
+    config = TrainingLoopConfig.of(request(epochs=7, digest_every_epochs=3), rings())
+    assert [epoch for epoch in range(1, 8) if config.is_hashed(epoch)] == [3, 6, 7]
