@@ -1,0 +1,47 @@
+"""Tamiyo: the controller. Policies judge a run's state packets; every decision, command and report is an event."""
+
+from esper.tamiyo._actions import DEFAULT_OPTIONS, OPERATIONS, Action, ActionSpace, BlueprintOption, Head, action_space
+from esper.tamiyo._decide import Decision, decide
+from esper.tamiyo._fixed import FixedPolicy, FixedSchedule
+from esper.tamiyo._heuristic import HeuristicPolicy
+from esper.tamiyo._heuristic_config import HeuristicConfig
+from esper.tamiyo._noop import NoopPolicy
+from esper.tamiyo._observation import OBSERVATION_SCHEMA, Observation, SlotView, observe
+from esper.tamiyo._policy import BadPolicyParameters, Policy, Proposal, UnknownPolicy
+from esper.tamiyo._registry import check_policy, known_policies, make_policy
+from esper.tamiyo._service import TamiyoService, build_service
+from esper.tamiyo._state import RunState, fold
+from esper.tamiyo._store import FieldReportStore
+
+__all__ = [
+    "DEFAULT_OPTIONS",
+    "OBSERVATION_SCHEMA",
+    "OPERATIONS",
+    "Action",
+    "ActionSpace",
+    "BadPolicyParameters",
+    "BlueprintOption",
+    "Decision",
+    "FieldReportStore",
+    "FixedPolicy",
+    "FixedSchedule",
+    "Head",
+    "HeuristicConfig",
+    "HeuristicPolicy",
+    "NoopPolicy",
+    "Observation",
+    "Policy",
+    "Proposal",
+    "RunState",
+    "SlotView",
+    "TamiyoService",
+    "UnknownPolicy",
+    "action_space",
+    "build_service",
+    "check_policy",
+    "decide",
+    "fold",
+    "known_policies",
+    "make_policy",
+    "observe",
+]

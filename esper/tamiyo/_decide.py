@@ -1,0 +1,138 @@
+"""From a run's state and one packet to a decision and its command; no clock, no I/O, no randomness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esper.core.errors import UsageError
+from esper.core.ids import EventId, derive_id
+from esper.core.rng import derive_seed
+from esper.leyline import messages as ly
+from esper.tamiyo._actions import CONTINUE, SEED_OPERATIONS, Action, Head, action_space
+from esper.tamiyo._facts import PacketFacts
+from esper.tamiyo._noop import NoopPolicy
+from esper.tamiyo._observation import OBSERVATION_SCHEMA, Observation, observe
+from esper.tamiyo._policy import Policy, Proposal
+from esper.tamiyo._registry import make_policy
+from esper.tamiyo._state import RunState
+
+#: Version of the meaning of AdaptationCommand and its fields.
+COMMAND_VERSION = 1
+#: Who issues the commands, as `issued_by` and as the source in the meta.
+SOURCE = "tamiyo"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A decision and its command, both without what a publisher fills in (meta except event_id, issue time)."""
+
+    made: ly.DecisionMade
+    command: ly.AdaptationCommand
+
+
+def decision_id_of(run_id: str, state_event_id: str) -> EventId:
+    """Return the id of the one decision about a packet."""
+    return derive_id(run_id, "decision", state_event_id)
+
+
+def command_id_of(run_id: str, decision_id: str) -> EventId:
+    """Return the id of the one command of a decision."""
+    return derive_id(run_id, "command", decision_id)
+
+
+def policy_of(state: RunState, packet: PacketFacts) -> Policy:
+    """Return the policy that the run asks for; one that cannot be had is stood in for by `noop`, with the reason."""
+    parameters = dict(state.request.parameters) if state.request is not None else {}
+    try:
+        return make_policy(packet.policy, parameters)
+    except UsageError as error:
+        return NoopPolicy(reasons=(f"nothing is changed: {error}",))
+
+
+def decide(state: RunState, packet: PacketFacts, policy: Policy | None = None) -> Decision:
+    """Return the decision about `packet`; the same state up to that packet always gives the same.
+
+    Args:
+        state: The run as folded; packets after `packet` and decisions at or after it are not looked at.
+        packet: One of the state's packets.
+        policy: Decides in place of the one that the run asks for, as a test or a comparison wants.
+    """
+    policy = policy or policy_of(state, packet)
+    observation = observe(state.history(packet.epoch), state.decisions.values())
+    proposal = policy.propose(observation, action_space(observation, policy.options))
+    decision_id = decision_id_of(state.run_id, packet.event_id)
+    command = _command(state.run_id, packet, proposal.action, decision_id)
+    return Decision(made=_made(state.run_id, packet, policy, observation, proposal, command), command=command)
+
+
+def _command(run_id: str, packet: PacketFacts, action: Action, decision_id: EventId) -> ly.AdaptationCommand:
+    command = ly.AdaptationCommand(
+        version=COMMAND_VERSION,
+        command_id=command_id_of(run_id, decision_id),
+        command_type=ly.COMMAND_CONTINUE,
+        training_run_id=run_id,
+        epoch=packet.epoch,
+        issued_by=SOURCE,
+        decision_id=decision_id,
+    )
+    if action.operation == CONTINUE:
+        return command
+    command.command_type = ly.COMMAND_SEED
+    command.seed_operation.operation = SEED_OPERATIONS[action.operation]
+    command.seed_operation.parameters.update(action.parameters)
+    if action.option is not None:
+        command.seed_operation.slot = action.slot
+        command.seed_operation.blueprint_id = action.option.blueprint_id
+        command.seed_operation.parameters.update(action.option.parameters)
+    else:
+        command.target_seed_id = _seed_in(packet, action.slot)
+    return command
+
+
+def _seed_in(packet: PacketFacts, name: str) -> str:
+    slot = next(slot for slot in packet.slots if slot.slot == name)
+    seed = packet.occupant(slot)
+    assert seed is not None, f"the action space let an operation on the empty slot {name} pass"
+    return seed.seed_id
+
+
+def _made(
+    run_id: str,
+    packet: PacketFacts,
+    policy: Policy,
+    observation: Observation,
+    proposal: Proposal,
+    command: ly.AdaptationCommand,
+) -> ly.DecisionMade:
+    heads = [_head(head) for head in proposal.heads]
+    return ly.DecisionMade(
+        meta=ly.EventMeta(event_id=command.decision_id, causation_id=packet.event_id, subject=run_id),
+        run_id=run_id,
+        attempt=packet.attempt,
+        epoch=packet.epoch,
+        state_event_id=packet.event_id,
+        policy=policy.name,
+        policy_version=policy.version,
+        policy_digest=policy.digest,
+        observation_schema=OBSERVATION_SCHEMA,
+        observation_names=observation.names,
+        observation=observation.values,
+        heads=heads,
+        log_probability=sum(head.log_probability for head in heads),
+        rng_seed=derive_seed(packet.random_seed, SOURCE),
+        rng_counter=0,  # numbers drawn so far; the policies of this version draw none
+        proposed=command,
+        command_id=command.command_id,
+        reasons=proposal.reasons,
+    )
+
+
+def _head(head: Head) -> ly.DecisionHead:
+    return ly.DecisionHead(
+        name=head.name,
+        actions=head.actions,
+        mask=head.mask,
+        probabilities=head.probabilities,
+        chosen=head.chosen,
+        log_probability=head.log_probability,
+    )

@@ -1,0 +1,105 @@
+"""The interface of a policy, and the policies by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from esper.core.errors import UsageError
+from esper.tamiyo._actions import Action, ActionSpace, BlueprintOption, Head
+from esper.tamiyo._observation import Observation
+
+
+class UnknownPolicy(UsageError):
+    """A request names a policy that does not exist."""
+
+
+class BadPolicyParameters(UsageError):
+    """A request gives a policy a parameter that it does not know or cannot use."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a policy wants, with the distribution that it drew from and why."""
+
+    action: Action
+    heads: tuple[Head, ...]
+    reasons: tuple[str, ...]
+
+
+class Policy(Protocol):
+    """Chooses one legal action for each observation.
+
+    `propose` is a pure function of its arguments and of the policy's configuration, whose SHA-256 is `digest`:
+    asked again with the observation of a recorded decision it gives the recorded action.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name that requests use."""
+
+    @property
+    def version(self) -> str:
+        """Version of the rules; changes whenever the same configuration may choose otherwise."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of name, version and canonical configuration, 64 hexadecimal digits."""
+
+    @property
+    def options(self) -> tuple[BlueprintOption, ...]:
+        """Blueprints that the policy may germinate, in the order of its blueprint head."""
+
+    def propose(self, observation: Observation, space: ActionSpace) -> Proposal:
+        """Return the action to take; `space` must be the one of `observation` and `options`."""
+
+
+def canonical_digest(name: str, version: str, configuration: Mapping[str, object]) -> str:
+    """Return the SHA-256 over the canonical JSON (sorted keys, no spaces) of a policy's identity."""
+    identity = {"configuration": configuration, "name": name, "version": version}
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def whole_number(policy: str, name: str, value: float, *, low: int, high: int) -> int:
+    """Return `value` as an int.
+
+    Raises:
+        BadPolicyParameters: it is not a whole number from `low` to `high`.
+    """
+    if not low <= value <= high or value != int(value):
+        raise BadPolicyParameters(
+            f"policy {policy!r} cannot use {name}={value:g}",
+            cause=f"{name} is a whole number from {low} to {high}",
+            next_step="correct the parameter or leave it out",
+        )
+    return int(value)
+
+
+def finite_number(policy: str, name: str, value: float) -> float:
+    """Return `value`.
+
+    Raises:
+        BadPolicyParameters: it is infinite or not a number.
+    """
+    if not math.isfinite(value):
+        raise BadPolicyParameters(
+            f"policy {policy!r} cannot use {name}={value:g}",
+            cause=f"{name} is a finite number",
+            next_step="correct the parameter or leave it out",
+        )
+    return value
+
+
+def unknown_parameter(policy: str, name: str, known: tuple[str, ...]) -> BadPolicyParameters:
+    """Return the error for a parameter that `policy` does not have."""
+    listed = ", ".join(known) if known else "none"
+    return BadPolicyParameters(
+        f"policy {policy!r} has no parameter {name!r}",
+        cause=f"its parameters are: {listed}",
+        next_step="correct the name or leave it out",
+    )

@@ -1,0 +1,43 @@
+"""The policies by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from esper.tamiyo._fixed import FixedPolicy
+from esper.tamiyo._heuristic import HeuristicPolicy
+from esper.tamiyo._noop import NoopPolicy
+from esper.tamiyo._policy import Policy, UnknownPolicy
+
+_POLICIES: Mapping[str, Callable[[Mapping[str, float]], Policy]] = {
+    FixedPolicy.name: FixedPolicy.from_parameters,
+    HeuristicPolicy.name: HeuristicPolicy.from_parameters,
+    NoopPolicy.name: NoopPolicy.from_parameters,
+}
+
+
+def known_policies() -> tuple[str, ...]:
+    """Return the names that a request may use, sorted."""
+    return tuple(sorted(_POLICIES))
+
+
+def make_policy(name: str, parameters: Mapping[str, float] | None = None) -> Policy:
+    """Return the policy called `name` with a request's parameters.
+
+    Raises:
+        UnknownPolicy: there is no such policy; the message lists those there are.
+        BadPolicyParameters: the policy exists but not with these parameters.
+    """
+    make = _POLICIES.get(name)
+    if make is None:
+        raise UnknownPolicy(
+            f"there is no policy {name!r}",
+            cause=f"known policies: {', '.join(known_policies())}",
+            next_step="choose one of them",
+        )
+    return make(parameters or {})
+
+
+def check_policy(name: str, parameters: Mapping[str, float] | None = None) -> None:
+    """Raise what `make_policy` raises, before a request is published that no controller could serve."""
+    make_policy(name, parameters)
