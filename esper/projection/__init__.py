@@ -1,0 +1,40 @@
+"""Projections: topics folded into DuckDB tables that anybody can query, rebuild from the log and check against it."""
+
+from esper.projection._canonical import TableHash, canonical_row, row_digest
+from esper.projection._columns import arrow_schema
+from esper.projection._definition import Definition, load_definitions
+from esper.projection._deletion import delete_all
+from esper.projection._ledger import Disposition
+from esper.projection._listing import list_projections
+from esper.projection._projector import Projector, build_service
+from esper.projection._query import Query, fresh_query, query
+from esper.projection._rebuild import CaughtUp, catch_up, replay
+from esper.projection._runs import run_document, runs_list
+from esper.projection._source import KafkaSource, MemorySource, RecordSource
+from esper.projection._verify import verify
+
+__all__ = [
+    "CaughtUp",
+    "Definition",
+    "Disposition",
+    "KafkaSource",
+    "MemorySource",
+    "Projector",
+    "Query",
+    "RecordSource",
+    "TableHash",
+    "arrow_schema",
+    "build_service",
+    "canonical_row",
+    "catch_up",
+    "delete_all",
+    "fresh_query",
+    "list_projections",
+    "load_definitions",
+    "query",
+    "replay",
+    "row_digest",
+    "run_document",
+    "runs_list",
+    "verify",
+]

@@ -1,0 +1,143 @@
+"""How other processes find the projector of a home and talk to it: a file with port and token, and HTTP on loopback."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from esper.core.errors import Busy, EsperError, IntegrityError, NotReadyError, OperationFailed, UsageError
+from esper.core.home import Home, ProcessStamp
+from esper.core.rng import new_secret
+from esper.projection._contents import Contents
+from esper.projection._ledger import Progress
+
+HOST: Final = "127.0.0.1"
+#: What a caller waits beyond the time that a query may take by itself.
+_SLACK_SECONDS: Final = 15.0
+#: Hashing a projection takes about 10 s for a million rows; an adoption waits for one commit.
+_CONTROL_SECONDS: Final = 600.0
+#: Errors that travel by name; any other becomes OperationFailed.
+_KINDS: Final[dict[str, type[EsperError]]] = {
+    cls.__name__: cls for cls in (Busy, IntegrityError, NotReadyError, OperationFailed, UsageError)
+}
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What projector.json holds: where a projector listens, the token it asks for, and which process it is."""
+
+    port: int
+    token: str
+    pid: int
+    create_time: float
+
+
+def announcement_path(home: Home) -> Path:
+    """Return the file in which a home's projector says where it listens."""
+    return home.root / "projector.json"
+
+
+@contextmanager
+def announced(home: Home, *, port: int, token: str) -> Iterator[None]:
+    """Let other processes of this user find the projector for the time of the block."""
+    stamp = ProcessStamp.of(os.getpid(), home.root)
+    path = announcement_path(home)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # The mode holds from the first byte on: the token lets its reader query.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(asdict(Announcement(port, token, stamp.pid, stamp.create_time)), file)
+    temporary.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def new_token() -> str:
+    """Return a fresh bearer token of 256 bits."""
+    return new_secret()
+
+
+def find_projector(home: Home) -> ProjectorClient | None:
+    """Return a client of the home's projector, or None when none runs."""
+    try:
+        found = Announcement(**json.loads(announcement_path(home).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    stamp = ProcessStamp(pid=found.pid, create_time=found.create_time, home=str(home.root))
+    return ProjectorClient(found) if stamp.process(home.root) is not None else None
+
+
+class ProjectorGone(NotReadyError):
+    """The projector ended while it was asked."""
+
+
+class ProjectorClient:
+    """Asks a projector; raises its errors as if they were raised here, and ProjectorGone when it does not answer."""
+
+    def __init__(self, announcement: Announcement) -> None:
+        self._port = announcement.port
+        self._token = announcement.token
+
+    def query(self, sql: str, parameters: Sequence[object] = (), *, seconds: float) -> pa.Table:
+        """Return what one reading statement gives; `seconds` is how long it may take at most."""
+        body = self._post("/query", {"sql": sql, "parameters": list(parameters)}, seconds=seconds + _SLACK_SECONDS)
+        with pa.ipc.open_stream(body) as reader:
+            return reader.read_all()
+
+    def contents(self, names: Iterable[str] | None = None) -> list[Contents]:
+        """Return offsets and table hashes of its projections."""
+        wanted = None if names is None else list(names)
+        document = json.loads(self._post("/contents", {"names": wanted}, seconds=_CONTROL_SECONDS))
+        return [Contents.from_dict(one) for one in document]
+
+    def progress(self) -> dict[str, list[Progress]]:
+        """Return how far each of its projections has read, by name."""
+        document = json.loads(self._post("/progress", {}, seconds=_SLACK_SECONDS))
+        return {name: [Progress(**one) for one in found] for name, found in document.items()}
+
+    def adopt(self, name: str, file: str) -> None:
+        """Let it go on with a file of its folder that was built for a projection."""
+        self._post("/adopt", {"name": name, "file": file}, seconds=_CONTROL_SECONDS)
+
+    def _post(self, path: str, document: dict[str, Any], *, seconds: float) -> bytes:
+        connection = http.client.HTTPConnection(HOST, self._port, timeout=seconds)
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        try:
+            connection.request("POST", path, body=json.dumps(document, default=str), headers=headers)
+            response = connection.getresponse()
+            body = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ProjectorGone(
+                "the projector does not answer",
+                cause=repr(error),
+                next_step="Try again; `esper status` shows whether it runs",
+            ) from error
+        finally:
+            connection.close()
+        if response.status != http.client.OK:
+            raise _error_of(body)
+        return body
+
+
+def error_document(error: EsperError) -> dict[str, str]:
+    """Return an error as it travels."""
+    kind = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _KINDS), "OperationFailed")
+    return {"kind": kind, "what": error.what, "cause": error.cause, "next_step": error.next_step}
+
+
+def _error_of(body: bytes) -> EsperError:
+    try:
+        found = json.loads(body)
+        return _KINDS[found["kind"]](found["what"], cause=found["cause"], next_step=found["next_step"])
+    except (ValueError, KeyError, TypeError):
+        return OperationFailed("the projector gave an answer that cannot be read", next_step="Restart it")

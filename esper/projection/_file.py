@@ -1,0 +1,241 @@
+"""One projection in one DuckDB file: rows, offsets, topic ids and dispositions change in one transaction."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import duckdb
+import pyarrow as pa
+
+from esper.core.errors import IntegrityError, NotReadyError, OperationFailed
+from esper.leyline import short_name
+from esper.oona import Position
+from esper.projection._admission import Batch, Judged
+from esper.projection._contents import open_cursor, read_progress
+from esper.projection._database import Database, is_lock_conflict, transaction
+from esper.projection._definition import ENGINE_FORMAT, Definition
+from esper.projection._ledger import (
+    PROGRESS_SCHEMA,
+    Disposition,
+    Entry,
+    EventKey,
+    Progress,
+    advance,
+    classify,
+    event_key,
+    ledger_table,
+    progress_table,
+)
+
+#: The engine's own tables live in a schema of their own, out of the way of bare names.
+_SCHEMA: Final = (
+    "create schema esper",
+    "create table esper.meta (projection varchar, version varchar, format integer)",
+    "create table esper.progress (topic varchar, topic_partition integer, topic_id varchar, first_offset bigint,"
+    " next_offset bigint, read bigint, applied bigint, filtered bigint, deduplicated bigint, discarded bigint)",
+    "create table esper.records (topic varchar, topic_partition integer, record_offset bigint, disposition varchar,"
+    " reason varchar, event_id varchar, attempt uinteger)",
+)
+_COUNTS: Final = ("next_offset", "read", "applied", "filtered", "deduplicated", "discarded")
+
+
+class UnreadableFile(IntegrityError):
+    """A projection file at `path` that DuckDB cannot read, or that is not what its name says."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(
+            f"projection file {path} cannot be read",
+            cause=" ".join(cause.split()),
+            next_step="`esper replay` builds it again from the log",
+        )
+        self.path = path
+
+
+class ProjectionFile:
+    """A projection's file, attached for writing under the projection's name; one thread at a time."""
+
+    def __init__(self, database: Database, definition: Definition, path: Path) -> None:
+        """Attach `path`, which must hold this version or not exist yet.
+
+        Raises:
+            UnreadableFile: the file is damaged or another projection's.
+            NotReadyError: this user may not write it.
+            duckdb.Error: another process holds the file (`is_lock_conflict`).
+        """
+        self.definition = definition
+        self.path = path
+        self._database = database
+        _attach(database, definition, path)
+        try:
+            self._cursor = _prepared(database, definition, path)
+            self._progress = {one.place: one for one in read_progress(self._cursor)}
+        except BaseException:
+            database.detach(definition.name)
+            raise
+
+    @property
+    def progress(self) -> Mapping[Position, Progress]:
+        """How far each partition is folded; empty before `begin`."""
+        return self._progress
+
+    def begin(self, progress: Iterable[Progress]) -> None:
+        """Write where the fold begins: once, in a file that has read nothing yet."""
+        assert not self._progress, "a projection begins once"
+        begun = list(progress)
+        with transaction(self._cursor), _registered(self._cursor, "esper_new", progress_table(begun)):
+            self._cursor.execute("insert into esper.progress by name from esper_new")
+        self._progress = {one.place: one for one in begun}
+
+    def fold(self, batch: Batch, *, until: Mapping[Position, int] | None = None) -> int:
+        """Fold what is new to this file, all of it or nothing; return the number of records read.
+
+        Records before the file's offsets, of other topics, and from `until` on are passed over.
+
+        Raises:
+            OperationFailed: a statement of fold.sql cannot take these events.
+            UnreadableFile: the file turned out to be damaged.
+            duckdb.OutOfMemoryException: nothing was folded; try again with more room.
+        """
+        try:
+            return self._fold(batch, until or {})
+        except duckdb.OutOfMemoryException:
+            raise
+        except duckdb.Error as error:
+            raise UnreadableFile(self.path, str(error)) from error
+
+    def _fold(self, batch: Batch, until: Mapping[Position, int]) -> int:
+        mine = [one for one in batch.judged if self._is_next(one, until)]
+        if not mine:
+            return 0
+        with transaction(self._cursor):
+            entries = classify(mine, types=self.definition.types, known=self._known(mine))
+            progress = advance(self._progress, entries)
+            self._insert_ledger(entries)
+            self._insert_facts(entries, batch.rows)
+            self._write_progress(list(progress.values()))
+            self._before_commit()
+        self._progress = {**self._progress, **progress}
+        return len(mine)
+
+    def close(self) -> None:
+        """Write what is pending and let go of the file."""
+        self._cursor.close()
+        self._database.detach(self.definition.name)
+
+    def _before_commit(self) -> None:
+        """Do nothing; a test ends the process here."""
+
+    def _is_next(self, one: Judged, until: Mapping[Position, int]) -> bool:
+        progress = self._progress.get(one.place)
+        if progress is None:
+            return False
+        return progress.next_offset <= one.record.offset < until.get(one.place, one.record.offset + 1)
+
+    def _known(self, judged: Sequence[Judged]) -> set[EventKey]:
+        """Return which of these events were applied before."""
+        wanted = {event_key(one) for one in judged if one.bad is None and one.type_name in self.definition.types}
+        keys = pa.table({"event_id": pa.array(sorted({key.event_id for key in wanted}), pa.string())})
+        with _registered(self._cursor, "esper_wanted", keys):
+            rows = self._cursor.execute(
+                "select topic, topic_partition, event_id, attempt from esper.records"
+                " where disposition = 'applied' and event_id in (select event_id from esper_wanted)"
+            ).fetchall()
+        return wanted & {EventKey(*row) for row in rows}
+
+    def _insert_ledger(self, entries: Sequence[Entry]) -> None:
+        with _registered(self._cursor, "esper_ledger", ledger_table(entries)):
+            self._cursor.execute("insert into esper.records by name from esper_ledger")
+
+    def _insert_facts(self, entries: Sequence[Entry], rows: Mapping[str, pa.Table]) -> None:
+        applied = [entry.judged for entry in entries if entry.disposition is Disposition.APPLIED]
+        for type_name in sorted({one.type_name for one in applied}):
+            indices = [one.row for one in applied if one.type_name == type_name]
+            with _registered(self._cursor, short_name(type_name), rows[type_name].take(indices)):
+                for statement in self.definition.folds_by_type[type_name]:
+                    self._run(statement.sql, statement.table)
+
+    def _run(self, sql: str, table: str) -> None:
+        try:
+            self._cursor.execute(sql)
+        except (duckdb.DataError, duckdb.ProgrammingError) as error:
+            raise OperationFailed(
+                f"projection {self.definition.name} cannot fill its table {table}",
+                cause=" ".join(str(error).split()),
+                next_step="Correct its fold.sql; the new version is then built from the log",
+            ) from error
+
+    def _write_progress(self, progress: Sequence[Progress]) -> None:
+        changes = ", ".join(f"{name} = new.{name}" for name in _COUNTS)
+        with _registered(self._cursor, "esper_new", progress_table(progress)):
+            self._cursor.execute(
+                f"update esper.progress old set {changes} from esper_new new"  # noqa: S608 - our own column names
+                " where old.topic = new.topic and old.topic_partition = new.topic_partition"
+            )
+
+
+assert set(_COUNTS) < set(PROGRESS_SCHEMA.names), "what changes are columns of the progress"
+
+
+@contextmanager
+def _registered(cursor: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> Iterator[None]:
+    """Let SQL on `cursor` read an Arrow table by name, for the time of the block.
+
+    A block that raises has broken its transaction, in which nothing can be taken back but all of it: the name
+    goes with the rollback.
+    """
+    cursor.register(name, table)
+    yield
+    cursor.unregister(name)
+
+
+def _attach(database: Database, definition: Definition, path: Path) -> None:
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        raise NotReadyError(
+            f"projection file {path} cannot be used",
+            cause="this user may not read and write it",
+            next_step=f"`chown` or `chmod` it, or delete it and run `esper replay {definition.name}`",
+        )
+    try:
+        database.attach(path, definition.name)
+    except (duckdb.OutOfMemoryException, duckdb.ResourceInUseException):
+        raise
+    except duckdb.Error as error:
+        if is_lock_conflict(error):
+            raise
+        raise UnreadableFile(path, str(error)) from error
+
+
+def _prepared(database: Database, definition: Definition, path: Path) -> duckdb.DuckDBPyConnection:
+    """Return a cursor on the attached file, once it holds the tables and says that it is this version."""
+    cursor = open_cursor(database, definition)
+    try:
+        if not cursor.execute("select 1 from duckdb_tables() where database_name = $1", [definition.name]).fetchall():
+            _create(cursor, definition)
+        check_identity(cursor, definition, path)
+    except (duckdb.Error, UnreadableFile) as error:
+        cursor.close()
+        raise UnreadableFile(path, str(error)) from error
+    return cursor
+
+
+def check_identity(cursor: duckdb.DuckDBPyConnection, definition: Definition, path: Path) -> None:
+    """Raise UnreadableFile unless the cursor's default database is this version of this projection."""
+    try:
+        found = cursor.execute("select projection, version, format from esper.meta").fetchall()
+    except duckdb.Error as error:
+        raise UnreadableFile(path, str(error)) from error
+    if found != [(definition.name, definition.version, ENGINE_FORMAT)]:
+        raise UnreadableFile(path, f"it holds {found}, not {definition.name} {definition.version}")
+
+
+def _create(cursor: duckdb.DuckDBPyConnection, definition: Definition) -> None:
+    with transaction(cursor):
+        for statement in (*_SCHEMA, *definition.schema, *definition.views):
+            cursor.execute(statement)
+        cursor.execute(
+            "insert into esper.meta values ($1, $2, $3)", [definition.name, definition.version, ENGINE_FORMAT]
+        )

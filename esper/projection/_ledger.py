@@ -1,0 +1,166 @@
+"""What became of each record: one disposition for every offset, decided without I/O."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import astuple, dataclass, replace
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+import pyarrow as pa
+
+from esper.oona import Position
+from esper.projection._admission import Judged
+
+
+class Disposition(StrEnum):
+    """What a projection did with a record it read."""
+
+    APPLIED = "applied"
+    #: Authentic, but of a type that this projection does not take.
+    FILTERED = "filtered"
+    #: The event stood earlier in the same partition.
+    DEDUPLICATED = "deduplicated"
+    #: Must not be believed; a dead letter names it.
+    DISCARDED = "discarded"
+
+
+class EventKey(NamedTuple):
+    """What makes two records of one partition the same event."""
+
+    topic: str
+    partition: int
+    event_id: str
+    attempt: int | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a projection has read one partition, and what became of what it read."""
+
+    topic: str
+    partition: int
+    topic_id: str
+    #: The first offset the log held when the projection began.
+    first_offset: int
+    next_offset: int
+    read: int = 0
+    applied: int = 0
+    filtered: int = 0
+    deduplicated: int = 0
+    discarded: int = 0
+
+    @property
+    def place(self) -> Position:
+        """Topic and partition."""
+        return (self.topic, self.partition)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the dispositions add up to what was read."""
+        return self.read == self.applied + self.filtered + self.deduplicated + self.discarded
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One record's line in the ledger."""
+
+    judged: Judged
+    disposition: Disposition
+
+
+LEDGER_SCHEMA: Final = pa.schema(
+    [
+        ("topic", pa.string()),
+        ("topic_partition", pa.int32()),
+        ("record_offset", pa.int64()),
+        ("disposition", pa.string()),
+        ("reason", pa.string()),
+        ("event_id", pa.string()),
+        ("attempt", pa.uint32()),
+    ]
+)
+
+
+PROGRESS_SCHEMA: Final = pa.schema(
+    [
+        ("topic", pa.string()),
+        ("topic_partition", pa.int32()),
+        ("topic_id", pa.string()),
+        *((name, pa.int64()) for name in ("first_offset", "next_offset", "read")),
+        *((name, pa.int64()) for name in ("applied", "filtered", "deduplicated", "discarded")),
+    ]
+)
+
+
+def event_key(one: Judged) -> EventKey:
+    """Return what identifies an authentic event within its partition."""
+    return EventKey(*one.place, one.event_id, one.attempt)
+
+
+def classify(judged: Iterable[Judged], *, types: AbstractSet[str], known: AbstractSet[EventKey]) -> list[Entry]:
+    """Give each record its disposition; `known` are the events applied before. The first offset wins."""
+    seen = set(known)
+    entries = []
+    for one in judged:
+        if one.bad is not None:
+            disposition = Disposition.DISCARDED
+        elif one.type_name not in types:
+            disposition = Disposition.FILTERED
+        elif event_key(one) in seen:
+            disposition = Disposition.DEDUPLICATED
+        else:
+            disposition = Disposition.APPLIED
+            seen.add(event_key(one))
+        entries.append(Entry(one, disposition))
+    return entries
+
+
+def advance(progress: Mapping[Position, Progress], entries: Sequence[Entry]) -> dict[Position, Progress]:
+    """Return the progress of the partitions that `entries` touch, after them."""
+    counts: dict[Position, Counter[str]] = defaultdict(Counter)
+    ends: dict[Position, int] = {}
+    for entry in entries:
+        place = entry.judged.place
+        counts[place][entry.disposition] += 1
+        ends[place] = max(ends.get(place, 0), entry.judged.record.offset + 1)
+    return {place: _added(progress[place], ends[place], counts[place]) for place in counts}
+
+
+def _added(old: Progress, end: int, counts: Counter[str]) -> Progress:
+    new = replace(
+        old,
+        next_offset=end,
+        read=old.read + counts.total(),
+        applied=old.applied + counts[Disposition.APPLIED],
+        filtered=old.filtered + counts[Disposition.FILTERED],
+        deduplicated=old.deduplicated + counts[Disposition.DEDUPLICATED],
+        discarded=old.discarded + counts[Disposition.DISCARDED],
+    )
+    assert new.balanced, "every record read has one disposition"
+    return new
+
+
+def ledger_table(entries: Sequence[Entry]) -> pa.Table:
+    """Return the ledger's lines as Arrow."""
+    judged = [entry.judged for entry in entries]
+    values = [
+        [one.record.topic for one in judged],
+        [one.record.partition for one in judged],
+        [one.record.offset for one in judged],
+        [entry.disposition.value for entry in entries],
+        [one.reason for one in judged],
+        [one.event_id for one in judged],
+        [one.attempt for one in judged],
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(values, LEDGER_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=LEDGER_SCHEMA)
+
+
+def progress_table(progress: Sequence[Progress]) -> pa.Table:
+    """Return the progress of partitions as Arrow."""
+    rows = [astuple(one) for one in progress]
+    arrays = [pa.array([row[i] for row in rows], field.type) for i, field in enumerate(PROGRESS_SCHEMA)]
+    return pa.Table.from_arrays(arrays, schema=PROGRESS_SCHEMA)

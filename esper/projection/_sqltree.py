@@ -1,0 +1,76 @@
+"""Reads SQL the way DuckDB does: its own parser's tree, walked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, Final
+
+import duckdb
+
+Node = dict[str, Any]
+
+#: Query nodes that only read; DuckDB 2.0 has others (INSERT_QUERY_NODE, ...) for writing CTEs.
+READING_NODES: Final = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
+
+
+def parse_select(cursor: duckdb.DuckDBPyConnection, sql: str) -> Node:
+    """Return the tree of one SELECT.
+
+    Raises:
+        ValueError: it is no SELECT, or DuckDB cannot parse it; the text says why.
+    """
+    row = cursor.execute(
+        "select json_serialize_sql($1::varchar, skip_null := true, skip_empty := true)", [sql]
+    ).fetchone()
+    assert row is not None, "a scalar query has one row"
+    document = json.loads(row[0])
+    if document["error"]:
+        raise ValueError(document["error_message"])
+    return {"statements": document["statements"]}
+
+
+def walk(node: object) -> Iterator[Node]:
+    """Yield every object of a tree, the outer ones first."""
+    pending = [node]
+    while pending:  # ends with the tree
+        current = pending.pop()
+        if isinstance(current, dict):
+            yield current
+            pending.extend(current.values())
+        elif isinstance(current, list):
+            pending.extend(current)
+
+
+def base_tables(tree: Node) -> set[str]:
+    """Return the names that stand where a table stands."""
+    return {node["table_name"] for node in walk(tree) if node.get("type") == "BASE_TABLE"}
+
+
+def table_functions(tree: Node) -> set[str]:
+    """Return the names of functions that stand where a table stands."""
+    return {node["function"]["function_name"] for node in walk(tree) if node.get("type") == "TABLE_FUNCTION"}
+
+
+def functions(tree: Node) -> set[str]:
+    """Return the names of all functions and operators that are called, those of `table_functions` too."""
+    return {node["function_name"].lower() for node in walk(tree) if "function_name" in node}
+
+
+@cache
+def builtin(*kinds: str, stability: tuple[str, ...] = ()) -> frozenset[str]:
+    """Return DuckDB's own functions of these kinds ("scalar", "aggregate", "window", "macro").
+
+    `stability` narrows them to those that DuckDB itself calls "CONSISTENT", "CONSISTENT_WITHIN_QUERY", ...
+    """
+    connection = duckdb.connect(":memory:")
+    try:
+        rows = connection.execute(
+            "select lower(function_name), coalesce(stability, '') from duckdb_functions()"
+            " where internal and list_contains($1::varchar[], function_type)",
+            [list(kinds)],
+        ).fetchall()
+    finally:
+        connection.close()
+    return frozenset(name for name, found in rows if not stability or found in stability)

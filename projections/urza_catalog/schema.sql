@@ -1,0 +1,14 @@
+create table blueprint_registrations (
+  topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
+  blueprint_id varchar, name varchar, tier varchar, risk double, stage uinteger, quarantine_only boolean,
+  approval_required boolean, description varchar, layouts varchar[],
+  parameters map(varchar, struct(min_value double, max_value double)), descriptor_digest varchar
+);
+
+create table kernel_updates (
+  topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
+  kernel_id varchar, blueprint_id varchar, artifact_ref varchar, checksum varchar, guard_digest varchar,
+  compile_ms double, layout varchar, in_shape uinteger[], out_shape uinteger[], dtype varchar,
+  kernel_parameters map(varchar, double), spec_digest varchar, spec_bytes ubigint, weights_digest varchar,
+  weights_bytes ubigint, parameters ubigint, multiply_adds_per_sample ubigint, strategy varchar, format_version uinteger
+);
