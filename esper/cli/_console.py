@@ -1,0 +1,72 @@
+"""How commands talk: data on stdout, words on stderr, one line for each error, exit codes by kind."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from esper.core.home import Home
+from esper.core.settings import Settings, load_settings
+from esper.oona import Fabric
+
+#: Where no terminal says how wide it is, tables are not folded to the width of one.
+_WIDTH_ELSEWHERE = 200
+
+
+def _console(*, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _WIDTH_ELSEWHERE)
+
+
+out = _console()
+err = _console(stderr=True)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def emit_json(document: object) -> None:
+    """Write one JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """Write a line of talk on stderr."""
+    err.print(text, markup=False, soft_wrap=True)
+
+
+def _cell(value: Any) -> str:  # noqa: ANN401 - a cell shows whatever a row holds
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def emit_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, title: str | None = None) -> None:
+    """Print rows as a table on stdout; names of `columns` select and order the fields."""
+    table = Table(title=title, show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    out.print(table)
+
+
+def settings() -> Settings:
+    """Return this process's settings."""
+    return load_settings()
+
+
+def open_fabric(member: str = "cli") -> Fabric:
+    """Return a fabric for one command; raises what `Fabric.open` raises."""
+    return Fabric.open(settings(), member=member)
+
+
+def open_home() -> Home:
+    """Return the home of this process's settings, which must have been made."""
+    return Home.open(settings())

@@ -1,0 +1,102 @@
+"""`esper train`: ask for a run and wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from esper.cli._console import JsonFlag, emit_json, emit_table, err, open_fabric, say
+from esper.core.errors import UsageError
+from esper.leyline import messages as ly
+from esper.weatherlight import SUBSYSTEMS, TrainingRequest, check_request, members_for_a_while
+from esper.weatherlight import train as run_training
+
+_POLICY_PARAMETER_HELP = "NAME=NUMBER for the policy; may be given again."
+
+
+def _pairs(values: list[str], option: str) -> dict[str, float]:
+    """Return {name: number} of "name=number" words."""
+    result: dict[str, float] = {}
+    for value in values:
+        name, _, number = value.partition("=")
+        try:
+            result[name] = float(number)
+        except ValueError as error:
+            raise UsageError(
+                f"{option} {value!r} cannot be used", cause="it is not NAME=NUMBER", next_step=f"{option} depth=2"
+            ) from error
+    return result
+
+
+def _show(document: dict[str, Any]) -> None:
+    rows = [{"field": k, "value": v} for k, v in document.items() if k != "seeds"]
+    emit_table(rows, ["field", "value"])
+    if document["seeds"]:
+        emit_table(document["seeds"], ["seed_id", "slot", "blueprint_id", "stage"], title="seeds")
+
+
+@contextmanager
+def training_progress(epochs: int) -> Iterator[Callable[[ly.SystemStatePacket], None]]:
+    """Show a bar on stderr where that is a terminal; yields what is to be told each epoch's packet."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        line = bar.add_task("starting members", total=epochs)
+
+        def tell(packet: ly.SystemStatePacket) -> None:
+            words = f"val loss {packet.validation_loss:.3f}  accuracy {packet.validation_accuracy:.1%}"
+            bar.update(line, completed=packet.current_epoch, description=words)
+
+        yield tell
+
+
+def train(
+    task: Annotated[str, typer.Option(help="mnist1d, digits, or package.module:factory of your own.")] = "mnist1d",
+    host: Annotated[str, typer.Option(help="Host network of the task.")] = "mlp",
+    policy: Annotated[str, typer.Option(help="noop, fixed or heuristic.")] = "heuristic",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs to train.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all randomness.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    slot: Annotated[list[str] | None, typer.Option(help="Module name of a slot; may be given again.")] = None,
+    hyper: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER of the task; may be given again.")] = None,
+    policy_parameter: Annotated[list[str] | None, typer.Option(help=_POLICY_PARAMETER_HELP)] = None,
+    experiment: Annotated[str, typer.Option(help="Name that groups runs.")] = "",
+    members: Annotated[bool, typer.Option(help="Start members that are missing.")] = True,
+    json: JsonFlag = False,
+) -> None:
+    """Train a network that grows; starts missing members for its own duration.
+
+    Example: esper train --task mnist1d --host mlp --policy heuristic --epochs 40 --seed 7 --json
+    """
+    request = TrainingRequest(
+        task=task,
+        host=host,
+        policy=policy,
+        epochs=epochs,
+        seed=seed,
+        device=device,
+        experiment=experiment,
+        hyperparameters=_pairs(hyper or [], "--hyper"),
+        policy_parameters=_pairs(policy_parameter or [], "--policy-parameter"),
+        slots=tuple(slot or ()),
+    )
+    check_request(request)
+    fabric = open_fabric()
+    with (
+        training_progress(epochs) as progress,
+        members_for_a_while(fabric.settings, wanted=tuple(SUBSYSTEMS) if members else ()) as supervisor,
+    ):
+        document = run_training(fabric, request, supervisor, progress=progress)
+    if json:
+        emit_json(document)
+    else:
+        _show(document)
+        say(f"`esper runs show {document['run_id']}` lists every epoch")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to the tree."""
+    app.command()(train)

@@ -1,0 +1,30 @@
+"""Weatherlight: the composition root. Wires subsystems together and keeps their processes alive."""
+
+from esper.weatherlight._doctor import Check, examine
+from esper.weatherlight._members import SUBSYSTEMS, Member, check_subsystem, run_member, stop_on_signals
+from esper.weatherlight._requests import check_request
+from esper.weatherlight._supervisor import Supervisor
+from esper.weatherlight._training import (
+    RunFailed,
+    TrainingRequest,
+    members_for_a_while,
+    missing_members,
+    train,
+)
+
+__all__ = [
+    "SUBSYSTEMS",
+    "Check",
+    "Member",
+    "RunFailed",
+    "Supervisor",
+    "TrainingRequest",
+    "check_request",
+    "check_subsystem",
+    "examine",
+    "members_for_a_while",
+    "missing_members",
+    "run_member",
+    "stop_on_signals",
+    "train",
+]

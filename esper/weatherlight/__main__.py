@@ -1,0 +1,45 @@
+"""`python -m esper.weatherlight SUBSYSTEM INDEX`: one member as a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+
+from esper.core.errors import EsperError
+from esper.core.settings import load_settings
+from esper.weatherlight._members import Member, run_member, stop_on_signals
+
+_STDIN = 0
+
+
+def stop_with_parent(stop: threading.Event) -> None:
+    """Set `stop` when the supervisor's end of our stdin closes, so that no member outlives it unseen."""
+
+    def watch() -> None:
+        # The bare descriptor: a thread inside sys.stdin's lock would abort the interpreter at its end.
+        while os.read(_STDIN, 1):
+            pass
+        stop.set()
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def main(arguments: list[str]) -> int:
+    """Run the member that `arguments` name; return its exit code."""
+    stop = stop_on_signals()
+    stop_with_parent(stop)
+    try:
+        settings = load_settings()
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        logging.getLogger("esper").setLevel(settings.log_level)
+        run_member(settings, Member(arguments[0], int(arguments[1])), stop)
+    except EsperError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the supervisor shows this line
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

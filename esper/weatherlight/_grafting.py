@@ -1,0 +1,90 @@
+"""Gives each run its own Kasmina: kernels through Urza, commands judged by a fold of the run's outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+from esper.core.kernel import DirectoryBlobStore
+from esper.core.ports import BlueprintRuntime
+from esper.karn import catalogue
+from esper.kasmina import CommandVerifier, KasminaConfig, KasminaSeedManager, NonceLedger, SlotSpec, discover_slots
+from esper.leyline import messages as ly
+from esper.oona import Fabric
+from esper.tolaria import ControllerFactory, JudgeFactory, TrainingSetup
+from esper.tolaria import SlotSpec as HostSlot
+from esper.urza import UrzaRuntime
+
+_TRACED_SAMPLES = 2
+_PROBE_BATCH = 256
+
+
+@cache
+def descriptors() -> Mapping[str, ly.BlueprintDescriptor]:
+    """Return the descriptor of every blueprint that Karn offers, by id."""
+    return {blueprint_id: blueprint.descriptor() for blueprint_id, blueprint in catalogue().items()}
+
+
+def kernel_runtime(fabric: Fabric) -> UrzaRuntime:
+    """Return a runtime that fetches kernels for the model of this process and asks for them as Kasmina."""
+    return UrzaRuntime(fabric, store=DirectoryBlobStore(fabric.home.blobs), publisher=fabric.publisher("kasmina"))
+
+
+@dataclass
+class RunJudge:
+    """Judges the commands of one run; implements `esper.tolaria.CommandJudge` over Kasmina's fold."""
+
+    verifier: CommandVerifier
+    ledger: NonceLedger = field(default_factory=lambda: NonceLedger(run_id=""))
+
+    def fold(self, event: ly.SystemStatePacket | ly.CommandOutcome) -> None:
+        """Take note of an acknowledged packet or outcome of the run."""
+        self.ledger = self.ledger.fold(event)
+
+    def refusal(self, command: ly.AdaptationCommand, *, append_time_ms: int) -> str:
+        """Return why `command` may not be applied now; "" if it may."""
+        verdict = self.verifier.verify(command, self.ledger, append_time_ms=append_time_ms)
+        return "" if verdict.applicable else verdict.reason
+
+
+def judge_factory(fabric: Fabric) -> JudgeFactory:
+    """Return what makes the judge of one run."""
+    verifier = CommandVerifier(window_seconds=fabric.settings.command_window_seconds)
+    return lambda run_id: RunJudge(verifier, NonceLedger(run_id=run_id))
+
+
+def _slots(setup: TrainingSetup, wanted: tuple[HostSlot, ...]) -> list[SlotSpec]:
+    if not wanted:
+        return []
+    asked = {f"{slot.module}:{slot.placement}": slot.name for slot in wanted}
+    found = discover_slots(setup.model, setup.train.inputs[:_TRACED_SAMPLES], list(asked))
+    return [replace(spec, slot=asked[spec.slot]) for spec in found]
+
+
+def controller(setup: TrainingSetup, runtime: BlueprintRuntime) -> KasminaSeedManager:
+    """Return the Kasmina of one attempt at one run."""
+    probe = setup.probe
+    batches = [
+        (probe.inputs[at : at + _PROBE_BATCH], probe.targets[at : at + _PROBE_BATCH])
+        for at in range(0, len(probe), _PROBE_BATCH)
+    ]
+    return KasminaSeedManager(
+        setup.model,
+        _slots(setup, setup.slots),
+        runtime=runtime,
+        run_id=setup.request.run_id,
+        attempt=setup.attempt,
+        seed=setup.request.seed,
+        loss_fn=setup.loss,
+        probe=batches,
+        optimizer=setup.optimizer,
+        descriptors=descriptors(),
+        config=KasminaConfig(kernel_wait_seconds=setup.config.kernel_wait_seconds),
+    )
+
+
+def controller_factory(fabric: Fabric) -> ControllerFactory:
+    """Return what makes the controller of one attempt; all attempts of a worker share one runtime."""
+    runtime = kernel_runtime(fabric)
+    return lambda setup: controller(setup, runtime)

@@ -1,0 +1,121 @@
+"""Which members there are, and how one is wired together: the only place that knows all subsystems."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from esper.core.errors import UsageError
+from esper.core.home import Home, member_lock
+from esper.core.settings import Settings
+from esper.oona import Fabric, Service
+
+_log = logging.getLogger("esper.weatherlight")
+
+
+def _karn(fabric: Fabric, instance: str) -> Service:
+    from esper.karn import build_service
+
+    return build_service(fabric, instance=instance)
+
+
+def _tezzeret(fabric: Fabric, instance: str) -> Service:
+    from esper.tezzeret import build_service
+    from esper.weatherlight._blueprints import KarnBlueprints
+
+    return build_service(fabric, blueprints=KarnBlueprints(), instance=instance)
+
+
+def _urza(fabric: Fabric, instance: str) -> Service:
+    from esper.urza import build_service
+
+    return build_service(fabric, instance=instance)
+
+
+def _tamiyo(fabric: Fabric, instance: str) -> Service:
+    from esper.tamiyo import build_service
+
+    return build_service(fabric, instance=instance)
+
+
+def _tolaria(fabric: Fabric, instance: str) -> Service:
+    from esper.tolaria import build_service
+    from esper.weatherlight._grafting import controller_factory, judge_factory
+
+    return build_service(
+        fabric, controller_factory=controller_factory(fabric), judge_factory=judge_factory(fabric), instance=instance
+    )
+
+
+def _projector(fabric: Fabric, _instance: str) -> Service:
+    from esper.projection import build_service
+
+    return build_service(fabric)
+
+
+#: Subsystem -> factory. Imports wait until a member is made: only those that train pay for torch.
+SUBSYSTEMS: dict[str, Callable[[Fabric, str], Service]] = {
+    "karn": _karn,
+    "tezzeret": _tezzeret,
+    "urza": _urza,
+    "tamiyo": _tamiyo,
+    "tolaria": _tolaria,
+    "projector": _projector,
+}
+
+
+@dataclass(frozen=True, order=True)
+class Member:
+    """One process of one subsystem; its name is stable and is used again after a restart."""
+
+    subsystem: str
+    index: int = 0
+
+    @property
+    def name(self) -> str:
+        """`<subsystem>-<index>`, as the lock file, the group instance and the log file are called."""
+        return f"{self.subsystem}-{self.index}"
+
+
+def check_subsystem(name: str) -> str:
+    """Return `name` when it is a subsystem.
+
+    Raises:
+        UsageError: it is not; the message lists those that are.
+    """
+    if name not in SUBSYSTEMS:
+        raise UsageError(
+            f"there is no subsystem {name!r}", cause=f"known are {', '.join(SUBSYSTEMS)}", next_step="Name one of them"
+        )
+    return name
+
+
+def stop_on_signals() -> threading.Event:
+    """Return an event that SIGTERM and SIGINT set, so that loops end between two records."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def run_member(settings: Settings, member: Member, stop: threading.Event) -> None:
+    """Run one member until `stop` is set; holds the member's lock for as long.
+
+    Raises:
+        UsageError: no such subsystem.
+        Busy: a live process holds this member's name.
+        BrokerUnavailable: the broker is away, or was for longer than `broker_retry_seconds`.
+    """
+    factory = SUBSYSTEMS[check_subsystem(member.subsystem)]
+    home = Home.open(settings)
+    with member_lock(home, member.name):
+        fabric = Fabric.open(settings, member=member.name)
+        try:
+            service = factory(fabric, member.name)
+            _log.info("member %s runs", member.name)
+            service.run(stop)
+        finally:
+            fabric.close()

@@ -1,0 +1,126 @@
+"""Members and the broker are killed in mid-run; the log says what happened and nothing is lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.core.home import Home
+from esper.core.settings import load_settings
+from esper.oona.broker import LocalBroker
+from tests.integration.driver import Esper, eventually, finish, kill
+
+#: With batches of two samples an epoch of mnist1d takes about a second on one core.
+SLOW = ["--task", "mnist1d", "--host", "mlp", "--policy", "heuristic", "--seed", "3", "--hyper", "batch_size=2"]
+EPOCHS = 12
+
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(600)]
+
+
+def epochs_logged(esper: Esper) -> list[int]:
+    return [event["payload"]["current_epoch"] for event in esper.events("system-state")]
+
+
+def outcomes(esper: Esper, run_id: str) -> list[dict[str, Any]]:
+    events = esper.events("runs", run_id=run_id)
+    return [event["payload"] for event in events if event["type"].endswith("CommandOutcome")]
+
+
+def types(esper: Esper, run_id: str) -> Counter[str]:
+    return Counter(event["type"].rpartition(".")[2] for event in esper.events("runs", run_id=run_id))
+
+
+def wait_for_epoch(esper: Esper, epoch: int) -> None:
+    eventually(lambda: epoch in epochs_logged(esper), what=f"epoch {epoch} is logged")
+
+
+def test_a_killed_tamiyo_costs_only_the_epochs_it_missed(esper: Esper) -> None:
+    """Goal: the run goes on without its controller and takes its commands again after the restart.
+
+    Method: SIGKILL Tamiyo, leave it dead for some epochs, start it again, read the outcomes.
+    """
+    esper.environment["ESPER_DECISION_WAIT_SECONDS"] = "1"
+    with esper.serving("karn", "tezzeret", "urza", "tolaria"):
+        tamiyo = esper.spawn("run", "tamiyo")
+        run = esper.spawn("train", *SLOW, "--epochs", str(EPOCHS), "--no-members", "--json")
+        try:
+            wait_for_epoch(esper, 3)
+            kill(tamiyo.pid)
+            finish(tamiyo)
+            wait_for_epoch(esper, 7)
+            tamiyo = esper.spawn("run", "tamiyo")
+            document = finish(run).json
+        finally:
+            tamiyo.terminate()
+            finish(tamiyo)
+    found = outcomes(esper, document["run_id"])
+    results = {o["epoch"]: o["result"].removeprefix("COMMAND_RESULT_") for o in found}
+    assert [o["epoch"] for o in found] == list(range(1, EPOCHS + 1))
+    missed = [epoch for epoch, result in results.items() if result == "NONE"]
+    assert missed, "some epochs had no command"
+    assert all(o["reason"] in ("timeout", "breaker_open") for o in found if o["epoch"] in missed)
+    assert any(results[epoch] == "APPLIED" for epoch in range(max(missed) + 1, EPOCHS + 1))
+    applied = [o["command_id"] for o in found if o.get("command_id")]
+    assert len(applied) == len(set(applied)), "no command was applied twice"
+    answered = Counter(event["causation_id"] for event in esper.events("adaptation-commands"))
+    assert max(answered.values()) == 1
+
+
+def test_a_killed_broker_loses_no_epoch(esper: Esper) -> None:
+    """Goal: nothing is missing from the log after a crash of the broker. Method: SIGKILL it in mid-run, start it."""
+    settings = load_settings(home=esper.home)
+    broker = LocalBroker(Home.open(settings), settings)
+    run = esper.spawn("train", *SLOW, "--epochs", str(EPOCHS), "--json")
+    wait_for_epoch(esper, 3)
+    broker.kill()
+    broker.start()
+    document = finish(run).json
+    assert document["status"] == "finished"
+    assert epochs_logged(esper) == list(range(1, EPOCHS + 1))
+    assert [o["epoch"] for o in outcomes(esper, document["run_id"])] == list(range(1, EPOCHS + 1))
+
+
+def test_a_killed_worker_is_followed_by_another_attempt(esper: Esper) -> None:
+    """Goal: a dead worker's run is finished, with the same digests as without the death.
+
+    Method: SIGKILL the worker under `serve`, which starts it again; compare with an undisturbed run.
+    """
+    with esper.serving():
+        run = esper.spawn("train", *SLOW, "--epochs", str(EPOCHS), "--json")
+        wait_for_epoch(esper, 3)
+        kill(esper.member_pid("tolaria-0"))
+        document = finish(run).json
+        undisturbed = esper("train", *SLOW, "--epochs", str(EPOCHS), "--json").json
+    kinds = types(esper, document["run_id"])
+    assert kinds["TrainingRunClaimed"] == 2
+    assert kinds["CommandOutcome"] == EPOCHS
+    assert document["digest"] == undisturbed["digest"]
+    assert document["accuracy"] == undisturbed["accuracy"]
+
+
+def test_a_worker_that_cannot_live_ends_the_run(esper: Esper, tmp_path: Path) -> None:
+    """Goal: a run that nobody can finish is said to have failed. Method: kill the worker without a successor."""
+    with esper.serving("karn", "tezzeret", "urza", "tamiyo"):
+        worker = esper.spawn("run", "tolaria")
+        run = esper.spawn("train", *SLOW, "--epochs", str(EPOCHS), "--no-members", "--json")
+        wait_for_epoch(esper, 2)
+        kill(worker.pid)
+        finish(worker)
+        run_id = esper.events("run-requests")[0]["key"]
+        run.terminate()
+        finish(run)
+        # Three lives that all die leave the fourth to say so.
+        for attempt in (2, 3):
+            worker = esper.spawn("run", "tolaria")
+            eventually(lambda a=attempt: types(esper, run_id)["TrainingRunClaimed"] >= a, what=f"attempt {attempt}")
+            kill(worker.pid)
+            finish(worker)
+        worker = esper.spawn("run", "tolaria")
+        eventually(lambda: types(esper, run_id)["TrainingRunFailed"], what="the run is given up")
+        worker.terminate()
+        finish(worker)
+    failed = [e["payload"] for e in esper.events("runs", run_id=run_id) if e["type"].endswith("TrainingRunFailed")]
+    assert failed[0]["reason"] == "worker_lost"

@@ -1,0 +1,125 @@
+"""One command trains a growing network through the log; what it says is what the log says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.integration.driver import Esper, busy_machine
+
+EPOCHS = 40
+RESULT_FIELDS = {
+    "run_id", "task", "host", "policy", "seed", "epochs", "status", "accuracy", "loss", "parameters",
+    "multiply_adds", "multiply_adds_per_sample", "digest", "seeds",
+}  # fmt: skip
+EPOCH_FIELDS = {
+    "epoch", "train_loss", "val_loss", "val_accuracy", "digest", "command_id", "command", "outcome", "latency_ms",
+}  # fmt: skip
+
+
+def train(esper: Esper, *, policy: str, seed: int, epochs: int = EPOCHS, task: str = "mnist1d") -> Any:
+    words = ["--task", task, "--host", "mlp", "--policy", policy, "--epochs", str(epochs), "--seed", str(seed)]
+    return esper("train", *words, "--json").json
+
+
+@pytest.fixture(scope="module")
+def grown(serving: Esper) -> Any:
+    return train(serving, policy="heuristic", seed=7)
+
+
+def test_a_grown_run_tells_what_it_became(grown: Any) -> None:
+    """Goal: the JSON shape of `train` and a seed that stayed. Method: one heuristic run."""
+    assert set(grown) == RESULT_FIELDS
+    assert grown["status"] == "finished"
+    assert grown["epochs"] == EPOCHS
+    assert 0.3 < grown["accuracy"] <= 1.0
+    assert "FOSSILIZED" in {seed["stage"] for seed in grown["seeds"]}
+    assert set(grown["seeds"][0]) == {"seed_id", "slot", "blueprint_id", "stage"}
+
+
+def test_every_epoch_has_one_outcome(serving: Esper, grown: Any) -> None:
+    """Goal: `runs show` lists each epoch with its outcome. Method: compare it with the topics themselves."""
+    shown = serving("runs", "show", grown["run_id"], "--json").json
+    assert {field for field in shown if field != "epochs"} >= RESULT_FIELDS - {"epochs"}
+    assert [epoch["epoch"] for epoch in shown["epochs"]] == list(range(1, EPOCHS + 1))
+    assert all(set(epoch) >= EPOCH_FIELDS and epoch["outcome"] for epoch in shown["epochs"])
+    runs = serving.events("runs", run_id=grown["run_id"])
+    outcomes = [event["payload"] for event in runs if event["type"].endswith("CommandOutcome")]
+    assert [outcome["epoch"] for outcome in outcomes] == list(range(1, EPOCHS + 1))
+    states = serving.events("system-state", run_id=grown["run_id"])
+    assert [epoch["digest"] for epoch in shown["epochs"]] == [s["payload"]["weights_digest"] for s in states]
+    assert shown["epochs"][-1]["digest"] == grown["digest"]
+    assert {key: shown[key] for key in RESULT_FIELDS - {"epochs", "seeds"}} == {
+        key: grown[key] for key in RESULT_FIELDS - {"epochs", "seeds"}
+    }
+
+
+def test_every_stage_move_has_its_evidence(serving: Esper, grown: Any) -> None:
+    """Goal: gates that guard a move were measured and passed; absent ones are named, never passed."""
+    events = [e["payload"] | {"type": e["type"].rpartition(".")[2], "id": e["event_id"]}
+              for e in serving.events("seed-events", run_id=grown["run_id"])]  # fmt: skip
+    gates = {e["id"]: e for e in events if e["type"] == "GateEvaluated"}
+    moves = [e for e in events if e["type"] == "SeedStageChanged" and e["seed_id"] == grown["seeds"][0]["seed_id"]]
+    path = [move["to_stage"].removeprefix("SEED_STAGE_") for move in moves]
+    assert path == ["GERMINATED", "TRAINING", "BLENDING", "SHADOWING", "PROBATIONARY", "FOSSILIZED"]
+    guards = {"GERMINATED": "G0_SANITY", "BLENDING": "G2_STABILITY", "FOSSILIZED": "G4_SYSTEM_IMPACT"}
+    for move in moves:
+        guard = guards.get(move["to_stage"].removeprefix("SEED_STAGE_"))
+        passed = [gates[i] for i in move.get("gate_event_ids", ()) if gates[i]["passed"]]
+        if guard:
+            assert f"SEED_GATE_{guard}" in {gate["gate"] for gate in passed}
+            assert all(gate["checks"] for gate in passed)
+    measured = {gate["gate"].removeprefix("SEED_GATE_") for gate in gates.values()}
+    assert measured <= {"G0_SANITY", "G2_STABILITY", "G4_SYSTEM_IMPACT"}
+
+
+def test_decisions_commands_and_reports_belong_together(serving: Esper, grown: Any) -> None:
+    """Goal: one decision and one command for each packet, and a report that closes each decision."""
+    run_id = grown["run_id"]
+    decisions = serving.events("decisions", run_id=run_id)
+    commands = serving.events("adaptation-commands", run_id=run_id)
+    reports = serving.events("field-reports", run_id=run_id)
+    states = [event["event_id"] for event in serving.events("system-state", run_id=run_id)]
+    assert Counter(c["causation_id"] for c in commands) == Counter(states)
+    assert {c["payload"]["decision_id"] for c in commands} == {d["event_id"] for d in decisions}
+    assert Counter(r["payload"]["decision_id"] for r in reports) == Counter(d["event_id"] for d in decisions)
+
+
+@pytest.mark.campaign
+def test_the_same_request_gives_the_same_digests_under_load(serving: Esper, grown: Any) -> None:
+    """Goal: a run is a function of its request. Method: again twice while other processes load the machine."""
+
+    def digests(run_id: str) -> list[str]:
+        return [epoch["digest"] for epoch in serving("runs", "show", run_id, "--json").json["epochs"]]
+
+    first = digests(grown["run_id"])
+    assert len(set(first)) == EPOCHS
+    with busy_machine():
+        for _ in range(2):
+            assert digests(train(serving, policy="heuristic", seed=7)["run_id"]) == first
+    other = digests(train(serving, policy="heuristic", seed=8)["run_id"])
+    assert not set(other) & set(first)
+
+
+def test_sql_answers_while_the_members_run(serving: Esper, grown: Any) -> None:
+    """Goal: projections can be queried live. Method: the README's query, and one that joins."""
+    rows = serving("sql", "select * from field_reports limit 5", "--json").json
+    assert len(rows) == 5
+    statement = f"select count(*) as n from epochs where run_id = '{grown['run_id']}'"  # noqa: S608 - our own id
+    assert serving("sql", statement, "--json").json == [{"n": EPOCHS}]
+
+
+def test_the_other_task_and_the_static_policy(serving: Esper) -> None:
+    """Goal: digits and noop run the same way. Method: a short run; nothing grows."""
+    document = train(serving, policy="noop", seed=1, epochs=3, task="digits")
+    assert document["seeds"] == []
+    assert document["epochs"] == 3
+    shown = serving("runs", "show", document["run_id"], "--json").json
+    assert [epoch["command"] for epoch in shown["epochs"]] == ["continue"] * 3
+
+
+def test_deleted_projections_are_rebuilt_from_the_log(serving: Esper, grown: Any) -> None:
+    """Goal: projections are derived. Method: stop the members, delete every file, replay, verify."""
+    assert serving("projections", "verify", "--json", timeout=120).json["equal"] is True
