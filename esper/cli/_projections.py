@@ -69,7 +69,7 @@ def sql(
     json: JsonFlag = False,
 ) -> None:
     """Query the projections, also while members run. Example: esper sql "select * from field_reports limit 5" """
-    rows = query(statement, settings=settings()).to_pylist()
+    rows = query(statement, settings=settings()).to_pylist(maps_as_pydicts="lossy")
     if json:
         emit_json(rows)
     elif rows:

@@ -244,7 +244,7 @@ class SeedBed:
             ):
                 self.multiply_adds += self._cost(
                     ("probe", name, tuple(inputs.shape), *self._heard()),
-                    lambda batch=inputs: self._passes.forward(batch),  # type: ignore[misc]
+                    lambda batch=inputs: self._passes.forward(batch),  # type: ignore[misc]  # mypy infers no lambda defaults
                 )
                 loss = float(self.loss_fn(self._passes.forward(inputs), targets))
             total, samples = total + loss * len(inputs), samples + len(inputs)

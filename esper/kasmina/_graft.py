@@ -115,16 +115,16 @@ class GraftedSeed(nn.Module):
         """Return `source` such that a gradient from the seed that is not finite ends here."""
         guarded = source.view_as(source)
         if guarded.requires_grad:
-            guarded.register_hook(_finite_or_zero)  # type: ignore[no-untyped-call]
+            guarded.register_hook(_finite_or_zero)  # type: ignore[no-untyped-call]  # unannotated in torch
         return guarded
 
     def _drawing_apart(self, source: Tensor) -> Tensor:
         """Run the body; in training mode it draws from a stream of its own, never from the host's."""
         if not self.training:
-            return self.body(source)  # type: ignore[no-any-return]
+            return self.body(source)  # type: ignore[no-any-return]  # torch types a call as Any
         self._draws += 1
         with forked_rng(self._devices, seed=derive_seed(self._rng_seed, "joint", self._draws)):
-            return self.body(source)  # type: ignore[no-any-return]
+            return self.body(source)  # type: ignore[no-any-return]  # torch types a call as Any
 
     def fossilize(self) -> None:
         """Drop the alpha multiply; at alpha 1 the outputs stay bit for bit the same (x * 1.0 == x)."""

@@ -40,9 +40,14 @@ class KasminaSeedManager:
     repeatable bit for bit; nothing reads a clock. Not safe to share between threads.
 
     `loss_fn(outputs, targets)` returns the mean loss as a 0-d tensor. `probe` is a list of held-out (inputs,
-    targets) batches. Without a loss seeds do not train in shadow; without a loss or a probe G2 and G4 cannot be
-    measured, and moves that they guard are rejected as "gate_unavailable:G2" or "gate_unavailable:G4".
+    targets) batches on the host's device. Without a loss seeds do not train in shadow; without a loss or a probe G2
+    and G4 cannot be measured, and moves that they guard are rejected as "gate_unavailable:G2" or
+    "gate_unavailable:G4".
     Without `optimizer` (the host's) a fossilised seed stays with its own.
+
+    Seeds are submodules of the host from BLENDING on: a loop that clips gradients clips those of its optimiser's
+    groups, not those of `model.parameters()`, which would count the seeds' as well. Losses scaled for mixed
+    precision are not unscaled here.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ class InMemoryRuntime:
 
 def _empty_linear(inputs: int, outputs: int) -> nn.Linear:
     """Return a layer whose construction draws nothing: `nn.Linear` itself would draw from the global stream."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]  # unannotated in torch
     return layer
 
 

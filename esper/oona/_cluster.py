@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from esper.core.errors import BrokerUnavailable
@@ -132,8 +132,15 @@ class Cluster:
 
         def ask(spec: OffsetSpec) -> dict[Position, int]:
             asked = {TopicPartition(topic, partition): spec for topic, partition in wanted}
-            futures = self.admin.list_offsets(asked, request_timeout=_REQUEST_SECONDS)
-            return {(place.topic, place.partition): future.result().offset for place, future in futures.items()}
+            admin = self.admin  # Held until its answers are there, whatever another thread puts in its place.
+            futures = admin.list_offsets(asked, request_timeout=_REQUEST_SECONDS)
+            try:
+                return {(place.topic, place.partition): future.result().offset for place, future in futures.items()}
+            except KafkaException:
+                # A client that knows the leaders of before a restart is refused (FENCED_LEADER_EPOCH) and never
+                # asks who leads now; a fresh one does.
+                self._admin = None
+                raise
 
         earliest: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # confluent_kafka lacks it
         latest: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # as above

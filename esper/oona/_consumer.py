@@ -44,8 +44,9 @@ class Consumer:
 
     Each event of a partition is handled in order, at least once: after a crash, those handled since the last
     commit come again. A record that returns in any other way is recognised and not handled again, across
-    restarts too. Offsets are sent after handling, at the end of each `poll`; a revoke or `close` waits for them. A record that must not be
-    believed, and an event whose handler failed 5 times, become dead letters and hold nothing up.
+    restarts too. Offsets are sent after handling, at the end of each `poll`; a revoke or `close` waits for
+    them. A record that must not be believed, and an event whose handler failed 5 times, become dead letters
+    and hold nothing up.
     """
 
     def __init__(

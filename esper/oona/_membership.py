@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,7 @@ _logger = logging.getLogger("esper.oona.membership")
 _PROBE_SECONDS: Final = 1.0
 #: A member must ask for records at least this often; a handler that takes longer loses its partitions.
 _POLL_INTERVAL_MS_MAX: Final = 15 * 60 * 1000
+_CLOSE_SECONDS: Final = 5.0
 
 
 class Membership:
@@ -123,7 +125,7 @@ class Membership:
         self._consumer.resume(self._consumer.assignment())
 
     def close(self) -> None:
-        """Commit what is done and disconnect; the place in the group stays until the session ends."""
+        """Commit what is done and disconnect within a few seconds; the place in the group stays until the session ends."""
         try:
             if self._uncommitted:
                 self._begin_commit()
@@ -132,7 +134,7 @@ class Membership:
             _logger.warning("the last offsets were not committed: %s", error)
             self._uncommitted.clear()
         finally:
-            self._consumer.close()  # Waits for commits on their way, at most for one session.
+            self._disconnect()
 
     # Connection ---------------------------------------------------------------------------------------------
 
@@ -151,9 +153,21 @@ class Membership:
             raise error
         _logger.info("%s: joining anew after an outage", self._what)
         self._forget(list(self._next))
-        self._consumer.close()
+        self._disconnect()
         self._committing = False
         self._consumer = self._join()
+
+    def _disconnect(self) -> None:
+        """Close the connection, which waits for commits on their way, for at most a few seconds.
+
+        librdkafka's own close waits for them without end when their broker is gone; it is then left alone
+        in a daemon thread, which ends with the process.
+        """
+        closing = threading.Thread(target=self._consumer.close, name="consumer-close", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
+        if closing.is_alive():
+            _logger.warning("%s: its last offsets were not acknowledged", self._what)
 
     def _record_of(self, message: KafkaMessage | None) -> Record | None:
         if message is None:

@@ -70,7 +70,11 @@ def read_progress(cursor: duckdb.DuckDBPyConnection) -> tuple[Progress, ...]:
 
 
 def read_contents(database: Database, definition: Definition) -> Contents:
-    """Return what the attached file of `definition` holds; the fold may go on meanwhile."""
+    """Return what the attached file of `definition` holds; the fold may go on meanwhile.
+
+    Raises:
+        duckdb.Error: not even its offsets can be read.
+    """
     cursor = open_cursor(database, definition)
     try:
         cursor.execute("begin transaction read only")

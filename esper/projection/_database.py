@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,13 +13,54 @@ from typing import Final
 
 import duckdb
 
-from esper.core.errors import SettingsError
+from esper.core.errors import EsperError, IntegrityError, OperationFailed, SettingsError
 
 _log = logging.getLogger("esper.projection.database")
 
 #: Checkpoints while rebuilding: seldom, because each one rewrites what came since the last (measured x3 at 2 GB).
 _REBUILD_CHECKPOINT: Final = "1GB"
+_STORAGE_WORDS: Final = tuple(
+    os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
+)
 _LOCK_MESSAGE: Final = "Could not set lock on file"
+
+
+class UnreadableFile(IntegrityError):
+    """A projection file at `path` that DuckDB cannot read, or that is not what its name says."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(
+            f"projection file {path} cannot be read",
+            cause=" ".join(cause.split()),
+            next_step="`esper replay` builds it again from the log",
+        )
+        self.path = path
+
+
+def fault(path: Path, error: duckdb.Error) -> EsperError:
+    """Return our error for what DuckDB says of a file that it cannot use.
+
+    A full disk, a lack of permission or of memory is no damage: the file is good once that is mended.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return OperationFailed(
+            f"projection file {path} cannot be opened",
+            cause=text,
+            next_step="Set ESPER_SQL_MEMORY_LIMIT higher",
+        )
+    if any(words in text for words in _STORAGE_WORDS):
+        return OperationFailed(
+            f"projection file {path} cannot be written",
+            cause=text,
+            next_step="Free space on the disk or correct the permissions of the folder, then start again",
+        )
+    return UnreadableFile(path, text)
+
+
+def is_held(error: duckdb.Error) -> bool:
+    """Return whether another process, or a query of this one that has not ended yet, holds the file."""
+    return _LOCK_MESSAGE in str(error) or isinstance(error, duckdb.ResourceInUseException)
 
 
 def quoted(name: str) -> str:
@@ -28,11 +71,6 @@ def quoted(name: str) -> str:
 def text_literal(text: str) -> str:
     """Return `text` as an SQL string."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def is_lock_conflict(error: duckdb.Error) -> bool:
-    """Return whether another process holds the file."""
-    return _LOCK_MESSAGE in str(error)
 
 
 class Database:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 
-from esper.core.errors import IntegrityError, NotReadyError, OperationFailed
+from esper.core.errors import OperationFailed
 from esper.leyline import short_name
 from esper.oona import Position
 from esper.projection._admission import Batch, Judged
 from esper.projection._contents import open_cursor, read_progress
-from esper.projection._database import Database, is_lock_conflict, transaction
+from esper.projection._database import Database, UnreadableFile, fault, is_held, transaction
 from esper.projection._definition import ENGINE_FORMAT, Definition
 from esper.projection._ledger import (
     PROGRESS_SCHEMA,
@@ -43,18 +42,6 @@ _SCHEMA: Final = (
 _COUNTS: Final = ("next_offset", "read", "applied", "filtered", "deduplicated", "discarded")
 
 
-class UnreadableFile(IntegrityError):
-    """A projection file at `path` that DuckDB cannot read, or that is not what its name says."""
-
-    def __init__(self, path: Path, cause: str) -> None:
-        super().__init__(
-            f"projection file {path} cannot be read",
-            cause=" ".join(cause.split()),
-            next_step="`esper replay` builds it again from the log",
-        )
-        self.path = path
-
-
 class ProjectionFile:
     """A projection's file, attached for writing under the projection's name; one thread at a time."""
 
@@ -63,8 +50,8 @@ class ProjectionFile:
 
         Raises:
             UnreadableFile: the file is damaged or another projection's.
-            NotReadyError: this user may not write it.
-            duckdb.Error: another process holds the file (`is_lock_conflict`).
+            OperationFailed: this user may not write it, or the disk is full.
+            duckdb.Error: another process holds the file (`is_held`).
         """
         self.definition = definition
         self.path = path
@@ -86,7 +73,7 @@ class ProjectionFile:
         """Write where the fold begins: once, in a file that has read nothing yet."""
         assert not self._progress, "a projection begins once"
         begun = list(progress)
-        with transaction(self._cursor), _registered(self._cursor, "esper_new", progress_table(begun)):
+        with self._guarded(), transaction(self._cursor), self._registered("esper_new", progress_table(begun)):
             self._cursor.execute("insert into esper.progress by name from esper_new")
         self._progress = {one.place: one for one in begun}
 
@@ -96,16 +83,12 @@ class ProjectionFile:
         Records before the file's offsets, of other topics, and from `until` on are passed over.
 
         Raises:
-            OperationFailed: a statement of fold.sql cannot take these events.
+            OperationFailed: a statement of fold.sql cannot take these events, or the disk is full.
             UnreadableFile: the file turned out to be damaged.
             duckdb.OutOfMemoryException: nothing was folded; try again with more room.
         """
-        try:
+        with self._guarded():
             return self._fold(batch, until or {})
-        except duckdb.OutOfMemoryException:
-            raise
-        except duckdb.Error as error:
-            raise UnreadableFile(self.path, str(error)) from error
 
     def _fold(self, batch: Batch, until: Mapping[Position, int]) -> int:
         mine = [one for one in batch.judged if self._is_next(one, until)]
@@ -129,6 +112,27 @@ class ProjectionFile:
     def _before_commit(self) -> None:
         """Do nothing; a test ends the process here."""
 
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Turn what DuckDB says of the file into our errors; a lack of memory is not the file's fault."""
+        try:
+            yield
+        except duckdb.OutOfMemoryException:
+            raise
+        except duckdb.Error as error:
+            raise fault(self.path, error) from error
+
+    @contextmanager
+    def _registered(self, name: str, table: pa.Table) -> Iterator[None]:
+        """Let SQL read an Arrow table by name, for the time of the block.
+
+        A block that raises has broken its transaction, in which nothing can be taken back but all of it: the
+        name goes with the rollback.
+        """
+        self._cursor.register(name, table)
+        yield
+        self._cursor.unregister(name)
+
     def _is_next(self, one: Judged, until: Mapping[Position, int]) -> bool:
         progress = self._progress.get(one.place)
         if progress is None:
@@ -139,7 +143,7 @@ class ProjectionFile:
         """Return which of these events were applied before."""
         wanted = {event_key(one) for one in judged if one.bad is None and one.type_name in self.definition.types}
         keys = pa.table({"event_id": pa.array(sorted({key.event_id for key in wanted}), pa.string())})
-        with _registered(self._cursor, "esper_wanted", keys):
+        with self._registered("esper_wanted", keys):
             rows = self._cursor.execute(
                 "select topic, topic_partition, event_id, attempt from esper.records"
                 " where disposition = 'applied' and event_id in (select event_id from esper_wanted)"
@@ -147,14 +151,14 @@ class ProjectionFile:
         return wanted & {EventKey(*row) for row in rows}
 
     def _insert_ledger(self, entries: Sequence[Entry]) -> None:
-        with _registered(self._cursor, "esper_ledger", ledger_table(entries)):
+        with self._registered("esper_ledger", ledger_table(entries)):
             self._cursor.execute("insert into esper.records by name from esper_ledger")
 
     def _insert_facts(self, entries: Sequence[Entry], rows: Mapping[str, pa.Table]) -> None:
         applied = [entry.judged for entry in entries if entry.disposition is Disposition.APPLIED]
         for type_name in sorted({one.type_name for one in applied}):
             indices = [one.row for one in applied if one.type_name == type_name]
-            with _registered(self._cursor, short_name(type_name), rows[type_name].take(indices)):
+            with self._registered(short_name(type_name), rows[type_name].take(indices)):
                 for statement in self.definition.folds_by_type[type_name]:
                     self._run(statement.sql, statement.table)
 
@@ -170,7 +174,7 @@ class ProjectionFile:
 
     def _write_progress(self, progress: Sequence[Progress]) -> None:
         changes = ", ".join(f"{name} = new.{name}" for name in _COUNTS)
-        with _registered(self._cursor, "esper_new", progress_table(progress)):
+        with self._registered("esper_new", progress_table(progress)):
             self._cursor.execute(
                 f"update esper.progress old set {changes} from esper_new new"  # noqa: S608 - our own column names
                 " where old.topic = new.topic and old.topic_partition = new.topic_partition"
@@ -180,33 +184,13 @@ class ProjectionFile:
 assert set(_COUNTS) < set(PROGRESS_SCHEMA.names), "what changes are columns of the progress"
 
 
-@contextmanager
-def _registered(cursor: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> Iterator[None]:
-    """Let SQL on `cursor` read an Arrow table by name, for the time of the block.
-
-    A block that raises has broken its transaction, in which nothing can be taken back but all of it: the name
-    goes with the rollback.
-    """
-    cursor.register(name, table)
-    yield
-    cursor.unregister(name)
-
-
 def _attach(database: Database, definition: Definition, path: Path) -> None:
-    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-        raise NotReadyError(
-            f"projection file {path} cannot be used",
-            cause="this user may not read and write it",
-            next_step=f"`chown` or `chmod` it, or delete it and run `esper replay {definition.name}`",
-        )
     try:
         database.attach(path, definition.name)
-    except (duckdb.OutOfMemoryException, duckdb.ResourceInUseException):
-        raise
     except duckdb.Error as error:
-        if is_lock_conflict(error):
+        if is_held(error):
             raise
-        raise UnreadableFile(path, str(error)) from error
+        raise fault(path, error) from error
 
 
 def _prepared(database: Database, definition: Definition, path: Path) -> duckdb.DuckDBPyConnection:
@@ -216,9 +200,12 @@ def _prepared(database: Database, definition: Definition, path: Path) -> duckdb.
         if not cursor.execute("select 1 from duckdb_tables() where database_name = $1", [definition.name]).fetchall():
             _create(cursor, definition)
         check_identity(cursor, definition, path)
-    except (duckdb.Error, UnreadableFile) as error:
+    except duckdb.Error as error:
         cursor.close()
-        raise UnreadableFile(path, str(error)) from error
+        raise fault(path, error) from error
+    except UnreadableFile:
+        cursor.close()
+        raise
     return cursor
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -12,14 +13,14 @@ import duckdb
 import pyarrow as pa
 
 from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
-from esper.core.errors import Busy, EsperError, NotReadyError, UsageError
+from esper.core.errors import Busy, EsperError, IntegrityError, NotReadyError, UsageError
 from esper.core.ids import new_event_id
 from esper.core.rng import jitter
 from esper.core.settings import Settings
-from esper.projection._contents import Contents, read_contents
-from esper.projection._database import Database, is_lock_conflict, quoted
+from esper.projection._contents import Contents, open_cursor, read_contents
+from esper.projection._database import Database, UnreadableFile, fault, is_held, quoted
 from esper.projection._definition import Definition, choose
-from esper.projection._file import ProjectionFile, UnreadableFile, check_identity
+from esper.projection._file import ProjectionFile, check_identity
 from esper.projection._folder import ProjectionFolder
 from esper.projection._reading import Interrupts, run_query
 
@@ -53,9 +54,20 @@ class Projections:
         )
 
     def contents(self, names: Iterable[str] | None = None) -> list[Contents]:
-        """Return offsets and table hashes of projections, each in one snapshot. For any thread."""
+        """Return offsets and table hashes of projections, each in one snapshot. For any thread.
+
+        Raises:
+            IntegrityError: not even the offsets of one can be read.
+        """
         chosen = choose(self.definitions, names)
-        return [self._undisturbed(lambda one=one: read_contents(self.database, one)) for one in chosen]  # type: ignore[misc]
+        try:
+            return [self._undisturbed(partial(read_contents, self.database, one)) for one in chosen]
+        except duckdb.Error as error:
+            raise IntegrityError(
+                "a projection cannot be read",
+                cause=" ".join(str(error).split()),
+                next_step="`esper replay` builds it again from the log",
+            ) from error
 
     def close(self) -> None:
         """Let go of all files."""
@@ -64,7 +76,8 @@ class Projections:
     def _undisturbed(self, read: Callable[[], _T]) -> _T:
         """Read again when a file was exchanged meanwhile: names do not resolve for that moment."""
         for _ in range(_EXCHANGES_MAX):
-            before = self._exchanges
+            with self._exchange:
+                before = self._exchanges
             try:
                 return read()
             except (EsperError, duckdb.Error):
@@ -114,7 +127,7 @@ class WritableProjections(Projections):
         try:
             self.database.attach(built, alias, read_only=True)
         except duckdb.Error as error:
-            raise UnreadableFile(built, str(error)) from error
+            raise fault(built, error) from error
         try:
             cursor = self.database.cursor()
             cursor.execute(f"use {quoted(alias)}")
@@ -139,7 +152,8 @@ class WritableProjections(Projections):
         self._folder.remove_older(old.definition)
 
     def close(self) -> None:
-        """Write what is pending and let go of all files."""
+        """End the queries, write what is pending and let go of all files."""
+        self.interrupts.expel_all()
         for file in self.files.values():
             try:
                 file.close()
@@ -156,7 +170,7 @@ class WritableProjections(Projections):
             except UnreadableFile:
                 self._folder.set_aside(path)
             except duckdb.Error as error:
-                if not is_lock_conflict(error) or deadline.expired:
+                if deadline.expired or not is_held(error):
                     raise _held(path, error) from error
                 self._clock.sleep(jitter(_RETRY_SECONDS))
 
@@ -202,9 +216,12 @@ class ReadableProjections(Projections):
             self.database.attach(path, definition.name, read_only=True)
             self.database.expose(definition.name, definition.relations)
         except duckdb.Error as error:
-            if is_lock_conflict(error) or not path.exists():
+            if is_held(error) or not path.exists():
                 raise _held(path, error) from error
-            raise UnreadableFile(path, str(error)) from error
+            raise fault(path, error) from error
+        cursor = open_cursor(self.database, definition)
+        check_identity(cursor, definition, path)
+        cursor.close()
 
 
 def _held(path: Path, error: duckdb.Error) -> Busy:

@@ -16,9 +16,9 @@ from esper.core.errors import Busy, UsageError
 from esper.oona import Fabric
 from esper.projection._admission import Admission
 from esper.projection._control import announced, new_token
+from esper.projection._database import UnreadableFile
 from esper.projection._decoder import ProtobufDecoder
 from esper.projection._definition import Definition, load_definitions
-from esper.projection._file import UnreadableFile
 from esper.projection._folder import ProjectionFolder
 from esper.projection._folding import Folding
 from esper.projection._letters import DeadLetters

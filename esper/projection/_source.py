@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from confluent_kafka import TopicCollection
 
@@ -15,6 +15,10 @@ from esper.oona import Position
 
 if TYPE_CHECKING:
     from esper.oona import Fabric, Reader
+
+
+#: One answer of a broker that is there; one that is away is asked again.
+_REQUEST_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class KafkaSource:
         admin = self._fabric.cluster.admin
 
         def ask() -> dict[str, str]:
-            futures = admin.describe_topics(TopicCollection(list(self._topics)), request_timeout=5.0)
+            futures = admin.describe_topics(TopicCollection(list(self._topics)), request_timeout=_REQUEST_SECONDS)
             return {topic: str(future.result().topic_id) for topic, future in futures.items()}
 
         what = f"the topics {', '.join(self._topics)} cannot be described"

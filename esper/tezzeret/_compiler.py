@@ -25,6 +25,10 @@ class TezzeretCompiler:
     def __init__(self, blueprints: BlueprintBuilder) -> None:
         self._blueprints = blueprints
 
+    def warm_up(self) -> None:
+        """Import torch now: the first request must not wait seconds for it while an epoch's edge waits."""
+        from esper.core.kernel import make_artifact  # noqa: F401 - looking it up is what imports torch
+
     def compile(self, request: ly.KernelRequestSpec) -> KernelArtifact:
         """Return the artifact of `request`: the same bytes whenever and wherever it is compiled.
 
@@ -32,7 +36,6 @@ class TezzeretCompiler:
             UsageError: the request is malformed, or its blueprint cannot be had like this.
             IntegrityError: the blueprint's spec is refused or answers another request.
         """
-        # torch comes with the first compilation, so that an idle forge stays small.
         from esper.core.kernel import make_artifact
 
         check_request(request)

@@ -74,6 +74,7 @@ class TezzeretForge:
         Raises:
             BrokerUnavailable: no broker answered for `settings.broker_retry_seconds`.
         """
+        self._compiler.warm_up()
         consumer = self._fabric.consumer(
             group=GROUP,
             instance=self._instance,

@@ -205,4 +205,8 @@ class _Attempt:
     def _command_reader(self, past: Past) -> Reader:
         fabric, claimed = self._wiring.fabric, self._claimed
         commands = (COMMANDS_TOPIC, fabric.partition_of(COMMANDS_TOPIC, claimed.run_id))
-        return fabric.reader({commands: past.commands_from, (RUNS_TOPIC, claimed.partition): claimed.offset + 1})
+        # Commands have no other consumer that would set aside what is forged among them.
+        return fabric.reader(
+            {commands: past.commands_from, (RUNS_TOPIC, claimed.partition): claimed.offset + 1},
+            rejects=self._wiring.publisher,
+        )

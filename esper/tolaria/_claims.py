@@ -58,8 +58,10 @@ class RunClaim:
                 claim_offset=event.offset,
                 first_offset=self.first_offset if self.attempt else event.offset,
             )
-        if isinstance(message, ly.TrainingRunFinished | ly.TrainingRunFailed) and message.attempt >= self.attempt:
-            return replace(self, ended=True)
+        if isinstance(message, ly.TrainingRunFinished | ly.TrainingRunFailed):
+            # Attempt 0 is whoever asked for the run giving it up, whatever its attempt.
+            fenced = 0 < message.attempt < self.attempt
+            return self if fenced else replace(self, ended=True)
         return self
 
 

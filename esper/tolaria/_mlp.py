@@ -19,8 +19,8 @@ def mlp_host(*, inputs: int, hidden: int, classes: int) -> Callable[[], Host]:
 
     def make() -> Host:
         linear = nn.Linear(inputs, hidden)
-        # With so few units each dead one counts: digits' 4 ended between 44 % and 83 % under torch's default,
-        # between 67 % and 81 % so (He et al., "Delving Deep into Rectifiers", 2015).
+        # He et al., "Delving Deep into Rectifiers" (2015). In so narrow a layer each dead unit counts: under torch's
+        # default, grown MNIST-1D runs of 5 seeds spread over 4.7 points of accuracy, so over 1.9.
         nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
         nn.init.zeros_(linear.bias)
         module = nn.Sequential(

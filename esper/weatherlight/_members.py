@@ -23,10 +23,10 @@ def _karn(fabric: Fabric, instance: str) -> Service:
 
 
 def _tezzeret(fabric: Fabric, instance: str) -> Service:
+    from esper.karn import KarnCatalog
     from esper.tezzeret import build_service
-    from esper.weatherlight._blueprints import KarnBlueprints
 
-    return build_service(fabric, blueprints=KarnBlueprints(), instance=instance)
+    return build_service(fabric, blueprints=KarnCatalog(), instance=instance)
 
 
 def _urza(fabric: Fabric, instance: str) -> Service:

@@ -134,6 +134,7 @@ class Supervisor:
         code = child.process.poll()
         if code is None:
             return
+        _close_pipe(child.process)
         child.process = None
         child.deaths = [*recent(child.deaths, now), now]
         if code in _FINAL_EXIT_CODES or len(child.deaths) > _RESTARTS_MAX:
@@ -164,6 +165,12 @@ class Supervisor:
                 _log.warning("process %s did not drain in %.0f s and is killed", process.pid, _DRAIN_SECONDS)
                 process.kill()
                 process.wait()
+            _close_pipe(process)
+
+
+def _close_pipe(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _last_line(path: Path) -> str:

@@ -97,6 +97,26 @@ def test_without_git_the_version_stands_alone(monkeypatch: pytest.MonkeyPatch) -
     assert "+g" not in code_version.__wrapped__()
 
 
+def test_a_git_that_does_not_answer_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: the version never fails a run. Method: a git that cannot be started."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("git")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    assert "+g" not in code_version.__wrapped__()
+
+
+def test_where_the_system_does_not_tell_its_processor_python_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: a fingerprint on every system. Method: hide /proc."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise FileNotFoundError("/proc/cpuinfo")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert numerics._processor.__wrapped__()
+
+
 def test_dependencies_are_named_with_all_they_need() -> None:
     """Goal: a change of any library below shows. Method: numpy comes with mnist1d; extras and the absent do not."""
     closure = installed_closure(["mnist1d", "no-such-distribution"])

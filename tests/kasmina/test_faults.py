@@ -113,12 +113,14 @@ def test_a_gradient_that_is_not_finite_ends_at_the_seed() -> None:
 
 
 def test_an_overflowing_shadow_loss_is_a_fault() -> None:
-    """Goal: a loss beyond all bounds ends the seed. Method: a loss function that overflows once it is told to."""
+    """Goal: a loss beyond all bounds ends the seed, finite gradient or not. Method: a loss function that overflows once
+    it is told to, by a constant, which no gradient shows.
+    """
     blown = [False]
 
     def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
         loss = nn.functional.cross_entropy(outputs, targets)
-        return loss * float("inf") if blown[0] else loss
+        return loss + float("inf") if blown[0] else loss
 
     loop = Loop(seeded(mlp), ["1"], loss_fn=loss_fn, probe=None)
     loop.germinate("1")

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from esper.core.errors import IntegrityError
+from esper.core.ports import FetchedKernel
 from esper.kasmina import AlphaSchedule, GateLimits, KasminaConfig, KasminaSeedManager, discover_slots
 from esper.kasmina.testing import InMemoryRuntime
 from esper.leyline import EventMessage
@@ -102,6 +103,41 @@ def test_a_zero_initialised_seed_changes_nothing_before_it_has_learned() -> None
     assert metrics["loss_seed_on"] == metrics["loss_seed_off"]
     assert "shadow_loss" not in metrics, "what was not measured is absent"
     assert not loop.state(seed_id).HasField("gradient_norm")
+
+
+def test_the_probe_hears_the_seed_in_eval_mode() -> None:
+    """Goal: held-out losses are those of a network in use. Method: a seed with dropout in TRAINING; the loss at alpha 1
+    computed by hand, layer by layer, in eval mode.
+    """
+    loop = Loop(seeded(HOSTS["residual"][0]), ["block"])
+    seed_id = loop.germinate("block", "DROPPING").seed_id
+    loop.train_epoch(30)
+    live = loop.manager._bed.live[seed_id]
+    assert live.held_out is not None
+    loop.model.eval()
+    live.seed.eval()
+    stem, block, head = (loop.model.get_submodule(name) for name in ("stem", "block", "head"))
+    total = 0.0
+    with torch.no_grad():
+        for x_BF, y_B in PROBE:
+            h_BF = stem(x_BF)
+            total += float(functional.cross_entropy(head(h_BF + (block(h_BF) + live.seed.body(h_BF))), y_B)) * len(y_B)
+    assert live.held_out.seed_on == pytest.approx(total / sum(len(y_B) for _, y_B in PROBE), rel=1e-6)
+    assert live.held_out.seed_on != live.held_out.seed_off
+
+
+def test_counting_the_work_does_no_work() -> None:
+    """Goal: the pass that counts a shadow's cost leaves no trace on the seed. Method: a seed with BatchNorm, which
+    counts its training passes.
+    """
+
+    def normed(request: ly.KernelRequestSpec, generator: torch.Generator) -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(request.in_shape[0]), FACTORIES["BYPASS"](request, generator))
+
+    loop = mlp_loop(runtime=InMemoryRuntime({"NORMED": normed}))
+    loop.germinate("1", "NORMED")
+    loop.train_epoch(3)
+    assert [int(tensor) for name, tensor in loop.manager.state().items() if name.endswith("num_batches_tracked")] == [3]
 
 
 def test_the_warmup_and_the_clip_bound_the_first_steps() -> None:
@@ -400,7 +436,12 @@ def test_a_joint_seed_with_dropout_draws_from_its_own_stream() -> None:
 def test_one_kernel_in_two_slots_shares_no_weights() -> None:
     """Goal: a runtime that hands out one object is safe. Method: two slots of equal shape, one module."""
     shared = FACTORIES["BYPASS"](ly.KernelRequestSpec(in_shape=[8], out_shape=[8]), torch.Generator().manual_seed(1))
-    runtime = InMemoryRuntime({"ONE": lambda _request, _generator: shared})
+
+    class Sharing(InMemoryRuntime):
+        def fetch_kernel(self, request: ly.KernelRequestSpec, *, run_id: str, wait_seconds: float) -> FetchedKernel:
+            return FetchedKernel(shared, "shared", ly.ArtifactManifest(request=request), 0.0)
+
+    runtime = Sharing({})
     model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3))
     loop = Loop(model, ["2", "3"], runtime=runtime)
     loop.germinate("2", "ONE")

@@ -54,6 +54,7 @@ def run(host: str, *, seed: bool, isolation: Isolation | None = None, zero_late:
     assert state.stage == ly.SEED_STAGE_TRAINING
     assert state.metrics["shadow_steps"] == STEPS, "the seed was trained at every step"
     assert any(not torch.equal(before[name], after[name]) for name in before), "and its weights moved"
+    assert torch.backends.mha.get_fastpath_enabled(), "torch's own switches are as before"
     return trajectory
 
 

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 from confluent_kafka import Consumer as KafkaConsumer
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, TopicPartition
 
 from esper.core.clock import Deadline
 from esper.core.errors import BrokerUnavailable, Busy, EsperError, IntegrityError, NotReadyError, UsageError
@@ -305,6 +305,19 @@ def test_second_process_under_the_same_id_ends_the_first(fabric: Fabric) -> None
             poll_until(second, lambda: bool(second.assignment()))
             with pytest.raises(Busy, match=r"another process took this member's place"):
                 poll_until(first, lambda: False, seconds=20.0)
+
+
+def test_member_that_its_own_ghost_fenced_after_an_outage_joins_anew(fabric: Fabric) -> None:
+    """A late request under an old member id may fence a member: report an outage, fence it, and let it go on."""
+    seen, group = Seen(new_run_id()), fresh_group()
+    with member(fabric, group, seen) as first:
+        poll_to_end(first, fabric)
+        with member(fabric, group, Seen("nobody")) as ghost:
+            poll_until(ghost, lambda: bool(ghost.assignment()))
+        first._membership._watch.on_error(KafkaError(KafkaError._TRANSPORT))
+        poll_until(first, lambda: not first.assignment())
+        publish_epochs(fabric, seen.run_id, range(2))
+        poll_until(first, lambda: seen.epochs == [0, 1])
 
 
 def test_paused_member_keeps_its_place_and_takes_nothing(fabric: Fabric) -> None:

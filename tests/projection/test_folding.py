@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,9 +17,9 @@ from esper.core.errors import IntegrityError, OperationFailed
 from esper.leyline import Record
 from esper.leyline import messages as ly
 from esper.projection import Definition
-from esper.projection._contents import open_cursor
-from esper.projection._database import Database
-from esper.projection._file import ProjectionFile, UnreadableFile
+from esper.projection._contents import open_cursor, read_contents
+from esper.projection._database import Database, UnreadableFile
+from esper.projection._file import ProjectionFile
 from esper.projection._folding import COMMIT_RECORDS
 from esper.projection._verify import compared
 from tests.projection.conftest import OpenWorkbench
@@ -220,8 +221,8 @@ import esper.projection._file as file
 from esper.core.settings import Settings
 from esper.projection import load_definitions
 from esper.projection._admission import Admission
-from esper.projection._contents import open_cursor
-from esper.projection._database import Database
+from esper.projection._contents import open_cursor, read_contents
+from esper.projection._database import Database, UnreadableFile
 from esper.projection._decoder import ProtobufDecoder
 from esper.projection._folding import Folding
 from tests.projection.log import TOPICS, Log, one_epoch, one_run
@@ -395,6 +396,23 @@ def test_a_file_that_is_no_database_is_unreadable(
     assert caught.value.path == path
 
 
+def test_a_full_disk_is_no_damage(open_workbench: OpenWorkbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is not thrown away because the disk is full: let a commit fail as DuckDB does then, and go on after."""
+    log = Log()
+    one_run(log)
+    bench = open_workbench(log)
+
+    def full(self: ProjectionFile) -> None:
+        raise duckdb.IOException(f"IO Error: Could not write to file {self.path}: {os.strerror(errno.ENOSPC)}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProjectionFile, "_before_commit", full)
+        with pytest.raises(OperationFailed, match="Free space"):
+            bench.fold()
+    bench.fold()
+    assert bench.rows("select count(*) from run_states") == [(3,)]
+
+
 def test_a_file_of_another_version_is_refused(tmp_path: Path, definitions: tuple[Definition, ...]) -> None:
     """A file says which version it holds, whatever its name: open it as another version."""
     path = tmp_path / "runs.duckdb"
@@ -426,6 +444,36 @@ def test_damage_inside_a_file_is_found_while_folding(open_workbench: OpenWorkben
     with pytest.raises(UnreadableFile) as caught:
         open_and_fold()
     assert caught.value.path == path
+
+
+def test_every_damaged_block_is_found_or_unused(
+    open_workbench: OpenWorkbench, tmp_path: Path, definitions: tuple[Definition, ...]
+) -> None:
+    """No damage reads as content: spoil a file's blocks one at a time; it will not open, or tables are unreadable."""
+    log = Log()
+    for number in range(20):
+        one_run(log, f"run-{number}")
+    bench = open_workbench(log)
+    bench.fold()
+    sound = bench.contents("runs")
+    bench.close()
+    content = (tmp_path / "live" / "runs.duckdb").read_bytes()
+    unreadable = set()
+    for start in range(3 * 4096, len(content), 262_144):
+        spoilt = tmp_path / f"spoilt-{start}.duckdb"
+        spoilt.write_bytes(content[:start] + bytes(64) + content[start + 64 :])
+        database = Database(tmp_path, memory_limit="200MB")
+        try:
+            ProjectionFile(database, definitions[1], spoilt)
+            found = read_contents(database, definitions[1])
+        except (UnreadableFile, duckdb.Error):
+            continue
+        finally:
+            database.close()
+        for table, one in found.tables.items():
+            assert one == sound.tables[table] or one.hash == "unreadable"
+            unreadable |= {table} if one.hash == "unreadable" else set()
+    assert unreadable
 
 
 def test_the_catalogue_of_topics_is_whole() -> None:

@@ -34,6 +34,7 @@ from esper.projection import (
     verify,
 )
 from esper.projection._control import announcement_path, find_projector
+from esper.projection._file import ProjectionFile
 from esper.projection._folder import ProjectionFolder
 from esper.projection._server import serving
 from tests.conftest import RunningBroker
@@ -81,6 +82,7 @@ def test_the_log_becomes_answers(shared: System) -> None:
 def test_queries_are_answered_while_events_arrive(shared: System) -> None:
     """Reading and folding do not disturb each other: ask in a loop while another thread publishes; counts only grow."""
     with shared.projector():
+        catch_up(shared.fabric)
         before = shared.count("run_states")
         published = threading.Event()
 
@@ -130,6 +132,12 @@ def test_errors_come_through_as_they_are(shared: System) -> None:
         assert caught.value.next_step
         with pytest.raises(UsageError, match="cannot go on with"):
             shared.client().adopt("runs", "../../etc/passwd")
+        wrong = shared.fabric.home.projections / "building-1-wrong.duckdb"
+        for content in (b"no database", _stored(shared, "urza_catalog").read_bytes()):
+            wrong.write_bytes(content)
+            with pytest.raises(IntegrityError, match="cannot be read"):
+                shared.client().adopt("runs", wrong.name)
+        wrong.unlink()
         assert query("select ? as a, ? as b", [1, "x"], settings=shared.settings).to_pylist() == [{"a": 1, "b": "x"}]
 
 
@@ -254,8 +262,8 @@ def test_projections_come_back_from_the_log(system: System) -> None:
     assert all(row["events_per_second"] > 0 for row in rows if row["records"])
     assert {name for name, _, _ in reports} == {"field_reports", "runs", "urza_catalog"}
     assert verify(system.fabric)["equal"]
-    names = [one.name for one in ProjectionFolder(system.fabric.home.projections).files()]
-    assert names == ["field_reports", "runs", "urza_catalog"]
+    names = [path.name.split("-")[0] for path in sorted(system.fabric.home.projections.iterdir())]
+    assert names == ["field_reports", "runs", "urza_catalog", "writer.lock"]
 
 
 def test_an_unreadable_file_is_set_aside_and_built_again(system: System, caplog: pytest.LogCaptureFixture) -> None:
@@ -280,8 +288,6 @@ def test_an_unreadable_file_is_set_aside_and_built_again(system: System, caplog:
 
 def test_a_file_that_breaks_in_mid_life_is_replaced(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """Damage found while folding is healed without a restart of the process: break one commit, see the rebuild."""
-    from esper.projection._file import ProjectionFile, UnreadableFile
-
     one_run(system, "run-a")  # type: ignore[arg-type]
     fold, broken = ProjectionFile._fold, list[Path]()
 
@@ -296,7 +302,6 @@ def test_a_file_that_breaks_in_mid_life_is_replaced(system: System, monkeypatch:
         wait_for(lambda: broken and find_projector(system.fabric.home))
         catch_up(system.fabric)
         assert system.count("run_states") == 3
-    assert issubclass(UnreadableFile, IntegrityError)
     assert list(system.fabric.home.projections.glob("*.unreadable-1")) == [
         broken[0].with_name(f"{broken[0].name}.unreadable-1")
     ]
@@ -408,6 +413,33 @@ def test_one_process_writes(shared: System, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("esper.projection._projector.WRITER_SECONDS", 0.2)
     with shared.projector(), pytest.raises(Busy, match="are being written"):
         Projector(shared.fabric).run(threading.Event())
+
+
+def test_a_file_that_another_process_holds_is_waited_for(shared: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DuckDB lets one process in: queries and folds wait for the other to leave, or say Busy when it does not."""
+    catch_up(shared.fabric)
+    hold = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(_stored(shared, "runs"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with monkeypatch.context() as patch:
+            patch.setattr("esper.projection._query._HANDOVER_SECONDS", 0.2)
+            with pytest.raises(Busy, match="is in use"):
+                shared.count("runs")
+        answers: list[int] = []
+        waiting = [
+            threading.Thread(target=lambda: answers.append(shared.count("runs"))),
+            threading.Thread(target=lambda: answers.append(1 + catch_up(shared.fabric).records)),
+        ]
+        for thread in waiting:
+            thread.start()
+        other.stdin.close()
+        for thread in waiting:
+            thread.join(timeout=30)
+    assert len(answers) == 2
+    assert all(answer > 0 for answer in answers)
 
 
 def test_what_was_never_built_is_said_so(system: System, tmp_path: Path) -> None:

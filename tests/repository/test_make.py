@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ import pytest
 from tests.repository.tree import ROOT, text_of
 
 NEEDED = {"setup", "demo", "test", "check", "lint", "types", "layers", "faults", "bench", "proto", "clean", "help"}
+
+
+JARS = Path(".venv/share/esper-grow/jars")
 
 
 def phony_targets() -> set[str]:
@@ -50,12 +54,20 @@ def checkout(target: Path) -> Path:
     for name in ("requirements.lock", "pyproject.toml"):
         (target / name).write_text(name, encoding="utf-8")
     (target / ".venv" / "bin").mkdir(parents=True)
+    jar = target / JARS / "kafka.jar"
+    jar.parent.mkdir(parents=True)
+    jar.write_bytes(b"jar")
+    lock = target / "esper" / "oona" / "broker" / "jars.lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text(
+        f"# digest, name, coordinate\n{digest(jar)}  kafka.jar  org.apache.kafka:kafka:1\n", encoding="utf-8"
+    )
     stamp = (
         f"environment {digest(target / 'requirements.lock')} {target}\n"
         f"package {digest(target / 'pyproject.toml')}\n"
-        f"jars {digest(target / 'esper/oona/broker/jars.lock')}\n"
+        f"jars {digest(lock)}\n"
     )
-    (target / ".venv" / ".setup-complete").write_text(stamp, encoding="utf-8")
+    (target / ".venv" / ".setup-stamp").write_text(stamp, encoding="utf-8")
     return target
 
 
@@ -72,7 +84,7 @@ def test_second_setup_does_nothing(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("spoiled", ["requirements.lock", ".venv/.setup-complete"])
+@pytest.mark.parametrize("spoiled", ["requirements.lock", ".venv/.setup-stamp"])
 def test_stale_environment_loses_its_stamp(tmp_path: Path, spoiled: str) -> None:
     """What is not known to be whole never counts as good: spoil it, let the repair fail, and look for the stamp."""
     root = checkout(tmp_path)
@@ -80,7 +92,7 @@ def test_stale_environment_loses_its_stamp(tmp_path: Path, spoiled: str) -> None
     result = setup(root, python="no-such-python")
     assert result.returncode == 3
     assert "no Python 3.11 or newer found" in result.stderr
-    assert not (root / ".venv" / ".setup-complete").exists()
+    assert not (root / ".venv" / ".setup-stamp").exists()
 
 
 def test_old_python_is_refused_in_words(tmp_path: Path) -> None:
@@ -100,7 +112,7 @@ def test_old_python_is_refused_in_words(tmp_path: Path) -> None:
 def test_interrupted_setup_starts_anew(tmp_path: Path) -> None:
     """A half-made environment is thrown away, not completed: leave a file in one without a stamp and fail the next."""
     root = checkout(tmp_path)
-    (root / ".venv" / ".setup-complete").unlink()
+    (root / ".venv" / ".setup-stamp").unlink()
     (root / ".venv" / "half-written").write_text("", encoding="utf-8")
     python = root / "python"
     # Passes the checks of version and modules, then fails to make an environment.
@@ -109,4 +121,22 @@ def test_interrupted_setup_starts_anew(tmp_path: Path) -> None:
     result = setup(root, python=str(python))
     assert result.returncode == 7
     assert not (root / ".venv" / "half-written").exists()
-    assert not (root / ".venv" / ".setup-complete").exists()
+    assert not (root / ".venv" / ".setup-stamp").exists()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda jar: jar.write_bytes(b"other")], ids=["missing", "altered"])
+def test_damaged_jars_are_fetched_again(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    """A jar that differs from the lock is noticed and only the jars are repaired: stand in a fetcher and count."""
+    root = checkout(tmp_path)
+    stamp = root / ".venv" / ".setup-stamp"
+    before = stamp.read_text(encoding="utf-8")
+    calls = root / "calls"
+    damage(root / JARS / "kafka.jar")
+    for name, work in {"uv": "", "python": f"printf jar > {JARS}/kafka.jar"}.items():
+        program = root / ".venv" / "bin" / name
+        program.write_text(f"#!/bin/sh\necho {name} >> calls\n{work}\n", encoding="utf-8")
+        program.chmod(0o755)
+    for _ in range(2):
+        assert setup(root, python="no-such-python").returncode == 0
+    assert calls.read_text(encoding="utf-8").split() == ["uv", "python"]
+    assert stamp.read_text(encoding="utf-8") == before

@@ -82,6 +82,14 @@ def _noisy() -> Host:
     return Host(Noisy(), (SlotSpec("body"),))
 
 
+def _raising() -> Host:
+    raise ZeroDivisionError("in the user's host")
+
+
+def _frozen() -> Host:
+    return Host(nn.Linear(2, 2).requires_grad_(requires_grad=False))
+
+
 def rings() -> Task:
     """Return two classes inside and outside a ring: inputs [N, 2], 200 train, 64 validation, 64 test."""
     return Task(
@@ -95,6 +103,10 @@ def rings() -> Task:
             "deaf": lambda: Host(Deaf()),
             "breaking": lambda: Host(Breaking()),
             "exploding": lambda: Host(Exploding()),
+            "failing": lambda: Host(nn.Linear(2, 2), (SlotSpec("no such module"),)),
+            "raising": _raising,
+            "frozen": _frozen,
+            "naked": lambda: nn.Linear(2, 2),  # type: ignore[dict-item, return-value]  # a user's mistake
         },
         batch_size=32,
         epochs=3,

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from esper.leyline import messages as ly
 from esper.tolaria import MemoryJournal, TolariaTrainer, prepared
 from tests.tolaria.small import TASK, NudgingController, request, scripted
-from tests.tolaria.test_trainer import SEED
 
 #: Keeps a core busy, and its caches as well.
 BURN = "import random\nprint('burning', flush=True)\nwhile True: sorted(random.random() for _ in range(50000))"
@@ -25,7 +25,7 @@ print(json.dumps(digests(TASK)))
 
 def digests(task: str = "mnist1d", *, seed: int = 7) -> list[str]:
     """Train 4 epochs with a seed commanded at epoch 2 and return each epoch's digest."""
-    journal = MemoryJournal(policy=scripted(None, SEED))
+    journal = MemoryJournal(policy=scripted(None, ly.COMMAND_SEED))
     asked = request(task=task, epochs=4, seed=seed)
     with prepared(asked) as setup:
         TolariaTrainer(setup, NudgingController(setup), journal).run()

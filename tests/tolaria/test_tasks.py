@@ -90,11 +90,22 @@ def test_the_shipped_hosts_have_a_branch_slot_past_the_bottleneck(name: str) -> 
     assert sorted(task.hosts) == ["mlp"]
 
 
+@pytest.mark.parametrize(("name", "package"), [("mnist1d", "mnist1d.data"), ("digits", "sklearn.datasets")])
+def test_a_missing_data_package_is_named(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: a light installation says what to add. Method: hide the package."""
+    from esper.tolaria._digits import digits
+    from esper.tolaria._mnist1d import mnist1d
+
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=rf"the task '{name}' cannot be made: .*esper-grow\[tasks\]"):
+        {"mnist1d": mnist1d, "digits": digits}[name]()
+
+
 def test_a_users_own_task_is_loaded() -> None:
     """Goal: package.module:factory works. Method: load the task that stands beside this test."""
     assert load_task(TASK).name == "rings"
     check_task(TASK, "mlp")
-    with pytest.raises(UsageError, match="it has breaking, deaf, exploding, mlp"):
+    with pytest.raises(UsageError, match="it has breaking, deaf, exploding, failing"):
         check_task(TASK, "huge")
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 
 import pytest
+from confluent_kafka import Producer
 
+from esper.core.errors import BrokerUnavailable, EsperError, OperationFailed
 from esper.core.ids import derive_id, new_run_id
 from esper.core.numerics import code_version, data_digest
+from esper.core.ports import GraftController, KernelUnavailable
 from esper.leyline import messages as ly
-from esper.oona import Fabric
-from esper.tolaria import ClaimBook, MemoryJournal, TolariaTrainer, claim, prepared, re_execute
+from esper.oona import Fabric, list_dead_letters
+from esper.tolaria import ClaimBook, MemoryJournal, TolariaTrainer, TrainingSetup, claim, prepared, re_execute
 from tests.tolaria.live import WORKER, Log, ask, eventually, neighbour, nudging, responder, worker
 from tests.tolaria.small import request, rings, scripted
 
@@ -69,7 +72,7 @@ def test_without_a_controller_the_run_goes_on_and_says_so(fabric: Fabric) -> Non
     ("fields", "reason", "words"),
     [
         ({"task": "mnist2d"}, "task_unusable", "the shipped tasks are digits, mnist1d"),
-        ({"host": "huge"}, "task_unusable", "it has breaking, deaf, exploding, mlp"),
+        ({"host": "huge"}, "task_unusable", "it has breaking, deaf, exploding, failing"),
         ({"hyperparameters": {"momentum": 1.0}}, "task_unusable", "there is no hyperparameter 'momentum'"),
         ({"task": "tests.tolaria.small:failing"}, "task_unusable", "ZeroDivisionError: in the user's factory"),
         ({"host": "exploding"}, "diverged", "the held-out loss is nan"),
@@ -208,6 +211,38 @@ def test_a_claim_whose_request_is_lost_is_given_up(fabric: Fabric) -> None:
     assert "does not hold its request" in failed.detail
 
 
+def test_a_worker_that_loses_the_broker_leaves_its_run_to_its_next_life(fabric: Fabric) -> None:
+    """Goal: a passing fault ends the process, not the run. Method: the first life meets one, the second does not."""
+    asked = ask(fabric, epochs=1, decision_wait_seconds=0.05)
+
+    def unreachable(_: TrainingSetup) -> GraftController:
+        raise BrokerUnavailable("the broker is away")
+
+    with pytest.raises(BrokerUnavailable), worker(fabric, controller_factory=unreachable):
+        eventually(lambda: Log(fabric, asked.run_id).of(ly.TrainingRunClaimed), what="a claim")
+    assert Log(fabric, asked.run_id).end() is None
+    with worker(fabric):
+        assert Log(fabric, asked.run_id).finished().attempt == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KernelUnavailable("no kernel", reason="not_found"), "kernel_unavailable"),
+        (OperationFailed("something else"), "failed"),
+    ],
+)
+def test_what_a_controller_cannot_do_ends_the_run(fabric: Fabric, error: EsperError, reason: str) -> None:
+    """Goal: each lasting fault has its word. Method: a controller that cannot be made."""
+    asked = ask(fabric)
+
+    def failing(_: TrainingSetup) -> GraftController:
+        raise error
+
+    with worker(fabric, controller_factory=failing):
+        assert Log(fabric, asked.run_id).failed().reason == reason
+
+
 def test_a_fenced_worker_appends_nothing_more(fabric: Fabric) -> None:
     """Goal: one attempt at a time. Method: another worker claims attempt 2 while the first waits for a command."""
     asked = ask(fabric, decision_wait_seconds=60)
@@ -238,6 +273,28 @@ def test_of_two_claims_the_lower_offset_wins(fabric: Fabric) -> None:
         first.publish(ly.TrainingRunFailed(run_id=asked.run_id, attempt=1, reason="test"), key=asked.run_id)
         books[1].catch_up()
         assert claim(books[1], second, asked, worker="two", attempt=2) is None
+
+
+def test_forged_commands_are_set_aside_and_change_nothing(fabric: Fabric) -> None:
+    """Goal: only authentic commands count. Method: junk and an unsigned command, then a true one."""
+    asked = ask(fabric, epochs=2, decision_wait_seconds=30)
+    log = Log(fabric, asked.run_id)
+    place = ("adaptation-commands", fabric.partition_of("adaptation-commands", asked.run_id))
+    forged = ly.AdaptationCommand(command_id="f", command_type=SEED, training_run_id=asked.run_id, epoch=1)
+    forged.meta.causation_id = derive_id(asked.run_id, "state", 1)
+    raw = Producer({"bootstrap.servers": fabric.bootstrap})
+    with worker(fabric):
+        eventually(lambda: log.of(ly.SystemStatePacket), what="a packet to forge an answer to")
+        for value in (b"junk", b"", forged.SerializeToString()):
+            raw.produce(*place[:1], partition=place[1], key=asked.run_id.encode(), value=value)
+        assert raw.flush(30) == 0
+        with responder(fabric, asked.run_id, lambda _: CONTINUE):
+            log.finished()
+    outcomes = log.of(ly.CommandOutcome)
+    assert [outcome.command_type for outcome in outcomes] == [CONTINUE, CONTINUE]
+    assert all(outcome.result == ly.COMMAND_RESULT_APPLIED and not outcome.late_commands for outcome in outcomes)
+    rows = [row for row in list_dead_letters(fabric) if (row.topic, row.key) == (place[0], asked.run_id)]
+    assert len(rows) == 3
 
 
 def test_telemetry_of_each_epoch_is_in_the_log(fabric: Fabric) -> None:

@@ -1,0 +1,95 @@
+"""Children that die are started again, within a budget; those that cannot live end the supervisor."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from esper.core.errors import Busy, NotReadyError, OperationFailed, UsageError
+from esper.core.home import Home, live_members, member_lock
+from esper.core.settings import load_settings
+from esper.weatherlight import Member, Supervisor, check_subsystem, missing_members
+from esper.weatherlight._supervisor import backoff_seconds, recent
+from tests.conftest import RunningBroker
+from tests.integration.driver import eventually, kill
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A home without a broker."""
+    monkeypatch.setenv("ESPER_CONNECT_SECONDS", "1")
+    return Home.create(load_settings(home=tmp_path / "home"))
+
+
+def failure_of(supervisor: Supervisor) -> Exception:
+    def failed() -> Exception | None:
+        try:
+            supervisor.check()
+        except (NotReadyError, OperationFailed) as error:
+            return error
+        return None
+
+    return eventually(failed, what="the supervisor gives up")
+
+
+def test_waits_double_up_to_a_cap() -> None:
+    """Goal: capped backoff. Method: the first waits and a late one."""
+    assert [backoff_seconds(n) for n in (1, 2, 3, 4)] == [0.5, 1.0, 2.0, 4.0]
+    assert backoff_seconds(50) == 30.0
+
+
+def test_old_deaths_are_forgiven() -> None:
+    """Goal: the budget is one of a window. Method: deaths before and inside it."""
+    assert recent([0.0, 50.0, 130.0], now=160.0) == [50.0, 130.0]
+
+
+def test_a_member_that_cannot_run_ends_the_supervisor(home: Home) -> None:
+    """Goal: exit codes that no restart cures end it with the member's own words. Method: no broker is up."""
+    with Supervisor(home, [Member("karn")]) as supervisor:
+        error = failure_of(supervisor)
+    assert isinstance(error, NotReadyError)
+    assert "esper up" in str(error)
+    assert "karn-0" in str(error)
+    assert live_members(home) == []
+
+
+def test_a_member_that_keeps_dying_opens_the_breaker(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: no endless restarts. Method: an interpreter that fails at once, waits cut short."""
+    monkeypatch.setattr("esper.weatherlight._supervisor.jitter", lambda _: 0.0)
+    monkeypatch.setattr("esper.weatherlight._supervisor.sys.executable", "/bin/false")
+    with Supervisor(home, [Member("tamiyo")]) as supervisor:
+        error = failure_of(supervisor)
+    assert isinstance(error, OperationFailed)
+    assert "exit code 1" in str(error)
+
+
+def test_a_killed_member_lives_again(broker: RunningBroker) -> None:
+    """Goal: a death is followed by another life under the same name. Method: SIGKILL a real member, then drain."""
+    with Supervisor(broker.home, [Member("karn")]) as supervisor:
+        assert supervisor.names == ["karn-0"]
+        first = eventually(lambda: supervisor.pid("karn-0"), what="karn runs")
+        eventually(lambda: [m for m in live_members(broker.home) if m.state == "running"], what="karn is at work")
+        kill(first)
+        second = eventually(lambda: (pid := supervisor.pid("karn-0")) != first and pid, what="karn runs again")
+        assert second != first
+        eventually(lambda: [m for m in live_members(broker.home) if m.state == "running"], what="karn is at work")
+        supervisor.check()
+    assert live_members(broker.home) == []
+
+
+def test_members_that_are_there_are_not_missing(home: Home) -> None:
+    """Goal: `train` starts only who is missing. Method: hold one member's lock."""
+    with member_lock(home, "tamiyo-0"):
+        missing = missing_members(home, ("karn", "tamiyo"))
+        assert [member.name for member in missing] == ["karn-0"]
+        assert [(m.name, m.pid, m.state) for m in live_members(home)] == [("tamiyo-0", os.getpid(), "starting")]
+        with pytest.raises(Busy, match="tamiyo-0"), member_lock(home, "tamiyo-0"):
+            pass
+
+
+def test_unknown_subsystems_are_named() -> None:
+    """Goal: a clear refusal. Method: a name that is none."""
+    with pytest.raises(UsageError, match="projector"):
+        check_subsystem("sauron")
