@@ -14,6 +14,7 @@ from esper.oona._dead_letters import (
 )
 from esper.oona._events import Event, Handler
 from esper.oona._fabric import Fabric
+from esper.oona._housekeeping import Housekeeper, build_housekeeper
 from esper.oona._partitioner import murmur2, partition_for
 from esper.oona._publisher import Pending, Publisher, PublisherMetrics, Receipt
 from esper.oona._reader import Reader
@@ -36,6 +37,7 @@ __all__ = [
     "EventObject",
     "Fabric",
     "Handler",
+    "Housekeeper",
     "Pending",
     "Position",
     "Publisher",
@@ -50,6 +52,7 @@ __all__ = [
     "TopicPlan",
     "TopicSpec",
     "apply_topics",
+    "build_housekeeper",
     "build_service",
     "cat_events",
     "describe_topics",

@@ -30,8 +30,9 @@ _logger = logging.getLogger("esper.oona.consumer")
 
 #: Attempts that a handler gets at an event before the event is set aside.
 ATTEMPTS_MAX: Final = 5
-#: Records between two commits when a backlog is read; after it every poll commits what it handled.
+#: Records of one poll, after which it commits what it handled; slow handlers have it committed more often.
 _BATCH: Final = 500
+_COMMIT_EVERY_SECONDS: Final = 0.5
 _RUN_POLL_SECONDS: Final = 0.1
 _BACKOFF_FIRST_SECONDS: Final = 0.05
 _BACKOFF_MAX_SECONDS: Final = 1.0
@@ -96,20 +97,23 @@ class Consumer:
         finally:
             self.close()
 
-    def poll(self, timeout: float) -> int:
+    def poll(self, timeout: float, *, limit: int = _BATCH) -> int:
         """Deal with the records that are there, waiting up to `timeout` seconds for the first; count them.
 
-        Raises as `run` does.
+        Deals with at most `limit` records and commits what it dealt with. Raises as `run` does.
         """
         self._membership.check()
-        taken, wait = 0, timeout
-        while taken < _BATCH and not self._stop.is_set():
+        taken, wait, commit_due = 0, timeout, Deadline(_COMMIT_EVERY_SECONDS)
+        while taken < limit and not self._stop.is_set():
             record = self._membership.next_record(wait)
             wait = 0.0
             self._announce_gained()
             if record is None or not self._deal_with(record):
                 break
             taken += 1
+            if commit_due.expired:
+                self._membership.commit()
+                commit_due = Deadline(_COMMIT_EVERY_SECONDS)
         self._membership.commit()
         return taken
 

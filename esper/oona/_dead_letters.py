@@ -115,9 +115,9 @@ class DeadLetterWriter:
 
     def settle(self) -> None:
         """Wait until every letter submitted is acknowledged."""
-        while self._pending:
-            self._pending[0].result()
-            self._pending.pop(0)
+        pending, self._pending = self._pending, []
+        for letter in pending:
+            letter.result()
 
     def _already_written(self) -> dict[Reference, None]:
         if self._known is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Self
 from weakref import WeakSet
 
@@ -111,11 +112,16 @@ class Fabric:
         mark_ready(self.home, self.member)
 
     def close(self) -> None:
-        """Close everything opened here, readers and consumers first: they may still write dead letters."""
+        """Close everything opened here, readers and consumers first: they may still write dead letters.
+
+        Raises:
+            BrokerUnavailable: a publisher had events that were never acknowledged; everything is closed all the same.
+        """
         opened = sorted(self._opened, key=lambda client: isinstance(client, Publisher))
         self._opened.clear()
-        for client in opened:
-            client.close()
+        with ExitStack() as stack:
+            for client in reversed(opened):
+                stack.callback(client.close)
 
     def __enter__(self) -> Self:
         return self

@@ -106,6 +106,11 @@ def commit_may_pass(error: KafkaError) -> bool:
     return passes(error) or error.code() == KafkaError.REBALANCE_IN_PROGRESS
 
 
+def is_outside_log(error: KafkaError) -> bool:
+    """Return whether the log does not hold the position that was to be read."""
+    return error.code() in _OUTSIDE_LOG
+
+
 def ends_consumer(error: KafkaError) -> bool:
     """Return whether a consumer that meets this error must stop."""
     return error.fatal() or error.code() in FATAL or error.code() in _MISSING_TOPIC

@@ -16,7 +16,15 @@ from esper.leyline import Record
 from esper.oona._assignment import committed_offsets, restore_memory, start_offset
 from esper.oona._cluster import ClientConfig, Cluster, Position
 from esper.oona._events import Gatekeeper, place_of, record_of
-from esper.oona._failures import NO_LONGER_MINE, Fenced, commit_may_pass, ends_consumer, error_of, translate
+from esper.oona._failures import (
+    NO_LONGER_MINE,
+    Fenced,
+    commit_may_pass,
+    ends_consumer,
+    error_of,
+    is_outside_log,
+    translate,
+)
 
 if TYPE_CHECKING:
     from esper.oona._fabric import Fabric
@@ -125,7 +133,7 @@ class Membership:
         self._consumer.resume(self._consumer.assignment())
 
     def close(self) -> None:
-        """Commit what is done and disconnect within a few seconds; the place in the group stays until the session ends."""
+        """Commit what is done and disconnect within seconds; the group keeps the place until the session ends."""
         try:
             if self._uncommitted:
                 self._begin_commit()
@@ -175,11 +183,25 @@ class Membership:
         error = message.error()
         if error is None:
             return record_of(message)
+        if is_outside_log(error) and self._skip_expired(message):
+            return None
         if ends_consumer(error):
             raise translate(error, self._what)
         _logger.info("%s: %s", self._what, error.str())
         self._watch.on_error(error)
         return None
+
+    def _skip_expired(self, message: KafkaMessage) -> bool:
+        """Go on at the first record left of a topic whose records expire; False for a truth topic."""
+        topic, partition = message.topic(), message.partition()
+        if topic is None or partition is None or self._fabric.topics[topic].truth:
+            return False
+        low, _ = self._fabric.cluster.watermarks([(topic, partition)])[(topic, partition)]
+        _logger.warning("%s-%d: records up to offset %d expired before they were read", topic, partition, low)
+        self._next[(topic, partition)] = low
+        # Assigned anew: librdkafka seeks in no partition that it has stopped reading.
+        self._consumer.assign([TopicPartition(*place, offset) for place, offset in self._next.items()])
+        return True
 
     def _broker_answers(self) -> bool:
         try:

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from esper.core.errors import UsageError
 from esper.core.home import Home, member_lock
 from esper.core.settings import Settings
-from esper.oona import Fabric, Service
+from esper.oona import Fabric, Service, build_housekeeper
 
 _log = logging.getLogger("esper.weatherlight")
+
+
+def _housekeeper(fabric: Fabric, instance: str) -> Service:
+    return build_housekeeper(fabric, instance=instance)
 
 
 def _karn(fabric: Fabric, instance: str) -> Service:
@@ -58,6 +62,7 @@ def _projector(fabric: Fabric, _instance: str) -> Service:
 
 #: Subsystem -> factory. Imports wait until a member is made: only those that train pay for torch.
 SUBSYSTEMS: dict[str, Callable[[Fabric, str], Service]] = {
+    "housekeeper": _housekeeper,
     "karn": _karn,
     "tezzeret": _tezzeret,
     "urza": _urza,

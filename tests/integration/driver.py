@@ -94,7 +94,7 @@ class Esper:
         """Keep members running; those named, or all."""
         process = self.spawn("serve", *(["--only", ",".join(only)] if only else []))
         try:
-            wanted = len(only) or 6
+            wanted = len(only) or 7
             eventually(lambda: self._ready(process, wanted), what=f"{wanted} members run")
             yield process
         finally:
@@ -108,7 +108,8 @@ class Esper:
     def _ready(self, process: subprocess.Popen[str], wanted: int) -> bool:
         if process.poll() is not None:
             raise AssertionError(f"serve ended with {process.returncode}: {process.communicate()[1]}")
-        return len(self("status", "--json").json["members"]) >= wanted
+        members = self("status", "--json").json["members"]
+        return sum(member["state"] == "running" for member in members) >= wanted
 
     def member_pid(self, name: str) -> int:
         """Return the process id of a member that lives."""

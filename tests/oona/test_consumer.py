@@ -126,8 +126,8 @@ def test_poison_is_set_aside_after_five_attempts_and_others_go_on(fabric: Fabric
 
 
 def test_handler_that_fails_for_a_moment_is_tried_again(fabric: Fabric) -> None:
-    """A passing fault loses nothing and sets nothing aside: fail eight times with a retriable error."""
-    run_id, failures = new_run_id(), 8
+    """A passing fault loses nothing and sets nothing aside: fail six times with a retriable error."""
+    run_id, failures = new_run_id(), 6
 
     def handler(event: Event) -> None:
         nonlocal failures
@@ -139,7 +139,7 @@ def test_handler_that_fails_for_a_moment_is_tried_again(fabric: Fabric) -> None:
     with member(fabric, fresh_group(), handler) as consumer:
         poll_until(consumer, lambda: failures == 0)
         poll_to_end(consumer, fabric)
-        assert consumer.metrics().retried == 8
+        assert consumer.metrics().retried == 6
     assert letters_of(fabric, run_id) == []
 
 
@@ -333,6 +333,38 @@ def test_paused_member_keeps_its_place_and_takes_nothing(fabric: Fabric) -> None
         poll_until(consumer, lambda: len(seen.epochs) == 3)
 
 
+def test_handler_may_pause_its_member(fabric: Fabric) -> None:
+    """A worker takes one order at a time: pause in the handler, find the second order untouched, resume."""
+    run_id, epochs, consumers = new_run_id(), list[int](), list[Consumer]()
+
+    def handler(event: Event) -> None:
+        if event.meta.subject == run_id:
+            epochs.append(cast("ly.SystemStatePacket", event.message).current_epoch)
+            consumers[0].pause()
+
+    with member(fabric, fresh_group(), handler) as consumer:
+        consumers.append(consumer)
+        poll_to_end(consumer, fabric)
+        publish_epochs(fabric, run_id, range(2))
+        poll_until(consumer, lambda: epochs == [0])
+        assert sum(consumer.poll(0.2) for _ in range(3)) == 0
+        consumer.resume()
+        poll_until(consumer, lambda: epochs == [0, 1])
+
+
+def test_limit_of_a_poll_is_kept(fabric: Fabric) -> None:
+    """A caller may take records one by one: poll with a limit of one over a backlog of five."""
+    seen = Seen(new_run_id())
+    with member(fabric, fresh_group(), seen) as consumer:
+        poll_to_end(consumer, fabric)
+        publish_epochs(fabric, seen.run_id, range(5))
+        deadline = Deadline(30.0)
+        while len(seen.epochs) < 5:
+            assert not deadline.expired
+            assert consumer.poll(0.5, limit=1) <= 1
+    assert seen.epochs == [0, 1, 2, 3, 4]
+
+
 def test_stop_leaves_a_failing_event_for_the_next_life(fabric: Fabric) -> None:
     """A stop is obeyed within a retry: set it from a failing handler; the next life handles the event."""
     seen, group, stop = Seen(new_run_id()), fresh_group(), threading.Event()
@@ -389,3 +421,27 @@ def test_lost_truth_stops_groups_and_readers(truncated: Fabric) -> None:
         reader.read_to_end()
     with truncated.reader({("blueprints", 0): "begin"}) as reader:
         assert [event.offset for event in reader.read_to_end()] == [2, 3]
+
+
+def test_expired_telemetry_is_skipped_with_a_word(scratch: Fabric, caplog: pytest.LogCaptureFixture) -> None:
+    """Telemetry may expire unread: pause a member, append, delete what it has not read, and resume."""
+    seen = list[int]()
+    consumer = scratch.consumer(
+        group=fresh_group(),
+        instance="m-0",
+        topics=["telemetry"],
+        handlers={ly.TelemetryPacket: lambda event: seen.append(event.offset)},
+        publisher=scratch.publisher("nissa"),
+    )
+    with consumer:
+        consumer.pause()
+        poll_to_end(consumer, scratch)
+        with scratch.publisher("nissa") as publisher:
+            offsets = [publisher.publish(ly.TelemetryPacket(), key="nissa").offset for _ in range(4)]
+        futures = scratch.cluster.admin.delete_records([TopicPartition("telemetry", 0, offsets[2])])
+        for future in futures.values():
+            future.result(timeout=30)
+        consumer.resume()
+        poll_until(consumer, lambda: len(seen) == 2)
+    assert seen == offsets[2:]
+    assert "expired before they were read" in caplog.text

@@ -11,7 +11,7 @@ from esper.core.errors import UsageError
 from esper.core.ids import derive_id, new_event_id
 from esper.leyline import Record
 from esper.leyline import messages as ly
-from esper.oona import Fabric, build_service, list_dead_letters, show_dead_letter
+from esper.oona import DeadLetterRow, Fabric, build_service, list_dead_letters, show_dead_letter
 from esper.oona._dead_letters import letter_for
 from tests.conftest import RunningBroker
 from tests.oona.log import append
@@ -72,7 +72,7 @@ def test_warden_judges_topics_that_nobody_reads(broker: RunningBroker) -> None:
         try:
             (forged,) = append(fabric, [Record("decisions", 0, -1, key.encode(), b"forged")])
             deadline = Deadline(30.0)
-            rows = []
+            rows: list[DeadLetterRow] = []
             while not rows and not deadline.expired:
                 rows = [row for row in list_dead_letters(fabric) if row.key == key]
         finally:

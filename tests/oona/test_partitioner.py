@@ -7,10 +7,10 @@ import threading
 
 import pytest
 from confluent_kafka import Message, Producer
-from confluent_kafka.admin import NewTopic
 
 from esper.core.ids import new_event_id
 from esper.oona import Cluster, Fabric, murmur2, partition_for
+from esper.oona._kafka_admin import NewTopic
 
 #: From the test suite of Kafka's Java client (UtilsTest.testMurmur2), as signed 32-bit integers.
 JAVA_VECTORS = {
