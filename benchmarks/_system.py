@@ -9,9 +9,9 @@ from pathlib import Path
 
 from esper.core.home import Home
 from esper.core.settings import load_settings
-from esper.oona import Fabric, apply_topics
+from esper.oona import Cluster, Fabric, TopicCatalog, apply_topics
 from esper.oona.broker import LocalBroker
-from esper.weatherlight import Supervisor, members_for_a_while
+from esper.weatherlight import SUBSYSTEMS, Supervisor, members_for_a_while
 
 
 @contextmanager
@@ -22,10 +22,9 @@ def broker_only() -> Iterator[Fabric]:
         broker = LocalBroker(Home.create(settings), settings)
         broker.start()
         try:
-            fabric = Fabric.open(settings, member="bench")
-            apply_topics(fabric)
-            yield fabric
-            fabric.close()
+            apply_topics(Cluster.open(settings), TopicCatalog.load(settings))
+            with Fabric.open(settings, member="bench") as fabric:
+                yield fabric
         finally:
             broker.stop()
 
@@ -33,5 +32,5 @@ def broker_only() -> Iterator[Fabric]:
 @contextmanager
 def whole_system() -> Iterator[tuple[Fabric, Supervisor]]:
     """Yield a fabric and the supervisor of one member of each subsystem."""
-    with broker_only() as fabric, members_for_a_while(fabric.settings) as supervisor:
+    with broker_only() as fabric, members_for_a_while(fabric.settings, wanted=tuple(SUBSYSTEMS)) as supervisor:
         yield fabric, supervisor

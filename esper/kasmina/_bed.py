@@ -151,7 +151,6 @@ class SeedBed:
         live = self.live[seed_id]
         assert live.seed.blender is not None, "a seed that begins to blend has its blender"
         live.graft.join()
-        live.trainer.zero_grad()
         live.seed.blender.begin(AlphaSchedule(self._config.alpha_curve, steps))
 
     def fossilize(self, seed_id: str) -> None:

@@ -22,7 +22,6 @@ from esper.oona._service import Service
 from esper.oona._topic_admin import TopicDescription, apply_topics, describe_topics, plan_topics
 from esper.oona._topic_plan import TopicChange, TopicPlan
 from esper.oona._topics import TopicCatalog, TopicSpec, shipped_topics_dir
-from esper.oona._warden import build_service
 
 __all__ = [
     "BadRecord",
@@ -53,7 +52,6 @@ __all__ = [
     "TopicSpec",
     "apply_topics",
     "build_housekeeper",
-    "build_service",
     "cat_events",
     "describe_topics",
     "event_object",

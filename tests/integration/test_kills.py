@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +12,10 @@ from esper.core.settings import load_settings
 from esper.oona.broker import LocalBroker
 from tests.integration.driver import Esper, eventually, finish, kill
 
-#: With batches of two samples an epoch of mnist1d takes about a second on one core.
-SLOW = ["--task", "mnist1d", "--host", "mlp", "--policy", "heuristic", "--seed", "3", "--hyper", "batch_size=2"]
-EPOCHS = 12
+TRAIN = ["--task", "mnist1d", "--host", "mlp", "--policy", "heuristic", "--seed", "3"]
+#: With batches of one sample an epoch of mnist1d takes a second and more on one core, with four a quarter of it.
+SLOW, BRISK = [*TRAIN, "--hyper", "batch_size=1"], [*TRAIN, "--hyper", "batch_size=4"]
+EPOCHS = 10
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(600)]
 
@@ -47,10 +47,10 @@ def test_a_killed_tamiyo_costs_only_the_epochs_it_missed(esper: Esper) -> None:
         tamiyo = esper.spawn("run", "tamiyo")
         run = esper.spawn("train", *SLOW, "--epochs", str(EPOCHS), "--no-members", "--json")
         try:
-            wait_for_epoch(esper, 3)
+            wait_for_epoch(esper, 2)
             kill(tamiyo.pid)
             finish(tamiyo)
-            wait_for_epoch(esper, 7)
+            wait_for_epoch(esper, 5)
             tamiyo = esper.spawn("run", "tamiyo")
             document = finish(run).json
         finally:
@@ -73,8 +73,8 @@ def test_a_killed_broker_loses_no_epoch(esper: Esper) -> None:
     """Goal: nothing is missing from the log after a crash of the broker. Method: SIGKILL it in mid-run, start it."""
     settings = load_settings(home=esper.home)
     broker = LocalBroker(Home.open(settings), settings)
-    run = esper.spawn("train", *SLOW, "--epochs", str(EPOCHS), "--json")
-    wait_for_epoch(esper, 3)
+    run = esper.spawn("train", *BRISK, "--epochs", str(EPOCHS), "--json")
+    wait_for_epoch(esper, 2)
     broker.kill()
     broker.start()
     document = finish(run).json
@@ -89,38 +89,13 @@ def test_a_killed_worker_is_followed_by_another_attempt(esper: Esper) -> None:
     Method: SIGKILL the worker under `serve`, which starts it again; compare with an undisturbed run.
     """
     with esper.serving():
-        run = esper.spawn("train", *SLOW, "--epochs", str(EPOCHS), "--json")
-        wait_for_epoch(esper, 3)
+        run = esper.spawn("train", *BRISK, "--epochs", str(EPOCHS), "--json")
+        wait_for_epoch(esper, 2)
         kill(esper.member_pid("tolaria-0"))
         document = finish(run).json
-        undisturbed = esper("train", *SLOW, "--epochs", str(EPOCHS), "--json").json
+        undisturbed = esper("train", *BRISK, "--epochs", str(EPOCHS), "--json").json
     kinds = types(esper, document["run_id"])
     assert kinds["TrainingRunClaimed"] == 2
     assert kinds["CommandOutcome"] == EPOCHS
     assert document["digest"] == undisturbed["digest"]
     assert document["accuracy"] == undisturbed["accuracy"]
-
-
-def test_a_worker_that_cannot_live_ends_the_run(esper: Esper, tmp_path: Path) -> None:
-    """Goal: a run that nobody can finish is said to have failed. Method: kill the worker without a successor."""
-    with esper.serving("karn", "tezzeret", "urza", "tamiyo"):
-        worker = esper.spawn("run", "tolaria")
-        run = esper.spawn("train", *SLOW, "--epochs", str(EPOCHS), "--no-members", "--json")
-        wait_for_epoch(esper, 2)
-        kill(worker.pid)
-        finish(worker)
-        run_id = esper.events("run-requests")[0]["key"]
-        run.terminate()
-        finish(run)
-        # Three lives that all die leave the fourth to say so.
-        for attempt in (2, 3):
-            worker = esper.spawn("run", "tolaria")
-            eventually(lambda a=attempt: types(esper, run_id)["TrainingRunClaimed"] >= a, what=f"attempt {attempt}")
-            kill(worker.pid)
-            finish(worker)
-        worker = esper.spawn("run", "tolaria")
-        eventually(lambda: types(esper, run_id)["TrainingRunFailed"], what="the run is given up")
-        worker.terminate()
-        finish(worker)
-    failed = [e["payload"] for e in esper.events("runs", run_id=run_id) if e["type"].endswith("TrainingRunFailed")]
-    assert failed[0]["reason"] == "worker_lost"

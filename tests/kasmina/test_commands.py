@@ -101,6 +101,7 @@ def test_the_first_packet_and_outcome_of_an_epoch_bind() -> None:
     twin = packet(1)
     twin.meta.event_id = "packet-1-again"
     ledger = ledger_of(packet(1), twin, outcome(1, first), outcome(1, second))
+    assert dict(ledger.packets) == {"packet-1": 1}
     assert ledger.latest_packet == "packet-1"
     assert dict(ledger.outcomes) == {"packet-1": "event-a"}
     assert ledger.command_ids == {"a"}

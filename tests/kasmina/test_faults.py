@@ -138,6 +138,7 @@ def test_two_faults_at_one_edge_have_their_own_events() -> None:
     for seed_id in ("1.1", "2.1"):
         poison(loop, seed_id, float("nan"))
     assert culls(loop.train_epoch(3)) == EXPECTED * 2
+    assert loop.order(ly.SEED_OP_CULL, seed_id="1.1").reason.startswith("illegal_transition:SEED_STAGE_EMBARGOED")
+    assert [event.epoch for event in loop.log[-5:]] == [2] * 5, "four moves and a rejection at one edge"
     ids = [event.meta.event_id for event in loop.log]
     assert len(set(ids)) == len(ids)
-    assert loop.order(ly.SEED_OP_CULL, seed_id="1.1").reason.startswith("illegal_transition:SEED_STAGE_EMBARGOED")

@@ -433,6 +433,26 @@ def test_a_joint_seed_with_dropout_draws_from_its_own_stream() -> None:
     assert torch.equal(streams[0], streams[1])
 
 
+def test_each_shadow_draws_anew_and_repeatably() -> None:
+    """Goal: a seed's dropout is random over steps and equal over runs. Method: the masks of three shadows of one batch,
+    in two runs.
+    """
+    runs = []
+    for _ in range(2):
+        loop = mlp_loop()
+        seed_id = loop.germinate("1", "DROPPING").seed_id
+        (dropout,) = (part for part in loop.manager._bed.live[seed_id].seed.modules() if isinstance(part, nn.Dropout))
+        masks: list[torch.Tensor] = []
+        dropout.register_forward_pre_hook(lambda _module, args: (torch.ones_like(args[0]),))
+        dropout.register_forward_hook(lambda module, _args, output, seen=masks: seen.append(output == 0))
+        for _ in range(3):
+            loop.manager.after_step(*batch(0))
+        runs.append([mask for mask in masks if mask.any()])
+    assert len(runs[0]) == 3
+    assert len({mask.numpy().tobytes() for mask in runs[0]}) == 3
+    assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
 def test_one_kernel_in_two_slots_shares_no_weights() -> None:
     """Goal: a runtime that hands out one object is safe. Method: two slots of equal shape, one module."""
     shared = FACTORIES["BYPASS"](ly.KernelRequestSpec(in_shape=[8], out_shape=[8]), torch.Generator().manual_seed(1))

@@ -384,6 +384,35 @@ def test_stop_leaves_a_failing_event_for_the_next_life(fabric: Fabric) -> None:
     assert seen.epochs == [0]
 
 
+@pytest.mark.parametrize(
+    ("code", "again"),
+    [
+        (KafkaError.REBALANCE_IN_PROGRESS, True),
+        (KafkaError._WAIT_COORD, True),
+        (KafkaError.ILLEGAL_GENERATION, False),
+    ],
+)
+def test_refused_offsets_are_sent_again_unless_the_partition_is_lost(fabric: Fabric, code: int, again: bool) -> None:
+    """A busy group takes offsets later, a lost partition never: hand the outcome of a commit to a real member."""
+    with member(fabric, fresh_group(), Seen("nobody")) as consumer:
+        poll_to_end(consumer, fabric)
+        place = consumer.assignment()[0]
+        poll_until(consumer, lambda: not consumer._membership._committing)
+        consumer._membership._on_commit(KafkaError(code), [TopicPartition(*place, 1)])
+        assert (place in consumer._membership._uncommitted) is again
+        consumer._membership.check()
+
+
+def test_forbidden_commit_ends_the_member(fabric: Fabric) -> None:
+    """What a group may not store it must not go on without: hand a refusal to a real member and poll."""
+    with member(fabric, fresh_group(), Seen("nobody")) as consumer:
+        poll_to_end(consumer, fabric)
+        refusal = KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED)
+        consumer._membership._on_commit(refusal, [TopicPartition(*consumer.assignment()[0], 1)])
+        with pytest.raises(NotReadyError, match="ACLs"):
+            consumer.poll(0.1)
+
+
 def test_handlers_that_no_topic_can_call_are_refused(fabric: Fabric) -> None:
     """A forgotten subscription shows at once: give a handler for another topic's type, and no topic at all."""
     with pytest.raises(UsageError, match="DecisionMade would never be called"):

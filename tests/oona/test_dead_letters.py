@@ -1,4 +1,4 @@
-"""Dead letters as people ask for them, and the warden that judges what nobody else reads."""
+"""Dead letters as people ask for them, and the housekeeper that judges what nobody else reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from esper.core.errors import UsageError
 from esper.core.ids import derive_id, new_event_id
 from esper.leyline import Record
 from esper.leyline import messages as ly
-from esper.oona import DeadLetterRow, Fabric, build_service, list_dead_letters, show_dead_letter
+from esper.oona import DeadLetterRow, Fabric, build_housekeeper, list_dead_letters, show_dead_letter
 from esper.oona._dead_letters import letter_for
 from tests.conftest import RunningBroker
 from tests.oona.log import append
@@ -62,12 +62,12 @@ def test_letter_about_a_record_that_is_gone_says_so(fabric: Fabric) -> None:
         assert not show_dead_letter(fabric, topic, 0, 10**12).record_unchanged
 
 
-def test_warden_judges_topics_that_nobody_reads(broker: RunningBroker) -> None:
-    """A forged record is listed though no subsystem runs: run the warden, append to `decisions`, ask for the list."""
+def test_housekeeper_judges_topics_that_nobody_reads(broker: RunningBroker) -> None:
+    """A forged record is listed though no subsystem runs: run the housekeeper, forge one, list."""
     key = f"run-{new_event_id()[:12]}"
     stop = threading.Event()
     with Fabric.open(broker.settings, member="oona-0") as fabric:
-        runner = threading.Thread(target=build_service(fabric).run, args=(stop,))
+        runner = threading.Thread(target=build_housekeeper(fabric).run, args=(stop,))
         runner.start()
         try:
             (forged,) = append(fabric, [Record("decisions", 0, -1, key.encode(), b"forged")])

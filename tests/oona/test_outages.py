@@ -95,6 +95,23 @@ def test_other_partition_counts_are_refused(tmp_path: Path, broker: RunningBroke
         Fabric.open(settings, member="test")
 
 
+def test_login_and_certificates_come_from_the_settings(tmp_path: Path) -> None:
+    """A secured cluster is reached by settings alone: look at what every client would be configured with."""
+    settings = settings_for(
+        tmp_path,
+        kafka_bootstrap="kafka.example:9093",
+        kafka_security_protocol="SASL_SSL",
+        kafka_sasl_username="esper",
+        kafka_sasl_password="hush",  # noqa: S106 - no password of anything
+        kafka_ssl_ca=tmp_path / "ca.pem",
+    )
+    config = Cluster(settings, "kafka.example:9093", client_id="esper.test").config()
+    assert (config["bootstrap.servers"], config["client.id"]) == ("kafka.example:9093", "esper.test")
+    assert (config["security.protocol"], config["sasl.mechanism"]) == ("SASL_SSL", "SCRAM-SHA-512")
+    assert (config["sasl.username"], config["sasl.password"]) == ("esper", "hush")
+    assert config["ssl.ca.location"] == str(tmp_path / "ca.pem")
+
+
 class Member:
     """A consumer that runs in a thread of its own."""
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from esper.core.errors import UsageError
+from esper.core.errors import BrokerUnavailable, UsageError
 from esper.core.ids import derive_id, new_run_id
 from esper.leyline import SIGNATURE_HEADER, VALUE_BYTES_MAX, mac_of, open_record
 from esper.leyline import messages as ly
@@ -145,3 +145,27 @@ def test_result_of_a_pending_event_can_be_waited_for_in_parts(fabric: Fabric) ->
         offsets = [one.result(timeout=30.0).offset for one in reversed(pending)]
     assert offsets == sorted(offsets, reverse=True)
     assert all(one.done for one in pending)
+
+
+def test_full_queue_slows_the_caller_and_drops_nothing(fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backpressure is no loss: submit 500 events through a queue for ten."""
+    monkeypatch.setattr("esper.oona._publisher._QUEUE_RECORDS_MAX", 10)
+    run_id = new_run_id()
+    with fabric.publisher("tolaria") as publisher:
+        for epoch in range(500):
+            publisher.submit(packet(run_id, epoch), key=run_id)
+        publisher.flush()
+        assert publisher.metrics().backpressure_waits > 0
+        assert publisher.metrics().acknowledged == 500
+    assert [event.meta.sequence for event in read_run(fabric, "system-state", run_id)] == list(range(1, 501))
+
+
+def test_impatient_caller_is_told_and_the_event_goes_on(fabric: Fabric) -> None:
+    """A short timeout says nothing of the event's fate: wait no time at all, then as long as it takes."""
+    run_id = new_run_id()
+    with fabric.publisher("tolaria") as publisher:
+        pending = publisher.submit(packet(run_id, 1), key=run_id)
+        with pytest.raises(BrokerUnavailable, match="no acknowledgement within 0 seconds"):
+            pending.result(timeout=0.0)
+        assert pending.result().event_id
+    assert len(read_run(fabric, "system-state", run_id)) == 1
