@@ -18,8 +18,8 @@ from esper.core.clock import SYSTEM_CLOCK, Deadline
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).parents[2]
-#: Fast machines need a tenth of it; a loaded one with two cores has been seen to need half.
-PATIENCE_SECONDS = 120.0
+#: Fast machines need a twentieth of it; a loaded one with two cores has been seen to need half.
+PATIENCE_SECONDS = 240.0
 _POLL_SECONDS = 0.05
 
 
