@@ -2,7 +2,7 @@
 
 from esper.kasmina._alpha import AlphaBlender, AlphaCurve, AlphaSchedule
 from esper.kasmina._commands import REASONS as COMMAND_REASONS
-from esper.kasmina._commands import CommandVerdict, CommandVerifier, NonceLedger
+from esper.kasmina._commands import CommandVerdict, CommandVerifier, NonceLedger, RunCommandVerifier
 from esper.kasmina._config import GateLimits, KasminaConfig
 from esper.kasmina._gates import (
     ImpactEvidence,
@@ -43,6 +43,7 @@ __all__ = [
     "KasminaSeedManager",
     "KernelEvidence",
     "NonceLedger",
+    "RunCommandVerifier",
     "SanityEvidence",
     "SeedRecord",
     "SlotSpec",

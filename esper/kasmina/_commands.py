@@ -131,3 +131,23 @@ class CommandVerifier:
         if append_time_ms - command.meta.time.ToMilliseconds() > self.window_seconds * 1000:
             return REASON_STALE
         return ""
+
+
+class RunCommandVerifier:
+    """A verifier with the ledger of one run: tell it every acknowledged packet and outcome, and ask.
+
+    Holds nothing that the log does not: a new one that is told the same events answers alike.
+    """
+
+    def __init__(self, run_id: str, *, window_seconds: float) -> None:
+        self.ledger = NonceLedger(run_id)
+        self._verifier = CommandVerifier(window_seconds)
+
+    def fold(self, event: ly.SystemStatePacket | ly.CommandOutcome) -> None:
+        """Take note of an acknowledged event of the run."""
+        self.ledger = self.ledger.fold(event)
+
+    def refusal(self, command: ly.AdaptationCommand, *, append_time_ms: int) -> str:
+        """Return why `command` may not be applied now, one of `REASONS`; "" when it may."""
+        verdict = self._verifier.verify(command, self.ledger, append_time_ms=append_time_ms)
+        return "" if verdict.applicable else verdict.reason

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 
 from esper.core.kernel import DirectoryBlobStore
 from esper.core.ports import BlueprintRuntime
 from esper.karn import catalogue
-from esper.kasmina import CommandVerifier, KasminaConfig, KasminaSeedManager, NonceLedger, SlotSpec, discover_slots
+from esper.kasmina import KasminaConfig, KasminaSeedManager, RunCommandVerifier, SlotSpec, discover_slots
 from esper.leyline import messages as ly
 from esper.oona import Fabric
 from esper.tolaria import ControllerFactory, JudgeFactory, TrainingSetup
@@ -31,27 +31,10 @@ def kernel_runtime(fabric: Fabric) -> UrzaRuntime:
     return UrzaRuntime(fabric, store=DirectoryBlobStore(fabric.home.blobs), publisher=fabric.publisher("kasmina"))
 
 
-@dataclass
-class RunJudge:
-    """Judges the commands of one run; implements `esper.tolaria.CommandJudge` over Kasmina's fold."""
-
-    verifier: CommandVerifier
-    ledger: NonceLedger = field(default_factory=lambda: NonceLedger(run_id=""))
-
-    def fold(self, event: ly.SystemStatePacket | ly.CommandOutcome) -> None:
-        """Take note of an acknowledged packet or outcome of the run."""
-        self.ledger = self.ledger.fold(event)
-
-    def refusal(self, command: ly.AdaptationCommand, *, append_time_ms: int) -> str:
-        """Return why `command` may not be applied now; "" if it may."""
-        verdict = self.verifier.verify(command, self.ledger, append_time_ms=append_time_ms)
-        return "" if verdict.applicable else verdict.reason
-
-
 def judge_factory(fabric: Fabric) -> JudgeFactory:
     """Return what makes the judge of one run."""
-    verifier = CommandVerifier(window_seconds=fabric.settings.command_window_seconds)
-    return lambda run_id: RunJudge(verifier, NonceLedger(run_id=run_id))
+    window = fabric.settings.command_window_seconds
+    return lambda run_id: RunCommandVerifier(run_id, window_seconds=window)
 
 
 def _slots(setup: TrainingSetup, wanted: tuple[HostSlot, ...]) -> list[SlotSpec]:

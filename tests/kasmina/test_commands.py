@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.core.errors import IntegrityError
-from esper.kasmina import COMMAND_REASONS, CommandVerifier, NonceLedger
+from esper.kasmina import COMMAND_REASONS, CommandVerifier, NonceLedger, RunCommandVerifier
 from esper.leyline import messages as ly
 
 RUN, WINDOW_SECONDS = "run-1", 60.0
@@ -153,3 +153,13 @@ def test_exactly_one_command_per_epoch_is_ever_applied(script: list[tuple[str, i
         elif kind == "replay" and used:
             assert refusal(ledger_of(*log), used[number % len(used)]) == "nonce_replayed"
     assert len(applied) == len(set(applied))
+
+
+def test_the_run_verifier_says_what_its_ledger_says() -> None:
+    """Goal: the trainer's judge is the same fold. Method: packet, answer, outcome through its two methods."""
+    judge, answer = RunCommandVerifier(RUN, window_seconds=WINDOW_SECONDS), command("packet-1")
+    assert judge.refusal(answer, append_time_ms=ISSUED_MS) == "unknown_packet"
+    judge.fold(packet(1))
+    assert judge.refusal(answer, append_time_ms=ISSUED_MS) == ""
+    judge.fold(outcome(1, answer))
+    assert judge.refusal(answer, append_time_ms=ISSUED_MS) == "nonce_replayed"

@@ -117,6 +117,7 @@ def test_the_public_names_are_these() -> None:
         "MEASURED_GATES",
         "NonceLedger",
         "PATHS",
+        "RunCommandVerifier",
         "SanityEvidence",
         "SeedRecord",
         "SlotSpec",
