@@ -17,7 +17,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Train neural networks that grow while they train; every step is an event on Kafka.\n\n"
-    "Begin: esper init && esper up && esper topics apply && esper train --task mnist1d --policy heuristic",
+    "Begin: esper init && esper up && esper train --task mnist1d --policy heuristic",
 )
 
 

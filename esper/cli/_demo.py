@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -21,10 +22,13 @@ from esper.projection import delete_all, fresh_query, replay, verify
 from esper.weatherlight import SUBSYSTEMS, TrainingRequest, members_for_a_while, train
 
 _LATENCY_SQL = """
-select quantile_cont(latency_ms, 0.5) as p50, quantile_cont(latency_ms, 0.99) as p99, count(*) as epochs
+select quantile_disc(latency_ms, 0.5) as p50, quantile_disc(latency_ms, 0.99) as p99, max(latency_ms) as slowest,
+  count(*) as epochs
 from epochs where run_id in (?, ?)
 """
 
+#: As it can be typed here: the virtual environment of `make setup` is seldom on the path.
+_PROGRAM = "esper" if shutil.which("esper") else ".venv/bin/esper"
 _NEXT = (
     "esper up && esper runs show RUN",
     "esper sql \"select epoch, seed_id, to_stage, reason from seed_moves where run_id = 'RUN'\"",
@@ -95,13 +99,14 @@ def _table(static: dict[str, Any], grown: dict[str, Any]) -> Table:
     for column in ("", "static (noop)", "grown (heuristic)"):
         table.add_column(column, overflow="fold")
     for name, form in (
-        ("accuracy", "{:.1%}"),
+        ("test accuracy", "{:.1%}"),
         ("parameters", "{:,}"),
         ("multiply_adds", "{:,}"),
         ("multiply_adds_per_sample", "{:,}"),
         ("epochs", "{}"),
     ):
-        table.add_row(name.replace("_", "-"), form.format(static[name]), form.format(grown[name]))
+        field = name.removeprefix("test ")
+        table.add_row(name.replace("_", " "), form.format(static[field]), form.format(grown[field]))
     table.add_row("seeds", _seed_words(static), _seed_words(grown))
     table.add_row("run", static["run_id"], grown["run_id"])
     return table
@@ -112,14 +117,17 @@ def _show(document: dict[str, Any]) -> None:
     out.print(_table(static, grown))
     loop, proof = document["control_loop_ms"], document["rebuild"]
     counts = ", ".join(f"{topic} {count}" for topic, count in document["events"].items() if count)
-    out.print(f"control loop   p50 {loop['p50']:.1f} ms, p99 {loop['p99']:.1f} ms over {loop['epochs']} epochs")
-    out.print(f"events         {counts}")
+    figures = f"p50 {loop['p50']:.1f} ms, p99 {loop['p99']:.1f} ms, slowest {loop['slowest']:.0f} ms"
+    out.print(
+        f"control loop   {figures} over these {loop['epochs']} epochs (slowest: a kernel was made and gates measured)"
+    )
+    out.print(f"log            {counts}")
     verdict = "EQUAL to the log" if proof["equal"] else "DIFFERENT from the log"
     out.print(f"rebuild        {proof['records']} records folded anew; projections are {verdict}")
     out.print(f"took           {document['seconds']:.0f} s")
     out.print("\nWhat to try next")
     for command in _NEXT:
-        out.print("  " + command.replace("RUN", grown["run_id"]))
+        out.print("  " + command.replace("RUN", grown["run_id"]).replace("esper ", f"{_PROGRAM} "))
 
 
 def demo(

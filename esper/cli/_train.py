@@ -12,9 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from esper.cli._console import JsonFlag, emit_json, emit_table, err, open_fabric, say
 from esper.core.errors import UsageError
 from esper.leyline import messages as ly
-from esper.weatherlight import SUBSYSTEMS, TrainingRequest, check_request, members_for_a_while
+from esper.projection import catch_up
+from esper.weatherlight import SUBSYSTEMS, TrainingRequest, check_request, interrupt_on_sigterm, members_for_a_while
 from esper.weatherlight import train as run_training
 
+#: What the request's fields hold.
+_EPOCHS_MAX, _SEED_MAX = 2**32 - 1, 2**64 - 1
 _POLICY_PARAMETER_HELP = "NAME=NUMBER for the policy; may be given again."
 
 
@@ -27,7 +30,7 @@ def _pairs(values: list[str], option: str) -> dict[str, float]:
             result[name] = float(number)
         except ValueError as error:
             raise UsageError(
-                f"{option} {value!r} cannot be used", cause="it is not NAME=NUMBER", next_step=f"{option} depth=2"
+                f"{option} {value!r} cannot be used", cause="it is not NAME=NUMBER", next_step=f"Write {option} NAME=2"
             ) from error
     return result
 
@@ -57,8 +60,8 @@ def train(
     task: Annotated[str, typer.Option(help="mnist1d, digits, or package.module:factory of your own.")] = "mnist1d",
     host: Annotated[str, typer.Option(help="Host network of the task.")] = "mlp",
     policy: Annotated[str, typer.Option(help="noop, fixed or heuristic.")] = "heuristic",
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs to train.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all randomness.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, max=_EPOCHS_MAX, help="Epochs to train.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, max=_SEED_MAX, help="Seed of all randomness.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     slot: Annotated[list[str] | None, typer.Option(help="Module name of a slot; may be given again.")] = None,
     hyper: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER of the task; may be given again.")] = None,
@@ -89,7 +92,10 @@ def train(
         training_progress(epochs) as progress,
         members_for_a_while(fabric.settings, wanted=tuple(SUBSYSTEMS) if members else ()) as supervisor,
     ):
+        interrupt_on_sigterm()
         document = run_training(fabric, request, supervisor, progress=progress)
+    # The members started here are gone, the projector among them: what they wrote last is folded now.
+    catch_up(fabric)
     if json:
         emit_json(document)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,6 +12,8 @@ from esper.leyline import messages as ly
 #: What START_GRAFTING may say about the rise of alpha. The other operations on a seed take no parameters.
 BLEND_STEPS: Final = "blend_steps"
 BLEND_EPOCHS: Final = "blend_epochs"
+#: Most steps or epochs that a blend may be asked to take; no run is that long.
+_BLEND_MAX: Final = 1e9
 _GRAFTING_PARAMETERS: Final = frozenset({BLEND_STEPS, BLEND_EPOCHS})
 
 
@@ -103,6 +104,6 @@ def _parameter_problem(order: Order) -> str:
     if unknown:
         return f"unknown_parameter:{unknown[0]}"
     for name, value in sorted(order.parameters.items()):
-        if not (math.isfinite(value) and value > 0):
+        if not 0 < value <= _BLEND_MAX:  # NaN fails as well
             return f"parameter_out_of_bounds:{name}"
     return ""

@@ -1,7 +1,7 @@
 """Tolaria, the trainer: tasks, the epoch loop, its journal, and the worker that trains what is requested."""
 
 from esper.tolaria._claims import ClaimBook, Claimed, RunClaim, claim
-from esper.tolaria._config import TrainingLoopConfig
+from esper.tolaria._config import TrainingLoopConfig, check_device_name, check_hyperparameters
 from esper.tolaria._edge import EpochEdge, outcome_event_id, state_event_id
 from esper.tolaria._evaluation import Evaluation, evaluate, multiply_adds_per_sample
 from esper.tolaria._inbox import CommandInbox, CommandJudge, CommandSource, DecisionBreaker, JudgeFactory
@@ -12,7 +12,7 @@ from esper.tolaria._recording import Difference, NotRepeated, RecordedJournal, R
 from esper.tolaria._reexecution import Comparison, re_execute
 from esper.tolaria._registry import check_task, load_task, task_names
 from esper.tolaria._service import TolariaService, build_service
-from esper.tolaria._setup import ControllerFactory, TrainingSetup, prepared
+from esper.tolaria._setup import ControllerFactory, TrainingSetup, check_slots, prepared
 from esper.tolaria._static import StaticController
 from esper.tolaria._tasks import Host, SlotSpec, Split, Task
 from esper.tolaria._trainer import TolariaTrainer, TrainingDiverged, TrainingResult
@@ -54,6 +54,9 @@ __all__ = [
     "TrainingResult",
     "TrainingSetup",
     "build_service",
+    "check_device_name",
+    "check_hyperparameters",
+    "check_slots",
     "check_task",
     "claim",
     "evaluate",

@@ -20,6 +20,8 @@ HYPERPARAMETERS: Final[Mapping[str, bool]] = {
     "learning_rate": False,
     "threads": True,
 }
+#: Beyond it threads only cost memory; a request must not be able to exhaust its worker with a number.
+_THREADS_MAX: Final = 256
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class TrainingLoopConfig:
         Raises:
             UsageError: an unknown hyperparameter, a value out of range, or a device that is not there.
         """
-        chosen = _hyperparameters(request.hyperparameters)
+        chosen = check_hyperparameters(request.hyperparameters)
         return cls(
             seed=request.seed,
             epochs=request.epochs or task.epochs,
@@ -74,11 +76,11 @@ class TrainingLoopConfig:
         return epoch % self.digest_every_epochs == 0 or epoch == self.epochs
 
 
-def usable_device(name: str) -> torch.device:
-    """Return the torch device called `name`.
+def check_device_name(name: str) -> torch.device:
+    """Return the torch device that `name` names, whether or not this machine has it.
 
     Raises:
-        UsageError: there is no such device here.
+        UsageError: it names none that can train.
     """
     try:
         device = torch.device(name)
@@ -88,6 +90,16 @@ def usable_device(name: str) -> torch.device:
         ) from error
     if device.type not in {"cpu", "cuda"}:
         raise UsageError(f"{name!r} cannot train", cause="runs train on cpu or cuda", next_step="Name one of these")
+    return device
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the torch device called `name`.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    device = check_device_name(name)
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= count:
         raise UsageError(
@@ -101,7 +113,12 @@ def learning_rate_at(step: int, *, steps: int, top: float) -> float:
     return top * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
-def _hyperparameters(given: Mapping[str, float]) -> dict[str, float]:
+def check_hyperparameters(given: Mapping[str, float]) -> dict[str, float]:
+    """Return `given` when a run can be trained with it.
+
+    Raises:
+        UsageError: an unknown name, or a value out of range.
+    """
     unknown = sorted(set(given) - set(HYPERPARAMETERS))
     if unknown:
         raise UsageError(
@@ -113,4 +130,10 @@ def _hyperparameters(given: Mapping[str, float]) -> dict[str, float]:
         if not math.isfinite(value) or value <= 0 or (HYPERPARAMETERS[name] and not value.is_integer()):
             kind = "a whole number of at least 1" if HYPERPARAMETERS[name] else "a finite number above 0"
             raise UsageError(f"{name} = {value:g} cannot be used", cause=f"it must be {kind}", next_step="Correct it")
+    if given.get("threads", 1) > _THREADS_MAX:
+        raise UsageError(
+            f"threads = {given['threads']:g} cannot be used",
+            cause=f"at most {_THREADS_MAX} help",
+            next_step="Correct it",
+        )
     return dict(given)

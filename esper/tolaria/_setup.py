@@ -103,6 +103,16 @@ def chosen_slots(host: Host, wanted: Sequence[str]) -> tuple[SlotSpec, ...]:
     return Host(host.module, tuple(own.get(name, SlotSpec(name)) for name in wanted)).slots
 
 
+def check_slots(task_name: str, host_name: str, wanted: Sequence[str]) -> None:
+    """Raise when the host has no module for a wanted slot; makes the task and the host to see.
+
+    Raises:
+        UsageError: it has none; the message names those that there are.
+    """
+    with torch.random.fork_rng(devices=[]):
+        chosen_slots(_fresh_host(load_task(task_name), host_name, seed=0), wanted)
+
+
 def _fresh_host(task: Task, name: str, *, seed: int) -> Host:
     torch.manual_seed(derive_seed(seed, "host"))
     try:

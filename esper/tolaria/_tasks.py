@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -100,10 +101,26 @@ class Task:
                     cause=f"its {part} part {problem}",
                     next_step="correct the factory that makes it",
                 )
+        problem = self._problem_of_numbers()
+        if problem:
+            raise UsageError(
+                f"the task {self.name!r} cannot be trained",
+                cause=problem,
+                next_step="correct the factory that makes it",
+            )
         if not self.hosts:
             raise UsageError(
                 f"the task {self.name!r} cannot be trained", cause="it has no host", next_step="give it at least one"
             )
+
+    def _problem_of_numbers(self) -> str:
+        if self.batch_size < 1:
+            return f"its batch_size is {self.batch_size}, it must be at least 1"
+        if self.epochs < 1:
+            return f"its epochs are {self.epochs}, they must be at least 1"
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            return f"its learning_rate is {self.learning_rate}, it must be a finite number above 0"
+        return ""
 
     def parts(self) -> dict[str, Split]:
         """Return train, validation and test by name."""

@@ -1,14 +1,20 @@
 """Weatherlight: the composition root. Wires subsystems together and keeps their processes alive."""
 
 from esper.weatherlight._doctor import Check, examine
-from esper.weatherlight._members import SUBSYSTEMS, Member, check_subsystem, run_member, stop_on_signals
+from esper.weatherlight._members import (
+    SUBSYSTEMS,
+    Member,
+    check_subsystem,
+    interrupt_on_sigterm,
+    run_member,
+    stop_on_signals,
+)
 from esper.weatherlight._requests import check_request
-from esper.weatherlight._supervisor import Supervisor
+from esper.weatherlight._supervisor import Supervisor, missing_members
 from esper.weatherlight._training import (
     RunFailed,
     TrainingRequest,
     members_for_a_while,
-    missing_members,
     train,
 )
 
@@ -22,6 +28,7 @@ __all__ = [
     "check_request",
     "check_subsystem",
     "examine",
+    "interrupt_on_sigterm",
     "members_for_a_while",
     "missing_members",
     "run_member",

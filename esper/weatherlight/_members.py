@@ -106,6 +106,11 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
+def interrupt_on_sigterm() -> None:
+    """Let SIGTERM end a waiting command as Ctrl-C does, so that its run is said to be cancelled."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def run_member(settings: Settings, member: Member, stop: threading.Event) -> None:
     """Run one member until `stop` is set; holds the member's lock for as long.
 

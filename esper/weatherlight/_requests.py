@@ -9,11 +9,17 @@ from esper.weatherlight._training import TrainingRequest
 def check_request(request: TrainingRequest) -> None:
     """Raise when the request names something that does not exist.
 
-    Raises:
-        UsageError: unknown task, host, policy, device or a number out of its range.
-    """
-    check_policy(request.policy)
-    # Tasks are made of tensors: only a command that trains pays for importing torch.
-    from esper.tolaria import check_task
+    A device is checked for its name alone: the worker may stand on another machine.
 
+    Raises:
+        UsageError: unknown task, host, policy or slot, or a number out of its range.
+    """
+    check_policy(request.policy, request.policy_parameters)
+    # Tasks are made of tensors: only a command that trains pays for importing torch.
+    from esper.tolaria import check_device_name, check_hyperparameters, check_slots, check_task
+
+    check_hyperparameters(request.hyperparameters)
+    check_device_name(request.device)
     check_task(request.task, request.host)
+    if request.slots:
+        check_slots(request.task, request.host, request.slots)

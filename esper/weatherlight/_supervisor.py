@@ -15,7 +15,7 @@ from typing import Self
 
 from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
 from esper.core.errors import NotReadyError, OperationFailed
-from esper.core.home import Home
+from esper.core.home import Home, live_members
 from esper.core.rng import jitter
 from esper.weatherlight._members import Member
 
@@ -30,6 +30,8 @@ _RESTART_WINDOW_SECONDS = 120.0
 #: A trainer may be inside one optimiser step or one held-out pass when it is told to stop.
 _DRAIN_SECONDS = 15.0
 _POLL_SECONDS = 0.1
+#: How often it is looked whether a wanted subsystem has nobody any more.
+_MISSING_SECONDS = 2.0
 #: Exit codes that a restart does not cure: usage, not ready, integrity.
 _FINAL_EXIT_CODES = frozenset({2, 3, 4})
 
@@ -52,17 +54,29 @@ def recent(deaths: Iterable[float], now: float) -> list[float]:
     return [death for death in deaths if now - death <= _RESTART_WINDOW_SECONDS]
 
 
+def missing_members(home: Home, wanted: Iterable[str]) -> list[Member]:
+    """Return the first member of each wanted subsystem that no live process is."""
+    present = {member.name.rsplit("-", 1)[0] for member in live_members(home)}
+    return [Member(subsystem) for subsystem in wanted if subsystem not in present]
+
+
 class Supervisor:
     """Keeps members alive as processes of their own; a context manager that drains them at its end.
 
     A member that dies is started again after a capped, jittered backoff. It ends the whole supervisor
     when it exits with a code that a restart does not cure, or dies more often than its budget allows.
+    Of each subsystem in `wanted` one is started whenever nobody of this home is it any more: whoever ran it
+    for a time of its own has ended.
     """
 
-    def __init__(self, home: Home, members: Iterable[Member], *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, home: Home, members: Iterable[Member], *, wanted: Iterable[str] = (), clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._home = home
         self._clock = clock
         self._children = [_Child(member) for member in members]
+        self._wanted = tuple(wanted)
+        self._looked_at = clock.monotonic()
         self._stop = threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._watch, name="weatherlight", daemon=True)
@@ -122,8 +136,20 @@ class Supervisor:
 
     def _watch(self) -> None:
         while not self._stop.wait(_POLL_SECONDS) and self._failure is None:
-            for child in self._children:
+            for child in list(self._children):
                 self._look_after(child)
+            self._replace_the_missing()
+
+    def _replace_the_missing(self) -> None:
+        now = self._clock.monotonic()
+        if not self._wanted or now - self._looked_at < _MISSING_SECONDS:
+            return
+        self._looked_at = now
+        ours = {child.member.subsystem for child in self._children}
+        for member in missing_members(self._home, [name for name in self._wanted if name not in ours]):
+            _log.info("nobody is %s any more; starting it", member.name)
+            self._children.append(child := _Child(member))
+            self._spawn(child)
 
     def _look_after(self, child: _Child) -> None:
         now = self._clock.monotonic()
@@ -137,6 +163,10 @@ class Supervisor:
         _close_pipe(child.process)
         child.process = None
         child.deaths = [*recent(child.deaths, now), now]
+        if child.member.name in {member.name for member in live_members(self._home)}:
+            # Another process was quicker to be this member: it is there, and that is what counts.
+            self._children.remove(child)
+            return
         if code in _FINAL_EXIT_CODES or len(child.deaths) > _RESTARTS_MAX:
             self._failure = self._verdict(child, code)
             return

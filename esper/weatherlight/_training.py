@@ -14,9 +14,9 @@ from esper.core.ids import RunId, new_run_id
 from esper.core.settings import Settings
 from esper.leyline import messages as ly
 from esper.oona import Event, Fabric, Publisher, Reader
-from esper.weatherlight._members import SUBSYSTEMS, Member
+from esper.weatherlight._members import SUBSYSTEMS
 from esper.weatherlight._readiness import await_answering
-from esper.weatherlight._supervisor import Supervisor
+from esper.weatherlight._supervisor import Supervisor, missing_members
 
 #: A fresh member imports torch, joins its group and reads its past before it takes a run.
 CLAIM_SECONDS = 90.0
@@ -62,17 +62,11 @@ class TrainingRequest:
         )
 
 
-def missing_members(home: Home, wanted: tuple[str, ...]) -> list[Member]:
-    """Return the first member of each wanted subsystem that no live process is."""
-    present = {member.name.rsplit("-", 1)[0] for member in live_members(home)}
-    return [Member(subsystem) for subsystem in wanted if subsystem not in present]
-
-
 @contextmanager
 def members_for_a_while(settings: Settings, *, wanted: tuple[str, ...] = tuple(SUBSYSTEMS)) -> Iterator[Supervisor]:
-    """Start those of the wanted members that are missing; drain them when the block ends."""
+    """Have one member of each wanted subsystem: start what is missing, now or later; drain what was started."""
     home = Home.open(settings)
-    with Supervisor(home, missing_members(home, wanted)) as supervisor:
+    with Supervisor(home, missing_members(home, wanted), wanted=wanted) as supervisor:
         yield supervisor
 
 
@@ -122,7 +116,10 @@ def _next_step(run_id: str) -> str:
 class _Wait:
     """Reads one run's partition until its end, and tells of progress on the way."""
 
-    def __init__(self, reader: Reader, run_id: RunId, supervisor: Supervisor, progress: Progress | None) -> None:
+    def __init__(
+        self, home: Home, reader: Reader, run_id: RunId, supervisor: Supervisor, progress: Progress | None
+    ) -> None:
+        self._home = home
         self._reader = reader
         self._run_id = run_id
         self._supervisor = supervisor
@@ -139,6 +136,9 @@ class _Wait:
             raise RunFailed(message.run_id, message.reason, message.detail)
         return message if isinstance(message, ly.TrainingRunFinished) else None
 
+    def _a_worker_lives(self) -> bool:
+        return any(member.name.startswith("tolaria-") for member in live_members(self._home))
+
     def until_end(self) -> ly.TrainingRunFinished:
         """Return the run's last event; raise RunFailed, or what ended the members."""
         deadline = Deadline(CLAIM_SECONDS, clock=SYSTEM_CLOCK)
@@ -151,6 +151,10 @@ class _Wait:
                     return end
             self._supervisor.check()
             if not self.claimed and deadline.expired:
+                if self._a_worker_lives():
+                    # It is at another run, perhaps a long one; ours waits in the log for its turn.
+                    deadline = Deadline(CLAIM_SECONDS, clock=SYSTEM_CLOCK)
+                    continue
                 raise NotReadyError(
                     f"no worker took run {self._run_id} within {CLAIM_SECONDS:.0f} s",
                     next_step="`esper status` shows the members; `esper serve` starts them",
@@ -177,7 +181,7 @@ def train(
     partition = fabric.partition_of("runs", run_id)
     reader = fabric.reader({("runs", partition): "end", ("system-state", partition): "end"})
     publisher = fabric.publisher("cli")
-    wait = _Wait(reader, run_id, supervisor, progress)
+    wait = _Wait(fabric.home, reader, run_id, supervisor, progress)
     try:
         publisher.publish(message, key=run_id)
         return result_document(message, wait.until_end())

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.integration.driver import REPOSITORY, Esper
 
@@ -32,3 +33,15 @@ def test_a_loop_of_ones_own_grows(serving: Esper) -> None:
     assert "FOSSILIZED" in {seed["stage"] for seed in shown["seeds"]}
     requests = serving.events("run-requests", run_id=run_id)
     assert not requests[0]["payload"].get("re_executable", False)
+
+
+def test_a_task_of_ones_own_is_trained(esper: Esper, tmp_path: Path) -> None:
+    """Goal: docs/tasks.md keeps its word. Method: save its module where Python finds it, train it, ask SQL at once."""
+    (tmp_path / "wine_task.py").write_text(blocks("tasks.md")[0])
+    esper.environment["PYTHONPATH"] = str(tmp_path)
+    words = ["--task", "wine_task:wine", "--host", "mlp", "--epochs", "3", "--policy", "noop"]
+    document = esper("train", *words, "--json").json
+    assert document["task"] == "wine_task:wine"
+    assert document["multiply_adds_per_sample"] == 13 * 4 + 4 * 3
+    rows = esper("sql", "select run_id, status from runs", "--json").json
+    assert rows == [{"run_id": document["run_id"], "status": "finished"}]
