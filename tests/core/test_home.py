@@ -24,6 +24,7 @@ from esper.core.home import (
     MemberInfo,
     ProcessStamp,
     live_members,
+    mark_ready,
     member_lock,
     read_stamp,
     write_stamp,
@@ -346,7 +347,7 @@ def test_a_damaged_key_file_is_refused(
 def test_a_member_is_one_process(home: Home) -> None:
     """Goal: two processes never are one member. Method: another process holds the name; it dies by SIGKILL."""
     with member_process(home, "tolaria-1") as process:
-        assert live_members(home) == [MemberInfo(name="tolaria-1", pid=process.pid, state="running")]
+        assert live_members(home) == [MemberInfo(name="tolaria-1", pid=process.pid, state="starting")]
         with pytest.raises(Busy, match=f"process {process.pid} holds its lock"), member_lock(home, "tolaria-1"):
             pytest.fail("two processes are one member")
         with member_lock(home, "tolaria-2"):
@@ -367,13 +368,24 @@ def test_a_member_is_one_handle(home: Home) -> None:
         assert [member.name for member in live_members(home)] == ["tamiyo-1"]
 
 
+def test_a_member_says_when_it_is_at_work(home: Home) -> None:
+    """Goal: starting is told from running, for one life only. Method: mark ready with and without the lock."""
+    mark_ready(home, "karn-1")
+    with member_lock(home, "karn-1"):
+        assert [member.state for member in live_members(home)] == ["starting"]
+        mark_ready(home, "karn-1")
+        assert [member.state for member in live_members(home)] == ["running"]
+    with member_lock(home, "karn-1"):
+        assert [member.state for member in live_members(home)] == ["starting"]
+
+
 def test_a_member_stopped_by_a_signal_is_suspended(home: Home) -> None:
     """Goal: `status` tells a halted member from a running one. Method: SIGSTOP, SIGCONT."""
     with member_process(home, "urza-1") as process:
         process.send_signal(signal.SIGSTOP)
         wait_until(lambda: [member.state for member in live_members(home)] == ["suspended"])
         process.send_signal(signal.SIGCONT)
-        wait_until(lambda: [member.state for member in live_members(home)] == ["running"])
+        wait_until(lambda: [member.state for member in live_members(home)] == ["starting"])
 
 
 @pytest.mark.parametrize("name", ["", "../evil", "Tolaria-1", ".hidden", "a/b", "a" * 101, "nul\0"])
