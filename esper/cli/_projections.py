@@ -9,7 +9,7 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from esper.cli._console import JsonFlag, emit_json, emit_table, err, open_fabric, say, settings
-from esper.core.errors import IntegrityError
+from esper.core.errors import IntegrityError, UsageError
 from esper.projection import list_projections, query
 from esper.projection import replay as replay_projections
 from esper.projection import verify as verify_projections
@@ -69,13 +69,25 @@ def sql(
     json: JsonFlag = False,
 ) -> None:
     """Query the projections, also while members run. Example: esper sql "select * from field_reports limit 5" """
-    rows = query(statement, settings=settings()).to_pylist(maps_as_pydicts="lossy")
+    table = query(statement, settings=settings())
+    _check_names(table.column_names)
+    rows = table.to_pylist(maps_as_pydicts="lossy")
     if json:
         emit_json(rows)
     elif rows:
         emit_table(rows, list(rows[0]))
     else:
         say("no rows")
+
+
+def _check_names(names: list[str]) -> None:
+    """Refuse rows in which one column would hide another."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"the result cannot be shown: more than one of its columns is called {', '.join(twice)}",
+            next_step="Give each a name of its own: select a.run_id as first_run, b.run_id as second_run ...",
+        )
 
 
 def register(app: typer.Typer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +40,13 @@ class _Server(ThreadingHTTPServer):
         self.routes = routes
         self.token = token
         self.slots = threading.BoundedSemaphore(_CONCURRENT_MAX)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Log what ended a connection; a caller that hung up is no news."""
+        if isinstance(sys.exception(), ConnectionError):
+            _log.debug("%s hung up", client_address)
+        else:
+            _log.exception("the connection of %s ended", client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -68,7 +68,7 @@ def execute(wiring: Wiring, claimed: Claimed, stop: threading.Event) -> None:
         attempt.fail(_reason_of(error), str(error))
     except Exception as error:  # noqa: BLE001 - the user's own host and loss run in there
         _log.exception("run %s failed", claimed.run_id)
-        attempt.fail("crashed", f"{type(error).__name__}: {error}")
+        attempt.fail("crashed", f"{type(error).__name__}: {error} (the worker's log holds the traceback)")
 
 
 def publish_failure(publisher: Publisher, *, run_id: str, attempt: int, reason: str, detail: str, epochs: int) -> None:

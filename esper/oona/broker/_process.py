@@ -78,7 +78,14 @@ class BrokerProcess:
             setsigdef=[signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE],
         )
         self._child = pid
-        write_stamp(self._stamp_path, ProcessStamp.of(pid, self._root))
+        try:
+            write_stamp(self._stamp_path, ProcessStamp.of(pid, self._root))
+        except OSError:
+            # A full disk: a broker without a stamp is one that nobody can stop.
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self._child = None
+            raise
         return pid
 
     def end(self, signal_number: signal.Signals, *, seconds: float) -> bool:
