@@ -60,6 +60,7 @@ class Consumer:
         handlers: Mapping[type[Message], Handler],
         publisher: Publisher,
         on_assign: OnAssign | None = None,
+        gather_seconds: float = 0.0,
     ) -> None:
         self._handlers = {cls.DESCRIPTOR.full_name: handler for cls, handler in handlers.items()}
         _check_handlers(fabric, topics, self._handlers)
@@ -77,6 +78,7 @@ class Consumer:
             topics=topics,
             gate=self._gate,
             before_commit=self._letters.settle,
+            gather_seconds=gather_seconds,
         )
 
     def run(self, stop: threading.Event) -> None:

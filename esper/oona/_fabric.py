@@ -76,11 +76,13 @@ class Fabric:
         handlers: Mapping[type[Message], Handler],
         publisher: Publisher,
         on_assign: Callable[[Sequence[Position]], None] | None = None,
+        gather_seconds: float = 0.0,
     ) -> Consumer:
         """Return member `instance` of `group`, which calls `handlers` for new events of `topics`.
 
         `instance` must be stable and used by one process at a time. `publisher` writes the dead letters.
         `on_assign` is called with each set of partitions gained, before any of their events is handled.
+        A member that need not know at once lets the broker gather records for up to `gather_seconds`.
         """
         consumer = Consumer(
             self,
@@ -90,16 +92,24 @@ class Fabric:
             handlers=handlers,
             publisher=publisher,
             on_assign=on_assign,
+            gather_seconds=gather_seconds,
         )
         self._opened.add(consumer)
         return consumer
 
-    def reader(self, positions: Mapping[Position, Start], *, rejects: Publisher | None = None) -> Reader:
+    def reader(
+        self,
+        positions: Mapping[Position, Start],
+        *,
+        rejects: Publisher | None = None,
+        gather_seconds: float = 0.0,
+    ) -> Reader:
         """Return a reader of partitions from positions (an offset, "begin" or "end").
 
-        Records that must not be believed are set aside through `rejects` where it is given.
+        Records that must not be believed are set aside through `rejects` where it is given. A reader that need
+        not know at once lets the broker gather records for up to `gather_seconds`.
         """
-        reader = Reader(self, positions, rejects=rejects)
+        reader = Reader(self, positions, rejects=rejects, gather_seconds=gather_seconds)
         self._opened.add(reader)
         return reader
 

@@ -9,6 +9,8 @@ from esper.oona._fabric import Fabric
 
 GROUP: Final = "esper.housekeeping"
 SOURCE: Final = "oona"
+#: A bad record hurts nobody before it is named; half a second later is soon enough.
+_GATHER_SECONDS: Final = 0.5
 
 
 class Housekeeper:
@@ -34,6 +36,7 @@ class Housekeeper:
                 topics=[spec.name for spec in self._fabric.topics],
                 handlers={},
                 publisher=publisher,
+                gather_seconds=_GATHER_SECONDS,
             )
             consumer.run(stop)
 

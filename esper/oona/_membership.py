@@ -14,7 +14,7 @@ from confluent_kafka import Message as KafkaMessage
 from esper.core.errors import EsperError
 from esper.leyline import Record
 from esper.oona._assignment import committed_offsets, restore_memory, start_offset
-from esper.oona._cluster import ClientConfig, Cluster, Position
+from esper.oona._cluster import ClientConfig, Cluster, Position, gathering
 from esper.oona._events import Gatekeeper, place_of, record_of
 from esper.oona._failures import (
     NO_LONGER_MINE,
@@ -54,6 +54,7 @@ class Membership:
         topics: Sequence[str],
         gate: Gatekeeper,
         before_commit: Callable[[], None],
+        gather_seconds: float = 0.0,
     ) -> None:
         self._fabric = fabric
         self._what = f"member {instance} of {group} cannot go on"
@@ -61,7 +62,9 @@ class Membership:
         self._gate = gate
         self._before_commit = before_commit
         self._watch = fabric.cluster.watch(self._what)
-        self._config = _config(fabric.cluster, group=group, instance=instance) | {
+        self._config = {
+            **_config(fabric.cluster, group=group, instance=instance),
+            **gathering(gather_seconds),
             "error_cb": self._watch.on_error,
             "on_commit": self._on_commit,
         }

@@ -13,7 +13,7 @@ from confluent_kafka import Message as KafkaMessage
 from esper.core.clock import Deadline
 from esper.core.errors import NotReadyError, UsageError
 from esper.leyline import BadRecord, Record
-from esper.oona._cluster import ClientConfig, Cluster, Position
+from esper.oona._cluster import ClientConfig, Cluster, Position, gathering
 from esper.oona._counters import ConsumerMetrics, Counters, reason_name
 from esper.oona._dead_letters import DeadLetterWriter
 from esper.oona._events import Event, Gatekeeper, record_of
@@ -42,7 +42,14 @@ class Reader:
     as far as this reader has read it, is skipped too.
     """
 
-    def __init__(self, fabric: Fabric, positions: Mapping[Position, Start], *, rejects: Publisher | None) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        positions: Mapping[Position, Start],
+        *,
+        rejects: Publisher | None,
+        gather_seconds: float = 0.0,
+    ) -> None:
         _check_places(fabric, positions)
         self._what = f"{', '.join(sorted({topic for topic, _ in positions}))} cannot be read"
         self._cluster = fabric.cluster
@@ -53,7 +60,9 @@ class Reader:
         self._at_end: set[Position] = set()
         self._closed = False
         self._next = _resolve(fabric.cluster, positions)
-        self._consumer = KafkaConsumer(_reader_config(fabric.cluster) | {"error_cb": self._watch.on_error})
+        self._consumer = KafkaConsumer(
+            _reader_config(fabric.cluster) | gathering(gather_seconds) | {"error_cb": self._watch.on_error}
+        )
         self._consumer.assign([TopicPartition(*place, offset) for place, offset in self._next.items()])
 
     def read(self, timeout: float, *, limit: int = _BATCH, on_reject: OnReject | None = None) -> list[Event]:

@@ -25,6 +25,8 @@ RUNS_TOPIC: Final = "runs"
 ATTEMPTS_MAX: Final = 3
 #: A backlog of a million records is read in a minute or two; more than this means that nothing moves.
 _CATCH_UP_SECONDS: Final = 600.0
+#: The book is read only when a run is claimed, but its client hears of every record.
+_GATHER_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ class ClaimBook:
     def __init__(self, fabric: Fabric) -> None:
         self._fabric = fabric
         partitions = range(fabric.topics[RUNS_TOPIC].partitions)
-        self._reader = fabric.reader({(RUNS_TOPIC, partition): "begin" for partition in partitions})
+        self._reader = fabric.reader(
+            {(RUNS_TOPIC, partition): "begin" for partition in partitions}, gather_seconds=_GATHER_SECONDS
+        )
         self._runs: dict[str, RunClaim] = {}
 
     def catch_up(self) -> None:

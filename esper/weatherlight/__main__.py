@@ -9,7 +9,7 @@ import threading
 
 from esper.core.errors import EsperError
 from esper.core.settings import load_settings
-from esper.weatherlight._members import Member, run_member, stop_on_signals
+from esper.weatherlight._members import Member, niceness, run_member, stop_on_signals
 
 _STDIN = 0
 
@@ -34,7 +34,9 @@ def main(arguments: list[str]) -> int:
         settings = load_settings()
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
         logging.getLogger("esper").setLevel(settings.log_level)
-        run_member(settings, Member(arguments[0], int(arguments[1])), stop)
+        member = Member(arguments[0], int(arguments[1]))
+        os.nice(niceness(member))
+        run_member(settings, member, stop)
     except EsperError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the supervisor shows this line
         return error.exit_code

@@ -72,6 +72,11 @@ SUBSYSTEMS: dict[str, Callable[[Fabric, str], Service]] = {
 }
 
 
+#: Members that nobody waits for: where cores are few, they take what the control loop leaves.
+_BACKGROUND = frozenset({"housekeeper", "projector"})
+_BACKGROUND_NICENESS = 10
+
+
 @dataclass(frozen=True, order=True)
 class Member:
     """One process of one subsystem; its name is stable and is used again after a restart."""
@@ -83,6 +88,11 @@ class Member:
     def name(self) -> str:
         """`<subsystem>-<index>`, as the lock file, the group instance and the log file are called."""
         return f"{self.subsystem}-{self.index}"
+
+
+def niceness(member: Member) -> int:
+    """Return what to add to the scheduling priority of a member's own process."""
+    return _BACKGROUND_NICENESS if member.subsystem in _BACKGROUND else 0
 
 
 def check_subsystem(name: str) -> str:

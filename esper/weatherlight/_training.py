@@ -21,6 +21,8 @@ from esper.weatherlight._supervisor import Supervisor, missing_members
 #: A fresh member imports torch, joins its group and reads its past before it takes a run.
 CLAIM_SECONDS = 90.0
 _POLL_SECONDS = 0.1
+#: A progress bar may lag by as much; in exchange it takes nothing from the run.
+_GATHER_SECONDS = 0.1
 
 Progress = Callable[[ly.SystemStatePacket], None]
 
@@ -179,7 +181,9 @@ def train(
     run_id = new_run_id()
     message = request.message(run_id, fabric.settings)
     partition = fabric.partition_of("runs", run_id)
-    reader = fabric.reader({("runs", partition): "end", ("system-state", partition): "end"})
+    reader = fabric.reader(
+        {("runs", partition): "end", ("system-state", partition): "end"}, gather_seconds=_GATHER_SECONDS
+    )
     publisher = fabric.publisher("cli")
     wait = _Wait(fabric.home, reader, run_id, supervisor, progress)
     try:
