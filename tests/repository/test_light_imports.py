@@ -28,3 +28,22 @@ def test_training_process_stays_light(package: str) -> None:
 def test_fabric_needs_no_torch(package: str) -> None:
     """Talking to the log is quick to start: neither the contracts nor the fabric load torch or duckdb."""
     assert modules_after_importing(package).isdisjoint({"torch", "duckdb", "pyarrow"})
+
+
+COMPILED = """
+import json, sys
+from esper.core.kernel import load_kernel, make_artifact
+from esper.karn import KarnCatalog
+from esper.leyline import messages as ly
+request = ly.KernelRequestSpec(
+    blueprint_id="BP021", layout="vector", in_shape=[8], out_shape=[8], dtype="float32", parameters={"hidden_multiple": 2.0}
+)
+load_kernel(make_artifact(request, KarnCatalog().build_spec(request)))
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_making_a_kernel_imports_no_algebra() -> None:
+    """An epoch's edge waits for a first kernel: make and load one, and see that torch fetched no sympy for it."""
+    result = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=True, timeout=120)
+    assert "sympy" not in json.loads(result.stdout)

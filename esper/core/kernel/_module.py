@@ -111,10 +111,10 @@ def build_module(spec: Mapping[str, object]) -> Kernel:
     Raises:
         IntegrityError: the spec is refused (`plan_spec`); nothing was built.
     """
-    kernel = assemble(plan_spec(spec)).to_empty(device="cpu")
-    with torch.no_grad():
-        for parameter in kernel.parameters():
-            parameter.zero_()
+    kernel = assemble(plan_spec(spec))
+    zeros = {name: torch.zeros(tuple(tensor.shape), dtype=tensor.dtype) for name, tensor in kernel.state_dict().items()}
+    # Assigned, not `to_empty`: that asks a meta tensor for its like, for which torch imports sympy, in two seconds.
+    kernel.load_state_dict(zeros, strict=True, assign=True)
     return kernel
 
 
