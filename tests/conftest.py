@@ -14,6 +14,12 @@ from esper.core.home import Home
 from esper.core.settings import Settings, load_settings
 from esper.oona import Cluster, Fabric, TopicCatalog, apply_topics
 from esper.oona.broker import LocalBroker
+from tests.campaigns import Keeper
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the figures of whole campaigns."""
+    config.pluginmanager.register(Keeper())
 
 
 @dataclass(frozen=True)

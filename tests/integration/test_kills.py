@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ TRAIN = ["--task", "mnist1d", "--host", "mlp", "--policy", "heuristic", "--seed"
 #: twenty of them outlast the seconds that a look at the log and a kill take.
 SLOW = [*TRAIN, "--hyper", "batch_size=2"]
 EPOCHS = 20
+Note = Callable[[str, object], None]
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(600)]
 
@@ -38,7 +40,7 @@ def wait_for_epoch(esper: Esper, epoch: int) -> None:
     eventually(lambda: epoch in epochs_logged(esper), what=f"epoch {epoch} is logged")
 
 
-def test_a_killed_tamiyo_costs_only_the_epochs_it_missed(esper: Esper) -> None:
+def test_a_killed_tamiyo_costs_only_the_epochs_it_missed(esper: Esper, record_property: Note) -> None:
     """Goal: the run goes on without its controller and takes its commands again after the restart.
 
     Method: SIGKILL Tamiyo, leave it dead for some epochs, start it again, read the outcomes.
@@ -68,6 +70,8 @@ def test_a_killed_tamiyo_costs_only_the_epochs_it_missed(esper: Esper) -> None:
     assert len(applied) == len(set(applied)), "no command was applied twice"
     answered = Counter(event["causation_id"] for event in esper.events("adaptation-commands"))
     assert max(answered.values()) == 1
+    record_property("epochs_without_a_command", missed)
+    record_property("commands_applied", len(applied))
 
 
 def test_a_killed_broker_loses_no_epoch(esper: Esper) -> None:

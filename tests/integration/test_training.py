@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from tests.campaigns import WHOLE
 from tests.integration.driver import Esper, busy_machine
 
 EPOCHS = 40
 #: `make faults` repeats a run ten times, `make test` three.
-REPEATS = 10 if os.environ.get("CAMPAIGN") == "full" else 3
+REPEATS = 10 if WHOLE else 3
 RESULT_FIELDS = {
     "run_id", "task", "host", "policy", "seed", "epochs", "status", "accuracy", "loss", "parameters",
     "multiply_adds", "multiply_adds_per_sample", "digest", "seeds",
@@ -91,7 +92,9 @@ def test_decisions_commands_and_reports_belong_together(serving: Esper, grown: A
 
 
 @pytest.mark.campaign
-def test_the_same_request_gives_the_same_digests_under_load(serving: Esper, grown: Any) -> None:
+def test_the_same_request_gives_the_same_digests_under_load(
+    serving: Esper, grown: Any, record_property: Callable[[str, object], None]
+) -> None:
     """Goal: a run is a function of its request. Method: again and again while the machine is loaded."""
 
     def digests(run_id: str) -> list[str]:
@@ -104,6 +107,8 @@ def test_the_same_request_gives_the_same_digests_under_load(serving: Esper, grow
             assert digests(train(serving, policy="heuristic", seed=7)["run_id"]) == first
     other = digests(train(serving, policy="heuristic", seed=8)["run_id"])
     assert not set(other) & set(first)
+    record_property("runs_with_equal_digests", REPEATS)
+    record_property("epochs_each", EPOCHS)
 
 
 def test_sql_answers_while_the_members_run(serving: Esper, grown: Any) -> None:

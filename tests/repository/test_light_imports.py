@@ -36,7 +36,12 @@ from esper.core.kernel import load_kernel, make_artifact
 from esper.karn import KarnCatalog
 from esper.leyline import messages as ly
 request = ly.KernelRequestSpec(
-    blueprint_id="BP021", layout="vector", in_shape=[8], out_shape=[8], dtype="float32", parameters={"hidden_multiple": 2.0}
+    blueprint_id="BP021",
+    layout="vector",
+    in_shape=[8],
+    out_shape=[8],
+    dtype="float32",
+    parameters={"hidden_multiple": 2.0},
 )
 load_kernel(make_artifact(request, KarnCatalog().build_spec(request)))
 print(json.dumps(sorted(sys.modules)))
