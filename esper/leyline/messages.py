@@ -82,15 +82,33 @@ from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_EMPTY as DEAD_LET
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_HANDLER_FAILED as DEAD_LETTER_REASON_HANDLER_FAILED
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_INCONSISTENT as DEAD_LETTER_REASON_INCONSISTENT
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_NOT_ALLOWED as DEAD_LETTER_REASON_NOT_ALLOWED
+from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_REPLAYED as DEAD_LETTER_REASON_REPLAYED
+from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_REVOKED_KEY as DEAD_LETTER_REASON_REVOKED_KEY
+from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_STALE as DEAD_LETTER_REASON_STALE
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_TOO_LARGE as DEAD_LETTER_REASON_TOO_LARGE
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_UNDECODABLE as DEAD_LETTER_REASON_UNDECODABLE
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_UNKNOWN_KEY as DEAD_LETTER_REASON_UNKNOWN_KEY
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_UNKNOWN_TYPE as DEAD_LETTER_REASON_UNKNOWN_TYPE
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_UNSIGNED as DEAD_LETTER_REASON_UNSIGNED
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_UNSPECIFIED as DEAD_LETTER_REASON_UNSPECIFIED
+from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_WAITS_FOR_KEY as DEAD_LETTER_REASON_WAITS_FOR_KEY
+from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_WRONG_SIGNER as DEAD_LETTER_REASON_WRONG_SIGNER
+from esper.leyline.v1.operations_pb2 import KEY_ALGORITHM_ED25519 as KEY_ALGORITHM_ED25519
+from esper.leyline.v1.operations_pb2 import KEY_ALGORITHM_HMAC_SHA256 as KEY_ALGORITHM_HMAC_SHA256
+from esper.leyline.v1.operations_pb2 import KEY_ALGORITHM_UNSPECIFIED as KEY_ALGORITHM_UNSPECIFIED
 from esper.leyline.v1.operations_pb2 import ChainLink as ChainLink
 from esper.leyline.v1.operations_pb2 import DeadLetter as DeadLetter
 from esper.leyline.v1.operations_pb2 import DeadLetterReason as DeadLetterReason
+from esper.leyline.v1.operations_pb2 import Discarded as Discarded
+from esper.leyline.v1.operations_pb2 import KeyAlgorithm as KeyAlgorithm
+from esper.leyline.v1.operations_pb2 import KeyRevoked as KeyRevoked
+from esper.leyline.v1.operations_pb2 import KeyRotated as KeyRotated
+from esper.leyline.v1.operations_pb2 import LogCheckpoint as LogCheckpoint
+from esper.leyline.v1.operations_pb2 import LogCheckpointContent as LogCheckpointContent
+from esper.leyline.v1.operations_pb2 import PartitionCheckpoint as PartitionCheckpoint
+from esper.leyline.v1.operations_pb2 import PartitionOffset as PartitionOffset
+from esper.leyline.v1.operations_pb2 import ProducerStarted as ProducerStarted
+from esper.leyline.v1.operations_pb2 import Redriven as Redriven
 from esper.leyline.v1.reports_pb2 import FIELD_REPORT_OUTCOME_ABORTED as FIELD_REPORT_OUTCOME_ABORTED
 from esper.leyline.v1.reports_pb2 import FIELD_REPORT_OUTCOME_NEUTRAL as FIELD_REPORT_OUTCOME_NEUTRAL
 from esper.leyline.v1.reports_pb2 import FIELD_REPORT_OUTCOME_REGRESSION as FIELD_REPORT_OUTCOME_REGRESSION
@@ -134,6 +152,7 @@ from esper.leyline.v1.safety_pb2 import RESOURCE_PROFILE_MEMORY_HEAVY as RESOURC
 from esper.leyline.v1.safety_pb2 import RESOURCE_PROFILE_MIXED as RESOURCE_PROFILE_MIXED
 from esper.leyline.v1.safety_pb2 import RESOURCE_PROFILE_UNSPECIFIED as RESOURCE_PROFILE_UNSPECIFIED
 from esper.leyline.v1.safety_pb2 import EmergencyLevel as EmergencyLevel
+from esper.leyline.v1.safety_pb2 import EmergencySignal as EmergencySignal
 from esper.leyline.v1.safety_pb2 import HandlingClass as HandlingClass
 from esper.leyline.v1.safety_pb2 import HazardBand as HazardBand
 from esper.leyline.v1.safety_pb2 import Provenance as Provenance
@@ -207,12 +226,17 @@ __all__ = [
     "DEAD_LETTER_REASON_HANDLER_FAILED",
     "DEAD_LETTER_REASON_INCONSISTENT",
     "DEAD_LETTER_REASON_NOT_ALLOWED",
+    "DEAD_LETTER_REASON_REPLAYED",
+    "DEAD_LETTER_REASON_REVOKED_KEY",
+    "DEAD_LETTER_REASON_STALE",
     "DEAD_LETTER_REASON_TOO_LARGE",
     "DEAD_LETTER_REASON_UNDECODABLE",
     "DEAD_LETTER_REASON_UNKNOWN_KEY",
     "DEAD_LETTER_REASON_UNKNOWN_TYPE",
     "DEAD_LETTER_REASON_UNSIGNED",
     "DEAD_LETTER_REASON_UNSPECIFIED",
+    "DEAD_LETTER_REASON_WAITS_FOR_KEY",
+    "DEAD_LETTER_REASON_WRONG_SIGNER",
     "EMERGENCY_LEVEL_CONSERVATIVE",
     "EMERGENCY_LEVEL_ELEVATED",
     "EMERGENCY_LEVEL_HALT",
@@ -237,6 +261,9 @@ __all__ = [
     "HEALTH_STATUS_HEALTHY",
     "HEALTH_STATUS_UNHEALTHY",
     "HEALTH_STATUS_UNKNOWN",
+    "KEY_ALGORITHM_ED25519",
+    "KEY_ALGORITHM_HMAC_SHA256",
+    "KEY_ALGORITHM_UNSPECIFIED",
     "MESSAGE_PRIORITY_CRITICAL",
     "MESSAGE_PRIORITY_HIGH",
     "MESSAGE_PRIORITY_LOW",
@@ -311,7 +338,9 @@ __all__ = [
     "DeadLetterReason",
     "DecisionHead",
     "DecisionMade",
+    "Discarded",
     "EmergencyLevel",
+    "EmergencySignal",
     "EventMeta",
     "FieldReport",
     "FieldReportOutcome",
@@ -326,12 +355,21 @@ __all__ = [
     "KernelCatalogUpdate",
     "KernelPrefetchRequest",
     "KernelRequestSpec",
+    "KeyAlgorithm",
+    "KeyRevoked",
+    "KeyRotated",
     "LateCommand",
+    "LogCheckpoint",
+    "LogCheckpointContent",
     "MessagePriority",
     "MetricPoint",
     "MitigationAction",
     "NumericsFingerprint",
+    "PartitionCheckpoint",
+    "PartitionOffset",
+    "ProducerStarted",
     "Provenance",
+    "Redriven",
     "ResourceProfile",
     "RunRolledBack",
     "SeedLifecycleGate",

@@ -36,7 +36,9 @@ SHIPPED = {
     "kernel-requests": (1, ("KernelPrefetchRequest", "CompileRequested")),
     "kernel-replies": (1, ("KernelArtifactReady", "KernelArtifactError")),
     "telemetry": (1, ("TelemetryPacket",)),
-    "dead-letters": (1, ("DeadLetter",)),
+    "dead-letters": (1, ("DeadLetter", "Redriven", "Discarded")),
+    "operations": (1, ("KeyRotated", "KeyRevoked", "LogCheckpoint", "ProducerStarted")),
+    "emergency": (1, ("EmergencySignal",)),
 }
 
 GOOD = """

@@ -25,17 +25,37 @@ _sym_db = _symbol_database.Default()
 from esper.leyline.v1 import meta_pb2 as esper_dot_leyline_dot_v1_dot_meta__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!esper/leyline/v1/operations.proto\x12\x10\x65sper.leyline.v1\x1a\x1b\x65sper/leyline/v1/meta.proto\"\xa4\x02\n\nDeadLetter\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x11\n\tpartition\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0b\n\x03key\x18\x05 \x01(\x0c\x12\x32\n\x06reason\x18\x06 \x01(\x0e\x32\".esper.leyline.v1.DeadLetterReason\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x14\n\x0cvalue_digest\x18\x08 \x01(\t\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\x16\n\x0e\x63onsumer_group\x18\n \x01(\t\x12\x13\n\x0brecord_type\x18\x0b \x01(\t\x12\x13\n\x0bvalue_bytes\x18\x0c \x01(\x04\"\\\n\tChainLink\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0b\n\x03mac\x18\x05 \x01(\x0c*\xc8\x03\n\x10\x44\x65\x61\x64LetterReason\x12\"\n\x1e\x44\x45\x41\x44_LETTER_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x44\x45\x41\x44_LETTER_REASON_UNSIGNED\x10\x01\x12\"\n\x1e\x44\x45\x41\x44_LETTER_REASON_UNKNOWN_KEY\x10\x02\x12$\n DEAD_LETTER_REASON_BAD_SIGNATURE\x10\x03\x12\x1c\n\x18\x44\x45\x41\x44_LETTER_REASON_EMPTY\x10\x04\x12\"\n\x1e\x44\x45\x41\x44_LETTER_REASON_UNDECODABLE\x10\x05\x12#\n\x1f\x44\x45\x41\x44_LETTER_REASON_UNKNOWN_TYPE\x10\x06\x12\"\n\x1e\x44\x45\x41\x44_LETTER_REASON_NOT_ALLOWED\x10\x07\x12#\n\x1f\x44\x45\x41\x44_LETTER_REASON_INCONSISTENT\x10\x08\x12 \n\x1c\x44\x45\x41\x44_LETTER_REASON_TOO_LARGE\x10\t\x12%\n!DEAD_LETTER_REASON_HANDLER_FAILED\x10\n\x12,\n(DEAD_LETTER_REASON_CONFLICTING_DUPLICATE\x10\x0b\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!esper/leyline/v1/operations.proto\x12\x10\x65sper.leyline.v1\x1a\x1b\x65sper/leyline/v1/meta.proto\"\xa4\x02\n\nDeadLetter\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x11\n\tpartition\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0b\n\x03key\x18\x05 \x01(\x0c\x12\x32\n\x06reason\x18\x06 \x01(\x0e\x32\".esper.leyline.v1.DeadLetterReason\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x14\n\x0cvalue_digest\x18\x08 \x01(\t\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\x16\n\x0e\x63onsumer_group\x18\n \x01(\t\x12\x13\n\x0brecord_type\x18\x0b \x01(\t\x12\x13\n\x0bvalue_bytes\x18\x0c \x01(\x04\"\\\n\tChainLink\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0b\n\x03mac\x18\x05 \x01(\x0c\"C\n\x0fPartitionOffset\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"\x9f\x01\n\x0fProducerStarted\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\x0e\n\x06member\x18\x02 \x01(\t\x12\x16\n\x0epredecessor_id\x18\x03 \x01(\t\x12*\n\x05links\x18\x04 \x03(\x0b\x32\x1b.esper.leyline.v1.ChainLink\x12\r\n\x05\x63\x61use\x18\x05 \x01(\t\"\xa0\x01\n\x08Redriven\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x11\n\tpartition\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x11\n\tletter_id\x18\x05 \x01(\t\x12\x16\n\x0e\x63onsumer_group\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\"\xa1\x01\n\tDiscarded\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x11\n\tpartition\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x11\n\tletter_id\x18\x05 \x01(\t\x12\x16\n\x0e\x63onsumer_group\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\"\x95\x01\n\x13PartitionCheckpoint\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x10\n\x08topic_id\x18\x02 \x01(\t\x12\x11\n\tpartition\x18\x03 \x01(\r\x12\x14\n\x0c\x66irst_offset\x18\x04 \x01(\x03\x12\x13\n\x0bnext_offset\x18\x05 \x01(\x03\x12\x0f\n\x07records\x18\x06 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x07 \x01(\x0c\"\x8e\x01\n\x14LogCheckpointContent\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x17\n\x0fprevious_digest\x18\x02 \x01(\x0c\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x39\n\npartitions\x18\x04 \x03(\x0b\x32%.esper.leyline.v1.PartitionCheckpoint\"r\n\rLogCheckpoint\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\x12\n\npublic_key\x18\x04 \x01(\x0c\"\xb7\x01\n\nKeyRotated\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x17\n\x0fprevious_key_id\x18\x03 \x01(\t\x12\x31\n\talgorithm\x18\x04 \x01(\x0e\x32\x1e.esper.leyline.v1.KeyAlgorithm\x12\x12\n\npublic_key\x18\x05 \x01(\x0c\x12\x0e\n\x06signer\x18\x06 \x01(\t\"\x92\x01\n\nKeyRevoked\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x39\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x03 \x03(\x0b\x32!.esper.leyline.v1.PartitionOffset\x12\x0e\n\x06reason\x18\x04 \x01(\t*\xf6\x04\n\x10\x44\x65\x61\x64LetterReason\x12\"\n\x1e\x44\x45\x41\x44_LETTER_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x44\x45\x41\x44_LETTER_REASON_UNSIGNED\x10\x01\x12\"\n\x1e\x44\x45\x41\x44_LETTER_REASON_UNKNOWN_KEY\x10\x02\x12$\n DEAD_LETTER_REASON_BAD_SIGNATURE\x10\x03\x12\x1c\n\x18\x44\x45\x41\x44_LETTER_REASON_EMPTY\x10\x04\x12\"\n\x1e\x44\x45\x41\x44_LETTER_REASON_UNDECODABLE\x10\x05\x12#\n\x1f\x44\x45\x41\x44_LETTER_REASON_UNKNOWN_TYPE\x10\x06\x12\"\n\x1e\x44\x45\x41\x44_LETTER_REASON_NOT_ALLOWED\x10\x07\x12#\n\x1f\x44\x45\x41\x44_LETTER_REASON_INCONSISTENT\x10\x08\x12 \n\x1c\x44\x45\x41\x44_LETTER_REASON_TOO_LARGE\x10\t\x12%\n!DEAD_LETTER_REASON_HANDLER_FAILED\x10\n\x12,\n(DEAD_LETTER_REASON_CONFLICTING_DUPLICATE\x10\x0b\x12$\n DEAD_LETTER_REASON_WAITS_FOR_KEY\x10\x0c\x12\"\n\x1e\x44\x45\x41\x44_LETTER_REASON_REVOKED_KEY\x10\r\x12#\n\x1f\x44\x45\x41\x44_LETTER_REASON_WRONG_SIGNER\x10\x0e\x12\x1c\n\x18\x44\x45\x41\x44_LETTER_REASON_STALE\x10\x0f\x12\x1f\n\x1b\x44\x45\x41\x44_LETTER_REASON_REPLAYED\x10\x10*g\n\x0cKeyAlgorithm\x12\x1d\n\x19KEY_ALGORITHM_UNSPECIFIED\x10\x00\x12\x1d\n\x19KEY_ALGORITHM_HMAC_SHA256\x10\x01\x12\x19\n\x15KEY_ALGORITHM_ED25519\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'esper.leyline.v1.operations_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEADLETTERREASON']._serialized_start=474
-  _globals['_DEADLETTERREASON']._serialized_end=930
+  _globals['_DEADLETTERREASON']._serialized_start=1780
+  _globals['_DEADLETTERREASON']._serialized_end=2410
+  _globals['_KEYALGORITHM']._serialized_start=2412
+  _globals['_KEYALGORITHM']._serialized_end=2515
   _globals['_DEADLETTER']._serialized_start=85
   _globals['_DEADLETTER']._serialized_end=377
   _globals['_CHAINLINK']._serialized_start=379
   _globals['_CHAINLINK']._serialized_end=471
+  _globals['_PARTITIONOFFSET']._serialized_start=473
+  _globals['_PARTITIONOFFSET']._serialized_end=540
+  _globals['_PRODUCERSTARTED']._serialized_start=543
+  _globals['_PRODUCERSTARTED']._serialized_end=702
+  _globals['_REDRIVEN']._serialized_start=705
+  _globals['_REDRIVEN']._serialized_end=865
+  _globals['_DISCARDED']._serialized_start=868
+  _globals['_DISCARDED']._serialized_end=1029
+  _globals['_PARTITIONCHECKPOINT']._serialized_start=1032
+  _globals['_PARTITIONCHECKPOINT']._serialized_end=1181
+  _globals['_LOGCHECKPOINTCONTENT']._serialized_start=1184
+  _globals['_LOGCHECKPOINTCONTENT']._serialized_end=1326
+  _globals['_LOGCHECKPOINT']._serialized_start=1328
+  _globals['_LOGCHECKPOINT']._serialized_end=1442
+  _globals['_KEYROTATED']._serialized_start=1445
+  _globals['_KEYROTATED']._serialized_end=1628
+  _globals['_KEYREVOKED']._serialized_start=1631
+  _globals['_KEYREVOKED']._serialized_end=1777
 # @@protoc_insertion_point(module_scope)

@@ -22,23 +22,30 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from esper.leyline.v1 import meta_pb2 as esper_dot_leyline_dot_v1_dot_meta__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65sper/leyline/v1/safety.proto\x12\x10\x65sper.leyline.v1*\xa7\x01\n\x0e\x45mergencyLevel\x12\x1f\n\x1b\x45MERGENCY_LEVEL_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MERGENCY_LEVEL_NOTICE\x10\x01\x12\x1c\n\x18\x45MERGENCY_LEVEL_ELEVATED\x10\x02\x12 \n\x1c\x45MERGENCY_LEVEL_CONSERVATIVE\x10\x03\x12\x18\n\x14\x45MERGENCY_LEVEL_HALT\x10\x04*\x86\x01\n\nHazardBand\x12\x1b\n\x17HAZARD_BAND_UNSPECIFIED\x10\x00\x12\x13\n\x0fHAZARD_BAND_LOW\x10\x01\x12\x16\n\x12HAZARD_BAND_MEDIUM\x10\x02\x12\x14\n\x10HAZARD_BAND_HIGH\x10\x03\x12\x18\n\x14HAZARD_BAND_CRITICAL\x10\x04*\x8a\x01\n\rHandlingClass\x12\x1e\n\x1aHANDLING_CLASS_UNSPECIFIED\x10\x00\x12\x1b\n\x17HANDLING_CLASS_STANDARD\x10\x01\x12\x1d\n\x19HANDLING_CLASS_RESTRICTED\x10\x02\x12\x1d\n\x19HANDLING_CLASS_QUARANTINE\x10\x03*\xc5\x01\n\x0fResourceProfile\x12 \n\x1cRESOURCE_PROFILE_UNSPECIFIED\x10\x00\x12\x18\n\x14RESOURCE_PROFILE_CPU\x10\x01\x12\x18\n\x14RESOURCE_PROFILE_GPU\x10\x02\x12!\n\x1dRESOURCE_PROFILE_MEMORY_HEAVY\x10\x03\x12\x1d\n\x19RESOURCE_PROFILE_IO_HEAVY\x10\x04\x12\x1a\n\x16RESOURCE_PROFILE_MIXED\x10\x05*\x8c\x01\n\nProvenance\x12\x1a\n\x16PROVENANCE_UNSPECIFIED\x10\x00\x12\x17\n\x13PROVENANCE_URABRASK\x10\x01\x12\x16\n\x12PROVENANCE_CURATED\x10\x02\x12\x18\n\x14PROVENANCE_HEURISTIC\x10\x03\x12\x17\n\x13PROVENANCE_EXTERNAL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65sper/leyline/v1/safety.proto\x12\x10\x65sper.leyline.v1\x1a\x1b\x65sper/leyline/v1/meta.proto\"\xb0\x02\n\x0f\x45mergencySignal\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12/\n\x05level\x18\x02 \x01(\x0e\x32 .esper.leyline.v1.EmergencyLevel\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12\x17\n\x0forigin_event_id\x18\x05 \x01(\t\x12\x0e\n\x06run_id\x18\x06 \x01(\t\x12\x45\n\nattributes\x18\x07 \x03(\x0b\x32\x31.esper.leyline.v1.EmergencySignal.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xa7\x01\n\x0e\x45mergencyLevel\x12\x1f\n\x1b\x45MERGENCY_LEVEL_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MERGENCY_LEVEL_NOTICE\x10\x01\x12\x1c\n\x18\x45MERGENCY_LEVEL_ELEVATED\x10\x02\x12 \n\x1c\x45MERGENCY_LEVEL_CONSERVATIVE\x10\x03\x12\x18\n\x14\x45MERGENCY_LEVEL_HALT\x10\x04*\x86\x01\n\nHazardBand\x12\x1b\n\x17HAZARD_BAND_UNSPECIFIED\x10\x00\x12\x13\n\x0fHAZARD_BAND_LOW\x10\x01\x12\x16\n\x12HAZARD_BAND_MEDIUM\x10\x02\x12\x14\n\x10HAZARD_BAND_HIGH\x10\x03\x12\x18\n\x14HAZARD_BAND_CRITICAL\x10\x04*\x8a\x01\n\rHandlingClass\x12\x1e\n\x1aHANDLING_CLASS_UNSPECIFIED\x10\x00\x12\x1b\n\x17HANDLING_CLASS_STANDARD\x10\x01\x12\x1d\n\x19HANDLING_CLASS_RESTRICTED\x10\x02\x12\x1d\n\x19HANDLING_CLASS_QUARANTINE\x10\x03*\xc5\x01\n\x0fResourceProfile\x12 \n\x1cRESOURCE_PROFILE_UNSPECIFIED\x10\x00\x12\x18\n\x14RESOURCE_PROFILE_CPU\x10\x01\x12\x18\n\x14RESOURCE_PROFILE_GPU\x10\x02\x12!\n\x1dRESOURCE_PROFILE_MEMORY_HEAVY\x10\x03\x12\x1d\n\x19RESOURCE_PROFILE_IO_HEAVY\x10\x04\x12\x1a\n\x16RESOURCE_PROFILE_MIXED\x10\x05*\x8c\x01\n\nProvenance\x12\x1a\n\x16PROVENANCE_UNSPECIFIED\x10\x00\x12\x17\n\x13PROVENANCE_URABRASK\x10\x01\x12\x16\n\x12PROVENANCE_CURATED\x10\x02\x12\x18\n\x14PROVENANCE_HEURISTIC\x10\x03\x12\x17\n\x13PROVENANCE_EXTERNAL\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'esper.leyline.v1.safety_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EMERGENCYLEVEL']._serialized_start=52
-  _globals['_EMERGENCYLEVEL']._serialized_end=219
-  _globals['_HAZARDBAND']._serialized_start=222
-  _globals['_HAZARDBAND']._serialized_end=356
-  _globals['_HANDLINGCLASS']._serialized_start=359
-  _globals['_HANDLINGCLASS']._serialized_end=497
-  _globals['_RESOURCEPROFILE']._serialized_start=500
-  _globals['_RESOURCEPROFILE']._serialized_end=697
-  _globals['_PROVENANCE']._serialized_start=700
-  _globals['_PROVENANCE']._serialized_end=840
+  _globals['_EMERGENCYSIGNAL_ATTRIBUTESENTRY']._loaded_options = None
+  _globals['_EMERGENCYSIGNAL_ATTRIBUTESENTRY']._serialized_options = b'8\001'
+  _globals['_EMERGENCYLEVEL']._serialized_start=388
+  _globals['_EMERGENCYLEVEL']._serialized_end=555
+  _globals['_HAZARDBAND']._serialized_start=558
+  _globals['_HAZARDBAND']._serialized_end=692
+  _globals['_HANDLINGCLASS']._serialized_start=695
+  _globals['_HANDLINGCLASS']._serialized_end=833
+  _globals['_RESOURCEPROFILE']._serialized_start=836
+  _globals['_RESOURCEPROFILE']._serialized_end=1033
+  _globals['_PROVENANCE']._serialized_start=1036
+  _globals['_PROVENANCE']._serialized_end=1176
+  _globals['_EMERGENCYSIGNAL']._serialized_start=81
+  _globals['_EMERGENCYSIGNAL']._serialized_end=385
+  _globals['_EMERGENCYSIGNAL_ATTRIBUTESENTRY']._serialized_start=336
+  _globals['_EMERGENCYSIGNAL_ATTRIBUTESENTRY']._serialized_end=385
 # @@protoc_insertion_point(module_scope)
