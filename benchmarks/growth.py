@@ -1,11 +1,13 @@
-"""Does growing pay? Paired seeds: static, grown, and static with the grown run's multiply-adds.
+"""Does growing pay? Paired seeds: static, grown, static with the grown run's multiply-adds, and the final size at once.
 
 python -m benchmarks.growth [--task mnist1d] [--seeds 1,2,3,4,5] [--epochs 40] [--json]
 
 Same seed means same initial weights and same data order. The equal-compute arm is static and trains
 longer, until its whole training has spent at least as many multiply-adds as the grown run, shadow and
-gate passes included. Accuracy is on the test part, looked at once at each run's end. Intervals are
-paired bootstrap intervals of the mean difference (Efron, 1979), 10,000 resamples, fixed seed.
+gate passes included. The final-size arm trains an MLP of one hidden layer with the grown network's
+number of parameters from scratch, for as many epochs; no claim is made against it, its figures are
+published. Accuracy is on the test part, looked at once at each run's end. Intervals are paired
+bootstrap intervals of the mean difference (Efron, 1979), 10,000 resamples, fixed seed.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 
 from benchmarks._report import at_least_above, report
 from benchmarks._system import whole_system
+from benchmarks._wide import wide_host
 from esper.weatherlight import TrainingRequest, train
 
 _BOUND_POINTS = 5.0
@@ -39,13 +42,25 @@ def epochs_for(multiply_adds: int, static: dict[str, Any]) -> int:
 
 
 def arms(fabric: Any, supervisor: Any, *, task: str, seed: int, epochs: int) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - wired by the caller
-    """Return the documents of the three arms for one seed."""
+    """Return the documents of the four arms for one seed."""
 
     def run(policy: str, epochs: int) -> dict[str, Any]:
         return train(fabric, TrainingRequest(task=task, policy=policy, epochs=epochs, seed=seed), supervisor)
 
     static, grown = run("noop", epochs), run("heuristic", epochs)
-    return {"static": static, "grown": grown, "equal": run("noop", epochs_for(grown["multiply_adds"], static))}
+    wide = TrainingRequest(
+        task=f"benchmarks._wide:{task}",
+        host=wide_host(task, grown["parameters"]),
+        policy="noop",
+        epochs=epochs,
+        seed=seed,
+    )
+    return {
+        "static": static,
+        "grown": grown,
+        "equal": run("noop", epochs_for(grown["multiply_adds"], static)),
+        "final_size": train(fabric, wide, supervisor),
+    }
 
 
 def summary(name: str, pairs: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
@@ -74,7 +89,7 @@ def main() -> int:
         for arm in ("static", "equal")
     ]
     details = {
-        "differences": [summary(arm, pairs) for arm in ("static", "equal")],
+        "differences": [summary(arm, pairs) for arm in ("static", "equal", "final_size")],
         "fossilized": [sum(seed["stage"] == "FOSSILIZED" for seed in pair["grown"]["seeds"]) for pair in pairs],
         "runs": [
             {"seed": seed} | {arm: _row(pair[arm]) for arm in pair} for seed, pair in zip(seeds, pairs, strict=True)
