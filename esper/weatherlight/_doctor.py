@@ -6,7 +6,7 @@ import importlib.metadata
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from esper.core.errors import EsperError
@@ -27,6 +27,7 @@ class Check:
     check: str
     ok: bool
     found: str
+    #: What to do about it; nothing where all is well.
     cure: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,5 +93,6 @@ _CHECKS: tuple[Callable[[Settings], Check], ...] = (_python, _clash, _disk, _jar
 
 def examine(settings: Settings) -> Iterator[Check]:
     """Yield one verdict after another; never raises a deliberate error."""
-    for check in _CHECKS:
-        yield check(settings)
+    for look in _CHECKS:
+        check = look(settings)
+        yield replace(check, cure="") if check.ok else check
