@@ -9,7 +9,7 @@ import typer
 from esper.cli._console import JsonFlag, emit_json, emit_table
 from esper.core.errors import UsageError
 
-blueprints = typer.Typer(no_args_is_help=True, help="What may be grafted.")
+blueprints = typer.Typer(no_args_is_help=True, help="What may be grafted. Example: esper blueprints list")
 
 
 def _row(blueprint_id: str, blueprint: Any) -> dict[str, Any]:  # noqa: ANN401 - karn is imported late

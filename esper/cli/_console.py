@@ -18,6 +18,8 @@ from esper.oona import Fabric
 
 #: Where no terminal says how wide it is, tables are not folded to the width of one.
 _WIDTH_ELSEWHERE = 200
+#: Characters of one value in a record; a map of metrics has thousands.
+_VALUE_SHOWN_MAX = 160
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -58,17 +60,36 @@ def say(text: str) -> None:
 def _cell(value: Any) -> str:  # noqa: ANN401 - a cell shows whatever a row holds
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_cell(entry)}" for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(_cell(entry) for entry in value)
     return "" if value is None else str(value)
 
 
 def emit_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, title: str | None = None) -> None:
     """Print rows as a table on stdout; names of `columns` select and order the fields."""
+    rows = list(rows)
+    if not rows:
+        say(f"no {title}" if title else "none")
+        return
     table = Table(title=title, show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     out.print(table)
+
+
+def emit_records(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print each row as lines of name and value, for rows that are too wide for a table; long values are cut."""
+    for number, row in enumerate(rows, start=1):
+        width = max(len(name) for name in row)
+        out.print(f"row {number}", style="bold", markup=False)
+        for name, value in row.items():
+            text = _cell(value)
+            shown = text if len(text) <= _VALUE_SHOWN_MAX else f"{text[:_VALUE_SHOWN_MAX]}... (--json has it all)"
+            out.print(f"  {name:<{width}}  {shown}", markup=False, soft_wrap=True)
 
 
 def settings() -> Settings:

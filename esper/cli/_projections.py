@@ -8,13 +8,18 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from esper.cli._console import JsonFlag, emit_json, emit_table, err, open_fabric, say, settings
+from esper.cli._console import JsonFlag, emit_json, emit_records, emit_table, err, open_fabric, say, settings
 from esper.core.errors import IntegrityError, UsageError
 from esper.projection import list_projections, query
 from esper.projection import replay as replay_projections
 from esper.projection import verify as verify_projections
 
-projections = typer.Typer(no_args_is_help=True, help="Tables that are folded from the log.")
+#: More columns than this make a table whose words break; rows are then printed one below the other.
+_COLUMNS_MAX = 10
+
+projections = typer.Typer(
+    no_args_is_help=True, help="Tables that are folded from the log. Example: esper projections list"
+)
 
 
 def replay(
@@ -68,12 +73,17 @@ def sql(
     statement: Annotated[str, typer.Argument(help="One SELECT over all projections.")],
     json: JsonFlag = False,
 ) -> None:
-    """Query the projections, also while members run. Example: esper sql "select * from field_reports limit 5" """
+    """Query the projections, also while members run.
+
+    Example: esper sql "select run_id, epoch, command_type, reward from field_reports limit 5"
+    """
     table = query(statement, settings=settings())
     _check_names(table.column_names)
     rows = table.to_pylist(maps_as_pydicts="lossy")
     if json:
         emit_json(rows)
+    elif len(table.column_names) > _COLUMNS_MAX:
+        emit_records(rows)
     elif rows:
         emit_table(rows, list(rows[0]))
     else:

@@ -10,7 +10,10 @@ import typer
 from esper.cli._console import JsonFlag, emit_json, emit_table, say, settings
 from esper.oona import Cluster, TopicCatalog, TopicDescription, TopicPlan, apply_topics, describe_topics, plan_topics
 
-topics = typer.Typer(no_args_is_help=True, help="Topics as files: see a diff, apply it, describe what is there.")
+topics = typer.Typer(
+    no_args_is_help=True,
+    help="Topics as files: a diff, its application, what is there. Example: esper topics plan",
+)
 
 _COLUMNS = ["topic", "action", "field", "before", "after", "reason"]
 

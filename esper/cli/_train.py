@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -12,8 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from esper.cli._console import JsonFlag, emit_json, emit_table, err, open_fabric, say
 from esper.core.errors import UsageError
 from esper.leyline import messages as ly
+from esper.oona import Fabric
 from esper.projection import catch_up
-from esper.weatherlight import SUBSYSTEMS, TrainingRequest, check_request, interrupt_on_sigterm, members_for_a_while
+from esper.weatherlight import (
+    SUBSYSTEMS,
+    TrainingRequest,
+    absent,
+    check_request,
+    interrupt_on_sigterm,
+    members_for_a_while,
+)
 from esper.weatherlight import train as run_training
 
 #: What the request's fields hold.
@@ -56,6 +64,17 @@ def training_progress(epochs: int) -> Iterator[Callable[[ly.SystemStatePacket], 
         yield tell
 
 
+def _say_who_trains(fabric: Fabric, started: Sequence[str]) -> None:
+    if started:
+        say(f"starting {', '.join(started)} for the time of this run")
+    elif missing := absent(fabric):
+        say(f"waiting for {', '.join(missing)}, which nobody is yet; `esper serve` starts them")
+
+
+def _say_asked(run_id: str) -> None:
+    say(f"run {run_id} is asked for")
+
+
 def train(
     task: Annotated[str, typer.Option(help="mnist1d, digits, or package.module:factory of your own.")] = "mnist1d",
     host: Annotated[str, typer.Option(help="Host network of the task.")] = "mlp",
@@ -93,7 +112,12 @@ def train(
         members_for_a_while(fabric.settings, wanted=tuple(SUBSYSTEMS) if members else ()) as supervisor,
     ):
         interrupt_on_sigterm()
-        document = run_training(fabric, request, supervisor, progress=progress)
+        _say_who_trains(fabric, supervisor.names)
+        try:
+            document = run_training(fabric, request, supervisor, progress=progress, on_request=_say_asked)
+        except KeyboardInterrupt:
+            say("interrupted: the run ends as cancelled; `esper runs list` shows it")
+            raise
     # The members started here are gone, the projector among them: what they wrote last is folded now.
     catch_up(fabric)
     if json:

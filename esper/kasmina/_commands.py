@@ -22,6 +22,7 @@ REASON_MISSING_TIMESTAMP: Final = "missing_timestamp"
 REASON_NONCE_REPLAYED: Final = "nonce_replayed"
 REASON_UNKNOWN_PACKET: Final = "unknown_packet"
 REASON_LATE: Final = "late_command"
+REASON_WRONG_EPOCH: Final = "wrong_epoch"
 REASON_STALE: Final = "stale_command"
 REASONS: Final = (
     REASON_FOREIGN_RUN,
@@ -30,6 +31,7 @@ REASONS: Final = (
     REASON_NONCE_REPLAYED,
     REASON_UNKNOWN_PACKET,
     REASON_LATE,
+    REASON_WRONG_EPOCH,
     REASON_STALE,
 )
 
@@ -128,6 +130,8 @@ class CommandVerifier:
             return REASON_UNKNOWN_PACKET
         if cause != ledger.latest_packet or cause in ledger.outcomes:
             return REASON_LATE
+        if command.epoch != ledger.packets[cause]:
+            return REASON_WRONG_EPOCH
         if append_time_ms - command.meta.time.ToMilliseconds() > self.window_seconds * 1000:
             return REASON_STALE
         return ""

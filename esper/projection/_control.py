@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import pyarrow as pa
 
 from esper.core.errors import Busy, EsperError, IntegrityError, NotReadyError, OperationFailed, UsageError
@@ -68,13 +69,26 @@ def new_token() -> str:
 
 
 def find_projector(home: Home) -> ProjectorClient | None:
-    """Return a client of the home's projector, or None when none runs."""
+    """Return a client of the home's projector, or None when none runs.
+
+    Raises:
+        NotReadyError: it is suspended (SIGSTOP), and would keep every caller waiting.
+    """
     try:
         found = Announcement(**json.loads(announcement_path(home).read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
     stamp = ProcessStamp(pid=found.pid, create_time=found.create_time, home=str(home.root))
-    return ProjectorClient(found) if stamp.process(home.root) is not None else None
+    process = stamp.process(home.root)
+    if process is None:
+        return None
+    if process.status() == psutil.STATUS_STOPPED:
+        raise NotReadyError(
+            "the projector does not answer",
+            cause=f"its process {found.pid} is suspended",
+            next_step=f"Let it go on: kill -CONT {found.pid}",
+        )
+    return ProjectorClient(found)
 
 
 class ProjectorGone(NotReadyError):

@@ -8,7 +8,7 @@ from esper.projection._query import Query
 
 _RUN: Final = (
     "run_id, task, host, policy, seed, epochs, status, accuracy, loss, parameters, multiply_adds,"
-    " multiply_adds_per_sample, digest, seeds"
+    " multiply_adds_per_sample, digest, seeds, failure, failure_detail"
 )
 _EPOCH: Final = "epoch, train_loss, val_loss, val_accuracy, digest, command_id, command, outcome, latency_ms"
 
@@ -18,7 +18,8 @@ def run_document(query: Query, run_id: str) -> dict[str, Any] | None:
 
     The fields of `esper train`, with `epochs` as a list of `{epoch, train_loss, val_loss, val_accuracy, digest,
     command_id, command, outcome, latency_ms}`. `outcome` is "applied", "rejected:REASON" or "none:REASON", null
-    while there is none; accuracy and loss of the test set are null until the run has finished.
+    while there is none; accuracy and loss of the test set are null until the run has finished. `failure` and
+    `failure_detail` say why a run failed, and are null for any other.
     """
     runs = query(f"select {_RUN} from runs where run_id = ?", [run_id]).to_pylist()  # noqa: S608 - our own column names
     if not runs:
@@ -28,6 +29,6 @@ def run_document(query: Query, run_id: str) -> dict[str, Any] | None:
 
 
 def runs_list(query: Query) -> list[dict[str, Any]]:
-    """Return every run as `esper train` prints it, the oldest request first."""
+    """Return every run as `esper train` prints it, with why it failed, the oldest request first."""
     rows: list[dict[str, Any]] = query(f"select {_RUN} from runs order by requested_at, run_id").to_pylist()  # noqa: S608 - the same
     return rows

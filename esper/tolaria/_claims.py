@@ -8,7 +8,7 @@ attempt still appends counts for nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -39,6 +39,8 @@ class RunClaim:
     producer_id: str = ""
     claim_event_id: str = ""
     request_event_id: str = ""
+    #: Home of the worker.
+    home_id: str = ""
     partition: int = 0
     #: Of the winning claim of the highest attempt, and of the first attempt's.
     claim_offset: int = 0
@@ -46,9 +48,12 @@ class RunClaim:
     ended: bool = False
 
     def fold(self, event: Event) -> RunClaim:
-        """Return the run after one more event of its partition; pure."""
+        """Return the run after one more event of its partition; pure.
+
+        Attempts follow each other one by one and name one request; a claim that does not counts for nothing.
+        """
         message = event.message
-        if isinstance(message, ly.TrainingRunClaimed) and message.attempt > self.attempt:
+        if isinstance(message, ly.TrainingRunClaimed) and self._is_next(message):
             return replace(
                 self,
                 attempt=message.attempt,
@@ -56,6 +61,7 @@ class RunClaim:
                 producer_id=message.producer_id,
                 claim_event_id=event.meta.event_id,
                 request_event_id=message.request_event_id,
+                home_id=message.home_id,
                 partition=event.partition,
                 claim_offset=event.offset,
                 first_offset=self.first_offset if self.attempt else event.offset,
@@ -65,6 +71,21 @@ class RunClaim:
             fenced = 0 < message.attempt < self.attempt
             return self if fenced else replace(self, ended=True)
         return self
+
+    def _is_next(self, claim: ly.TrainingRunClaimed) -> bool:
+        same_request = not self.attempt or claim.request_event_id == self.request_event_id
+        return claim.attempt == self.attempt + 1 and same_request
+
+    def falls_to(self, worker: str, *, home_id: str, alive: Collection[str]) -> bool:
+        """Return whether `worker` is to go on with this run: it is its own, or its worker is dead.
+
+        `alive` names the living members of the home `home_id`; of another home's members nothing is known here.
+        """
+        if self.ended or not self.attempt:
+            return False
+        if self.worker == worker:
+            return self.home_id in ("", home_id)
+        return self.home_id == home_id and self.worker not in alive
 
 
 @dataclass(frozen=True)
@@ -119,9 +140,10 @@ class ClaimBook:
         """Return how a run stands; None when nobody ever claimed it."""
         return self._runs.get(run_id)
 
-    def unfinished_of(self, worker: str) -> Iterator[RunClaim]:
-        """Yield the runs whose last claim is `worker`'s and that have no end, oldest ids first."""
-        return iter([run for _, run in sorted(self._runs.items()) if run.worker == worker and not run.ended])
+    def unfinished(self, worker: str, *, home_id: str, alive: Collection[str]) -> list[RunClaim]:
+        """Return the runs that `worker` is to go on with, in the order of their ids (`RunClaim.falls_to`)."""
+        runs = (run for _, run in sorted(self._runs.items()))
+        return [run for run in runs if run.falls_to(worker, home_id=home_id, alive=alive)]
 
     def close(self) -> None:
         """Release the connection."""
@@ -137,7 +159,13 @@ class ClaimBook:
 
 
 def claim(
-    book: ClaimBook, publisher: Publisher, request: ly.TrainingRunRequested, *, worker: str, attempt: int
+    book: ClaimBook,
+    publisher: Publisher,
+    request: ly.TrainingRunRequested,
+    *,
+    worker: str,
+    attempt: int,
+    home_id: str = "",
 ) -> Claimed | None:
     """Claim `attempt` of a run and return it if this worker won; None when another was first.
 
@@ -154,6 +182,7 @@ def claim(
         worker=worker,
         producer_id=publisher.producer_id,
         request_event_id=request.meta.event_id,
+        home_id=home_id,
     )
     receipt = publisher.publish(
         message,

@@ -154,12 +154,12 @@ class CommandInbox:
             message = event.message
             if event.meta.subject != self._run_id:
                 continue  # Another run whose key shares the partition.
-            if isinstance(message, ly.TrainingRunClaimed) and message.attempt > self._attempt:
+            if isinstance(message, ly.TrainingRunClaimed) and message.attempt == self._attempt + 1:
                 raise RunFenced(
                     f"run {self._run_id} is no longer ours",
                     cause=f"{message.worker} claimed attempt {message.attempt}, this is attempt {self._attempt}",
                 )
-            if isinstance(message, ly.TrainingRunFailed):
+            if isinstance(message, ly.TrainingRunFailed) and message.attempt in (0, self._attempt):
                 raise RunFenced(f"run {self._run_id} was given up", cause=f"{message.reason}: {message.detail}")
             if isinstance(message, ly.AdaptationCommand) and event.meta.event_id not in self._known:
                 self._commands.append(event)

@@ -6,7 +6,9 @@ import logging
 import threading
 from typing import Final
 
+from esper.core.clock import Deadline
 from esper.core.errors import IntegrityError
+from esper.core.home import live_members
 from esper.leyline import messages as ly
 from esper.oona import Consumer, Event, Fabric
 from esper.tolaria._attempt import Wiring, execute, publish_failure
@@ -20,14 +22,17 @@ GROUP: Final = "esper.tolaria"
 REQUESTS_TOPIC: Final = "run-requests"
 _POLL_SECONDS: Final = 0.2
 _READ_SECONDS: Final = 600.0
+#: How often an idle worker looks for runs of dead ones; a supervisor starts a dead worker again in less.
+_ORPHANS_SECONDS: Final = 5.0
 
 
 class TolariaService:
     """Member `instance` of the group on run-requests.
 
     First it ends what its previous life began: runs that it claimed and that have no end get its next attempt,
-    or TrainingRunFailed{worker_lost} after the third. Then it takes requests. It leaves the group's
-    partitions while it trains, so that other workers can take what waits there.
+    or TrainingRunFailed{worker_lost} after the third. Then it takes requests, and between them what a dead
+    worker of its home left. It leaves the group's partitions while it trains, so that other workers can take
+    what waits there.
     """
 
     def __init__(
@@ -79,15 +84,21 @@ class _Worker:
         self._won: list[Claimed] = []
 
     def run(self) -> None:
-        self._book.catch_up()
-        for unfinished in self._book.unfinished_of(self._wiring.worker):
-            if self._stop.is_set():
-                return
-            self._take_up(unfinished)
         while not self._stop.is_set():
+            for unfinished in self._unfinished():
+                if self._stop.is_set():
+                    return
+                self._take_up(unfinished)
             self._wait_for_requests()
             while self._won:
                 execute(self._wiring, self._won.pop(0), self._stop)
+
+    def _unfinished(self) -> list[RunClaim]:
+        """Return what this worker's previous life, or a worker of this home that is dead, began and did not end."""
+        home = self._wiring.fabric.home
+        self._book.catch_up()
+        alive = {member.name for member in live_members(home)}
+        return self._book.unfinished(self._wiring.worker, home_id=home.home_id, alive=alive)
 
     def _take_up(self, unfinished: RunClaim) -> None:
         """Go on with a run that this worker's previous life left, or give it up."""
@@ -101,9 +112,14 @@ class _Worker:
         except IntegrityError as error:
             self._give_up(unfinished, reason="request_lost", detail=str(error))
             return
-        claimed = claim(self._book, self._wiring.publisher, request, worker=self._wiring.worker, attempt=attempt + 1)
+        claimed = self._claim(request, attempt=attempt + 1)
         if claimed is not None:
             execute(self._wiring, claimed, self._stop)
+
+    def _claim(self, request: ly.TrainingRunRequested, *, attempt: int) -> Claimed | None:
+        wiring = self._wiring
+        home_id = wiring.fabric.home.home_id
+        return claim(self._book, wiring.publisher, request, worker=wiring.worker, attempt=attempt, home_id=home_id)
 
     def _give_up(self, run: RunClaim, *, reason: str, detail: str) -> None:
         _log.warning("run %s is given up: %s", run.run_id, detail)
@@ -112,7 +128,7 @@ class _Worker:
         )
 
     def _wait_for_requests(self) -> None:
-        """Be a member of the group until a request is won or the worker is to stop."""
+        """Be a member of the group until a request is won, a dead worker left a run, or the worker is to stop."""
         consumer: Consumer
 
         def on_request(event: Event) -> None:
@@ -129,8 +145,13 @@ class _Worker:
             publisher=self._wiring.publisher,
         )
         with consumer:
+            look = Deadline(_ORPHANS_SECONDS)
             while not self._won and not self._stop.is_set():
                 consumer.poll(_POLL_SECONDS)
+                if look.expired and not self._won:
+                    if self._unfinished():
+                        return
+                    look = Deadline(_ORPHANS_SECONDS)
 
     def _on_request(self, event: Event) -> None:
         request = event.message
@@ -143,7 +164,7 @@ class _Worker:
         if known is not None and (known.ended or known.producer_id != self._wiring.publisher.producer_id):
             _log.info("run %s was taken before", request.run_id)
             return
-        claimed = claim(self._book, self._wiring.publisher, request, worker=self._wiring.worker, attempt=1)
+        claimed = self._claim(request, attempt=1)
         if claimed is not None:
             self._won.append(claimed)
 

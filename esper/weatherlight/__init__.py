@@ -1,5 +1,6 @@
 """Weatherlight: the composition root. Wires subsystems together and keeps their processes alive."""
 
+from esper.weatherlight._cancel import cancel_run
 from esper.weatherlight._doctor import Check, examine
 from esper.weatherlight._members import (
     SUBSYSTEMS,
@@ -9,6 +10,7 @@ from esper.weatherlight._members import (
     run_member,
     stop_on_signals,
 )
+from esper.weatherlight._readiness import absent
 from esper.weatherlight._requests import check_request
 from esper.weatherlight._supervisor import Supervisor, missing_members
 from esper.weatherlight._training import (
@@ -25,6 +27,8 @@ __all__ = [
     "RunFailed",
     "Supervisor",
     "TrainingRequest",
+    "absent",
+    "cancel_run",
     "check_request",
     "check_subsystem",
     "examine",

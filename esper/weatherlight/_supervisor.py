@@ -184,15 +184,19 @@ class Supervisor:
         )
 
     def _drain(self) -> None:
-        living = [c.process for c in self._children if c.process is not None and c.process.poll() is None]
-        for process in living:
+        living = [(c.member.name, c.process) for c in self._children if c.process and c.process.poll() is None]
+        for _, process in living:
             process.send_signal(signal.SIGTERM)
         deadline = Deadline(_DRAIN_SECONDS, clock=self._clock)
-        for process in living:
+        for name, process in living:
             try:
                 process.wait(deadline.remaining_seconds)
             except subprocess.TimeoutExpired:
-                _log.warning("process %s did not drain in %.0f s and is killed", process.pid, _DRAIN_SECONDS)
+                _log.warning(
+                    "member %s did not end within %.0f s and is killed; its next life goes on where the log stops",
+                    name,
+                    _DRAIN_SECONDS,
+                )
                 process.kill()
                 process.wait()
             _close_pipe(process)

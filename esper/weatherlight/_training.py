@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,8 @@ from esper.core.home import Home, live_members
 from esper.core.ids import RunId, new_run_id
 from esper.core.settings import Settings
 from esper.leyline import messages as ly
-from esper.oona import Event, Fabric, Publisher, Reader
+from esper.oona import Event, Fabric, Reader
+from esper.weatherlight._cancel import end_run
 from esper.weatherlight._members import SUBSYSTEMS
 from esper.weatherlight._readiness import await_answering
 from esper.weatherlight._supervisor import Supervisor, missing_members
@@ -126,25 +127,31 @@ class _Wait:
         self._run_id = run_id
         self._supervisor = supervisor
         self._progress = progress
-        self.claimed = False
+        self.claim: ly.TrainingRunClaimed | None = None
+        self.epochs = 0
 
     def _end_of(self, event: Event) -> ly.TrainingRunFinished | None:
         message = event.message
         if isinstance(message, ly.SystemStatePacket) and self._progress is not None:
             self._progress(message)
         if isinstance(message, ly.TrainingRunClaimed):
-            self.claimed = True
+            self.claim = message
+        if isinstance(message, ly.CommandOutcome):
+            self.epochs = max(self.epochs, message.epoch)
         if isinstance(message, ly.TrainingRunFailed):
             raise RunFailed(message.run_id, message.reason, message.detail)
         return message if isinstance(message, ly.TrainingRunFinished) else None
 
-    def _a_worker_lives(self) -> bool:
+    def _may_go_on(self) -> bool:
+        """Return whether somebody may take the run or go on with it; of another home's workers nothing is known."""
+        if self.claim is not None and self.claim.home_id != self._home.home_id:
+            return True
         return any(member.name.startswith("tolaria-") for member in live_members(self._home))
 
     def until_end(self) -> ly.TrainingRunFinished:
         """Return the run's last event; raise RunFailed, or what ended the members."""
         deadline = Deadline(CLAIM_SECONDS, clock=SYSTEM_CLOCK)
-        while True:  # ends with the run, with a member that cannot run, or when nobody takes the run
+        while True:  # ends with the run, with a member that cannot run, or when nobody is left to train it
             for event in self._reader.read(_POLL_SECONDS):
                 if event.meta.subject != self._run_id:
                     continue
@@ -152,25 +159,28 @@ class _Wait:
                 if end is not None:
                     return end
             self._supervisor.check()
-            if not self.claimed and deadline.expired:
-                if self._a_worker_lives():
-                    # It is at another run, perhaps a long one; ours waits in the log for its turn.
-                    deadline = Deadline(CLAIM_SECONDS, clock=SYSTEM_CLOCK)
-                    continue
+            if self._may_go_on():
+                # At another run, perhaps a long one, or at ours: a run waits in the log for its turn.
+                deadline = Deadline(CLAIM_SECONDS, clock=SYSTEM_CLOCK)
+            elif deadline.expired:
                 raise NotReadyError(
-                    f"no worker took run {self._run_id} within {CLAIM_SECONDS:.0f} s",
+                    f"nobody {'goes on with' if self.claim else 'took'} run {self._run_id}",
+                    cause=f"no worker lived for {CLAIM_SECONDS:.0f} s",
                     next_step="`esper status` shows the members; `esper serve` starts them",
                 )
 
 
-def _give_up(publisher: Publisher, run_id: RunId, reason: str) -> None:
-    publisher.publish(ly.TrainingRunFailed(run_id=run_id, reason=reason), key=run_id)
-
-
 def train(
-    fabric: Fabric, request: TrainingRequest, supervisor: Supervisor, *, progress: Progress | None = None
+    fabric: Fabric,
+    request: TrainingRequest,
+    supervisor: Supervisor,
+    *,
+    progress: Progress | None = None,
+    on_request: Callable[[RunId], None] | None = None,
 ) -> dict[str, Any]:
     """Ask for a run, wait for its end, and return the document of `esper train`.
+
+    `on_request` is told the run's id once the log has its request. Interrupted, the run ends as cancelled.
 
     Raises:
         RunFailed: the run ended in TrainingRunFailed.
@@ -188,25 +198,21 @@ def train(
     wait = _Wait(fabric.home, reader, run_id, supervisor, progress)
     try:
         publisher.publish(message, key=run_id)
+        if on_request is not None:
+            on_request(run_id)
         return result_document(message, wait.until_end())
     except KeyboardInterrupt:
-        _end_run(fabric, run_id, "cancelled")
+        _try_to_end(fabric, run_id, "cancelled", epochs=wait.epochs)
         raise
     except NotReadyError:
-        _end_run(fabric, run_id, "worker_lost" if wait.claimed else "not_claimed")
+        _try_to_end(fabric, run_id, "worker_lost" if wait.claim else "not_claimed", epochs=wait.epochs)
         raise
     finally:
         reader.close()
         publisher.close()
 
 
-def _end_run(fabric: Fabric, run_id: RunId, reason: str) -> None:
-    """Say in the log that nobody goes on with the run, so that no later worker takes it up again."""
-    publisher = fabric.publisher("weatherlight")
-    try:
-        _give_up(publisher, run_id, reason)
-    except NotReadyError:
-        # The broker is what is away: the run stays claimed and its worker's next life goes on with it.
-        return
-    finally:
-        publisher.close()
+def _try_to_end(fabric: Fabric, run_id: RunId, reason: str, *, epochs: int) -> None:
+    """End the run; where the broker is what is away it stays claimed, and its worker's next life goes on with it."""
+    with suppress(NotReadyError):
+        end_run(fabric, run_id, reason, epochs=epochs)

@@ -6,7 +6,7 @@ from TrainingRunRequested;
 
 insert into run_claims by name
 select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,
-  run_id, attempt, worker, producer_id, request_event_id
+  run_id, attempt, worker, meta.producer_id, request_event_id
 from TrainingRunClaimed;
 
 insert into run_starts by name
@@ -17,7 +17,7 @@ select topic_partition, record_offset, append_time, meta.event_id, meta.time as 
 from TrainingRunStarted;
 
 insert into run_states by name
-select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,
+select topic_partition, record_offset, append_time, meta.event_id, meta.producer_id, meta.time as event_time,
   training_run_id as run_id, attempt, current_epoch as epoch, epochs_planned, global_step,
   training_loss as train_loss, validation_loss as val_loss, validation_accuracy as val_accuracy,
   training_metrics as metrics, weights_digest as digest, policy, parameters, multiply_adds, multiply_adds_per_sample,
@@ -34,7 +34,7 @@ select topic_partition, record_offset, training_run_id as run_id, attempt, curre
 from SystemStatePacket, unnest(seed_states) as seeds(state);
 
 insert into run_outcomes by name
-select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,
+select topic_partition, record_offset, append_time, meta.event_id, meta.producer_id, meta.time as event_time,
   run_id, attempt, epoch, state_event_id, result, reason, command_id, command_event_id, command_offset, command_type,
   seed_operation, seed_id, kernel_digest, latency_ms, decision_id, gate_verdicts,
   list_transform(late_commands, lambda c: {
@@ -53,7 +53,7 @@ select topic_partition, record_offset, append_time, meta.event_id, meta.time as 
 from RunRolledBack;
 
 insert into run_finishes by name
-select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,
+select topic_partition, record_offset, append_time, meta.event_id, meta.producer_id, meta.time as event_time,
   run_id, attempt, epochs, accuracy, loss, validation_accuracy as val_accuracy, validation_loss as val_loss,
   parameters, multiply_adds, multiply_adds_per_sample, digest,
   list_transform(seeds, lambda s: {

@@ -1,15 +1,20 @@
 -- A higher attempt fences the lower ones: what they wrote of epochs beyond those that it took over does not count.
 
+-- Who may speak for each attempt: the producer whose claim stands first. What another writes counts for nothing.
+create view attempts as
+select run_id, attempt, worker, producer_id, request_event_id, record_offset, append_time
+from run_claims qualify row_number() over (partition by run_id, attempt order by record_offset) = 1;
+
 -- One row for each run and epoch, from the attempt that counts, with what became of its command.
 create view epochs as
 with states as (
-  from run_states s
+  from run_states s semi join attempts a using (run_id, attempt, producer_id)
   where not exists (
     from run_starts f where f.run_id = s.run_id and f.attempt > s.attempt and f.resumed_epochs < s.epoch
   )
   qualify row_number() over (partition by run_id, epoch order by attempt desc, record_offset) = 1
 ), outcomes as (
-  from run_outcomes o
+  from run_outcomes o semi join attempts a using (run_id, attempt, producer_id)
   where not exists (
     from run_starts f where f.run_id = o.run_id and f.attempt > o.attempt and f.resumed_epochs < o.epoch
   )
@@ -51,10 +56,10 @@ where not exists (
 -- One row for each run, as `esper train` prints it.
 create view runs as
 with claims as (
-  -- Of two claims of one attempt the lower offset wins.
-  from run_claims qualify row_number() over (partition by run_id, attempt order by record_offset) = 1
+  from attempts
 ), ends as (
-  select run_id, attempt, record_offset, 'finished' as status from run_finishes
+  select run_id, attempt, record_offset, 'finished' as status
+  from run_finishes semi join attempts using (run_id, attempt, producer_id)
   union all
   select run_id, attempt, record_offset, 'failed' from run_failures
 ), counting as (

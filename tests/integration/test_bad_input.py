@@ -57,6 +57,7 @@ def test_words_that_mean_nothing(serving: Esper, arguments: list[str], words: li
     ("arguments", "code", "words"),
     [
         (["runs", "show", "run-nope"], 2, ["run-nope", "esper runs list"]),
+        (["runs", "cancel", "run-nope"], 2, ["run-nope", "esper runs list"]),
         (["events", "cat", "no-such-topic"], 2, ["no-such-topic"]),
         (["dlq", "show", "runs", "0", "999999"], 2, ["999999"]),
         (["sql", "select * from nothing_here"], 2, ["nothing_here"]),

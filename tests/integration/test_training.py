@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.campaigns import WHOLE
-from tests.integration.driver import Esper, busy_machine
+from tests.integration.driver import Esper, busy_machine, eventually, finish
 
 EPOCHS = 40
 #: `make faults` repeats a run ten times, `make test` three.
@@ -109,6 +109,27 @@ def test_the_same_request_gives_the_same_digests_under_load(
     assert not set(other) & set(first)
     record_property("runs_with_equal_digests", REPEATS)
     record_property("epochs_each", EPOCHS)
+
+
+def test_a_cancelled_run_ends_and_says_why(serving: Esper) -> None:
+    """Goal: a run can be ended from elsewhere, once. Method: cancel one in training, look at it, cancel it again."""
+    words = ["--task", "mnist1d", "--policy", "noop", "--epochs", "1000", "--no-members"]
+    run = serving.spawn("train", *words)
+
+    def in_training() -> str | None:
+        rows = serving("runs", "list", "--json").json
+        return next((row["run_id"] for row in rows if row["status"] == "running" and row["epochs"]), None)
+
+    run_id = eventually(in_training, what="the run is in training")
+    assert f"run {run_id} is cancelled" in serving("runs", "cancel", run_id).stderr
+    ended = finish(run)
+    assert ended.code == 1
+    assert f"run {run_id} failed: cancelled" in " ".join(ended.stderr.split())
+    shown = serving("runs", "show", run_id, "--json").json
+    assert (shown["status"], shown["failure"]) == ("failed", "cancelled")
+    again = serving("runs", "cancel", run_id)
+    assert again.code == 2
+    assert "it is over" in again.stderr
 
 
 def test_sql_answers_while_the_members_run(serving: Esper, grown: Any) -> None:

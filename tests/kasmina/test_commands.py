@@ -33,8 +33,9 @@ def outcome(epoch: int, command: ly.AdaptationCommand | None = None, *, run: str
 
 
 def command(cause: str, *, name: str = "c", run: str = RUN, timed: bool = True) -> ly.AdaptationCommand:
-    """Return a command that answers `cause`, issued at ISSUED_MS."""
-    message = ly.AdaptationCommand(command_id=name, training_run_id=run)
+    """Return a command that answers `cause` ("packet-EPOCH"), issued at ISSUED_MS."""
+    epoch = cause.removeprefix("packet-")
+    message = ly.AdaptationCommand(command_id=name, training_run_id=run, epoch=int(epoch) if epoch.isdigit() else 0)
     message.meta.event_id = f"event-{name}"
     message.meta.causation_id = cause
     if timed:
@@ -153,6 +154,13 @@ def test_exactly_one_command_per_epoch_is_ever_applied(script: list[tuple[str, i
         elif kind == "replay" and used:
             assert refusal(ledger_of(*log), used[number % len(used)]) == "nonce_replayed"
     assert len(applied) == len(set(applied))
+
+
+def test_an_answer_that_names_another_epoch_is_refused() -> None:
+    """Goal: what a command says of itself is true. Method: the right cause with another packet's epoch."""
+    answer = command("packet-1")
+    answer.epoch = 77
+    assert refusal(ledger_of(packet(1)), answer) == "wrong_epoch"
 
 
 def test_the_run_verifier_says_what_its_ledger_says() -> None:

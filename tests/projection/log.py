@@ -26,7 +26,9 @@ class Log:
     _ends: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
     _sequences: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
 
-    def sign(self, message: EventMessage, *, key: str, event_id: str | None = None) -> Record:
+    def sign(
+        self, message: EventMessage, *, key: str, event_id: str | None = None, producer_id: str = "test:1"
+    ) -> Record:
         """Fill the message's meta as a publisher does, and return its record, not appended yet."""
         spec = TOPICS.topic_of(type_of(message))
         partition = partition_for(key, spec.partitions)
@@ -36,7 +38,7 @@ class Log:
         meta.event_id = event_id or meta.event_id or derive_id("test", spec.name, partition, sequence)
         meta.type, meta.subject, meta.correlation_id = type_of(message), key, key
         meta.source = _SOURCES.get(spec.name, spec.writers[0])
-        meta.schema_version, meta.producer_id, meta.sequence = 1, "test:1", sequence
+        meta.schema_version, meta.producer_id, meta.sequence = 1, producer_id, sequence
         meta.time.FromNanoseconds(1_700_000_000_000_000_000 + sequence)
         value = message.SerializeToString()
         envelope = Envelope(spec.name, partition, key, meta.type, value)

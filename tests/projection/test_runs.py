@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from esper.core.ids import derive_id
+from esper.leyline import EventMessage
 from esper.leyline import messages as ly
 from esper.projection import Query, run_document, runs_list
 from esper.projection._reading import run_query
@@ -29,6 +30,8 @@ _TRAIN_FIELDS = [
     "multiply_adds_per_sample",
     "digest",
     "seeds",
+    "failure",
+    "failure_detail",
 ]
 _EPOCH_FIELDS = [
     "epoch",
@@ -54,6 +57,11 @@ def _query(bench: Workbench) -> Query:
 def log() -> Log:
     """An empty log."""
     return Log()
+
+
+def claim(log: Log, attempt: int) -> None:
+    """Let the log's one producer win an attempt."""
+    log.append(ly.TrainingRunClaimed(run_id="run-a", attempt=attempt, worker="tolaria-0"), key="run-a")
 
 
 def _status(bench: Workbench, run_id: str = "run-a") -> object:
@@ -89,6 +97,8 @@ def test_a_finished_run_is_shown_whole(log: Log, open_workbench: OpenWorkbench) 
         "multiply_adds_per_sample": 30,
         "digest": "f" * 64,
         "seeds": [{"seed_id": "hidden.1", "slot": "hidden", "blueprint_id": "BP003", "stage": "FOSSILIZED"}],
+        "failure": None,
+        "failure_detail": None,
     }
     assert [list(epoch) for epoch in epochs] == [_EPOCH_FIELDS] * 3
     assert epochs[1] == {
@@ -153,8 +163,10 @@ def test_the_lower_offset_wins_a_claim(log: Log, open_workbench: OpenWorkbench) 
 
 def test_a_higher_attempt_fences_the_lower(log: Log, open_workbench: OpenWorkbench) -> None:
     """A zombie's epochs do not count: attempt 2 took over two epochs, attempt 1 wrote on after that."""
+    claim(log, 1)
     one_epoch(log, "run-a", 1, val_loss=1.1)
     one_epoch(log, "run-a", 2, val_loss=1.2)
+    claim(log, 2)
     log.append(ly.TrainingRunStarted(run_id="run-a", attempt=2, resumed_epochs=2), key="run-a")
     one_epoch(log, "run-a", 3, attempt=1, val_loss=6.6)
     one_epoch(log, "run-a", 4, attempt=1, val_loss=6.6)
@@ -167,6 +179,25 @@ def test_a_higher_attempt_fences_the_lower(log: Log, open_workbench: OpenWorkben
         (3, 2, 1.3),
     ]
     assert bench.rows("select epochs, val_loss from runs") == [(3, 1.3)]
+
+
+@pytest.mark.parametrize("attempt", [1, 99])
+def test_only_who_won_an_attempt_speaks_for_it(log: Log, open_workbench: OpenWorkbench, attempt: int) -> None:
+    """Another producer rewrites no run: it tells of the same attempt first, and of one that nobody claimed."""
+    claim(log, 1)
+    forged: list[EventMessage] = [
+        ly.SystemStatePacket(training_run_id="run-a", attempt=attempt, current_epoch=1, validation_loss=6.6),
+        ly.SystemStatePacket(training_run_id="run-a", attempt=attempt, current_epoch=30, validation_loss=6.6),
+        ly.CommandOutcome(run_id="run-a", attempt=attempt, epoch=1, result=ly.COMMAND_RESULT_REJECTED),
+        ly.TrainingRunFinished(run_id="run-a", attempt=attempt, epochs=30, accuracy=1.0),
+    ]
+    for message in forged:
+        log.append_raw(log.sign(message, key="run-a", producer_id="other:1"))
+    one_epoch(log, "run-a", 1, val_loss=1.1)
+    bench = open_workbench(log)
+    bench.fold()
+    assert bench.rows("select epoch, val_loss, outcome from epochs") == [(1, 1.1, "applied")]
+    assert bench.rows("select status, epochs from runs") == [("running", 1)]
 
 
 @pytest.mark.parametrize(
@@ -196,6 +227,7 @@ def test_an_epoch_says_what_became_of_its_command(
     expected: tuple[str | None, str | None, float | None],
 ) -> None:
     """Every kind of outcome has its words, and an epoch without one is shown with none."""
+    claim(log, 1)
     log.append(ly.SystemStatePacket(training_run_id="run-a", attempt=1, current_epoch=1), key="run-a")
     if outcome is not None:
         copy = ly.CommandOutcome()

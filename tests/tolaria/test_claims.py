@@ -55,3 +55,29 @@ def test_a_run_ends_by_its_own_attempt_or_its_asker_only(end: EventMessage, ende
 def test_a_run_given_up_before_any_claim_is_over() -> None:
     """Goal: nobody takes up what its asker gave up. Method: a failure without a claim."""
     assert folded(ly.TrainingRunFailed(reason="not_claimed")).ended
+
+
+def test_a_claim_that_skips_attempts_or_names_another_request_counts_for_nothing() -> None:
+    """Goal: no stray claim takes a run away. Method: attempt 5 after 1, and attempt 2 for a request of another name."""
+    stray = claimed(2, "two")
+    stray.request_event_id = "another"
+    run = folded(claimed(1, "one"), claimed(5, "five"), stray)
+    assert (run.worker, run.attempt) == ("one", 1)
+
+
+@pytest.mark.parametrize(
+    ("worker", "home_id", "alive", "falls"),
+    [
+        ("tolaria-1", "home", [], True),
+        ("tolaria-1", "home", ["tolaria-1"], True),
+        ("tolaria-0", "home", [], True),
+        ("tolaria-0", "home", ["tolaria-1"], False),
+        ("tolaria-0", "elsewhere", [], False),
+        ("tolaria-1", "elsewhere", [], False),
+    ],
+)
+def test_who_goes_on_with_a_run(worker: str, home_id: str, alive: list[str], falls: bool) -> None:
+    """Goal: a dead worker's run falls to any worker of its home, and to no other. Method: a claim of tolaria-1."""
+    claim = claimed(1, "tolaria-1")
+    claim.home_id = "home"
+    assert folded(claim).falls_to(worker, home_id=home_id, alive=alive) is falls

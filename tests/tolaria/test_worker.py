@@ -153,6 +153,20 @@ def test_after_three_lost_attempts_a_run_is_given_up(fabric: Fabric) -> None:
     assert (failed.reason, failed.attempt) == ("worker_lost", 3)
 
 
+def test_the_run_of_a_dead_worker_falls_to_another_of_its_home(fabric: Fabric) -> None:
+    """Goal: no run waits for a worker that never returns. Method: a member that does not live claimed it; so did one
+    of another home, whose run is left alone.
+    """
+    ours, theirs = (ask(fabric, epochs=1, decision_wait_seconds=0.05) for _ in range(2))
+    with fabric.publisher("tolaria") as publisher:
+        for asked, home_id in ((ours, fabric.home.home_id), (theirs, "f" * 32)):
+            book = ClaimBook(fabric)
+            assert claim(book, publisher, asked, worker="tolaria-7", attempt=1, home_id=home_id) is not None
+    with worker(fabric):
+        assert Log(fabric, ours.run_id).finished().attempt == 2
+    assert Log(fabric, theirs.run_id).end() is None
+
+
 def test_what_is_not_this_workers_to_train_is_left_alone(fabric: Fabric) -> None:
     """Goal: one worker a run. Method: a run claimed elsewhere, a user's own loop, then a request of ours."""
     elsewhere = ask(fabric)

@@ -59,20 +59,22 @@ class TrainingRunRequested(_message.Message):
     def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., task: _Optional[str] = ..., host: _Optional[str] = ..., policy: _Optional[str] = ..., policy_parameters: _Optional[_Mapping[str, float]] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., experiment_name: _Optional[str] = ..., device: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., re_executable: _Optional[bool] = ..., decision_wait_seconds: _Optional[float] = ..., kernel_wait_seconds: _Optional[float] = ..., digest_every_epochs: _Optional[int] = ..., slots: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TrainingRunClaimed(_message.Message):
-    __slots__ = ("meta", "run_id", "attempt", "worker", "producer_id", "request_event_id")
+    __slots__ = ("meta", "run_id", "attempt", "worker", "producer_id", "request_event_id", "home_id")
     META_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     PRODUCER_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    HOME_ID_FIELD_NUMBER: _ClassVar[int]
     meta: _meta_pb2.EventMeta
     run_id: str
     attempt: int
     worker: str
     producer_id: str
     request_event_id: str
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., worker: _Optional[str] = ..., producer_id: _Optional[str] = ..., request_event_id: _Optional[str] = ...) -> None: ...
+    home_id: str
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., worker: _Optional[str] = ..., producer_id: _Optional[str] = ..., request_event_id: _Optional[str] = ..., home_id: _Optional[str] = ...) -> None: ...
 
 class NumericsFingerprint(_message.Message):
     __slots__ = ("torch", "python", "instruction_set", "threads", "device", "world_size", "deterministic_algorithms", "blas")
