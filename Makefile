@@ -11,6 +11,8 @@ DEMO ?= $(BIN)/esper demo
 FAULTS ?= $(BIN)/python -m pytest -m campaign --timeout 7200
 BENCHMARKS ?= $(basename $(notdir $(filter-out benchmarks/_%,$(sort $(wildcard benchmarks/*.py)))))
 COVERAGE_MIN ?= 80
+# Each process has a broker of its own (350 MB); much of a test is waiting for another process.
+TEST_PROCESSES ?= 2
 
 .PHONY: help
 help: ## List the targets
@@ -27,7 +29,7 @@ demo: setup ## Train a static and a growing network through a real Kafka broker 
 .PHONY: test
 test: setup ## Run every test, real broker included, with branch coverage over all processes
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --fail-under $(COVERAGE_MIN)
 
