@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from esper.core._ring_files import read_secret
 from esper.core._stamps import write_atomically
 from esper.core.errors import SecretError
 from esper.core.rng import new_secret
@@ -48,24 +48,13 @@ def make_key(root: Path) -> bool:
 
 
 def _key_file(path: Path) -> bytes:
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        text = path.read_text()
-    except FileNotFoundError as error:
+    if not path.exists():
         raise SecretError(
             f"home {path.parent} has no key",
             cause="ESPER_LEYLINE_SECRET is not set and there is no key file",
             next_step="Put the key file back or set ESPER_LEYLINE_SECRET; a new home gets a key from `esper init`",
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SecretError(f"key {path} cannot be read", cause=str(error), next_step="Put the key file back") from error
-    if mode & 0o077:
-        raise SecretError(
-            f"key {path} is open to other users",
-            cause=f"its mode is {mode:04o}",
-            next_step=f"Run `chmod 600 {path}`",
         )
-    return _long_enough(text, name=f"the key in {path}")
+    return read_secret(path)
 
 
 def _long_enough(text: str, *, name: str) -> bytes:

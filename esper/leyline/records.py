@@ -15,7 +15,7 @@ from typing import ClassVar, Final
 from google.protobuf.message import DecodeError, Message
 
 from esper.leyline.registry import EVENT_TYPES
-from esper.leyline.signing import Envelope, KeyRing, Verdict
+from esper.leyline.signing import KEY_ID_BYTES, Envelope, KeyRing, Verdict
 from esper.leyline.v1 import operations_pb2 as ops
 from esper.leyline.v1.meta_pb2 import AnyEvent, EventMeta
 
@@ -77,8 +77,8 @@ def _text(raw: bytes | None) -> str | None:
         return None
 
 
-def _authenticate(record: Record, keyring: KeyRing) -> tuple[str, str]:
-    """Return (key, type) of a record whose signature holds; raise BadRecord otherwise."""
+def _authenticate(record: Record, keyring: KeyRing) -> tuple[str, str, bytes]:
+    """Return (key, type, signature) of a record whose signature holds; raise BadRecord otherwise."""
     if not record.value:
         raise BadRecord(ops.DEAD_LETTER_REASON_EMPTY, "the record has no value")
     if len(record.value) > VALUE_BYTES_MAX:
@@ -95,7 +95,15 @@ def _authenticate(record: Record, keyring: KeyRing) -> tuple[str, str]:
     if verdict is not Verdict.GOOD:
         reason, detail = _VERDICTS[verdict]
         raise BadRecord(reason, detail)
-    return key, type_name
+    if keyring.revocations:
+        _check_not_revoked(record, keyring, signature[:KEY_ID_BYTES].hex())
+    return key, type_name, signature
+
+
+def _check_not_revoked(record: Record, keyring: KeyRing, key_id: str) -> None:
+    if keyring.revocations.covers(key_id, record.topic, record.partition, record.offset):
+        detail = f"key {key_id} was revoked at or before this offset"
+        raise BadRecord(ops.DEAD_LETTER_REASON_REVOKED_KEY, detail)
 
 
 def _inconsistency(meta: EventMeta, key: str, type_name: str) -> str:
@@ -117,7 +125,7 @@ def open_record(record: Record, *, keyring: KeyRing, allowed: Allowed) -> EventM
     Raises:
         BadRecord: it is not; the reason is one of the contract's.
     """
-    key, type_name = _authenticate(record, keyring)
+    key, type_name, signature = _authenticate(record, keyring)
     assert record.value is not None, "an authenticated record has a value"
     if type_name not in EVENT_TYPES:
         raise BadRecord(ops.DEAD_LETTER_REASON_UNKNOWN_TYPE, f"type {type_name!r} is not in this contract")
@@ -131,6 +139,16 @@ def open_record(record: Record, *, keyring: KeyRing, allowed: Allowed) -> EventM
     if not allowed(record.topic, type_name, meta.source):
         detail = f"topic {record.topic} takes no {type_name} from {meta.source!r}"
         raise BadRecord(ops.DEAD_LETTER_REASON_NOT_ALLOWED, detail)
+    problem = keyring.signer_problem(
+        signature,
+        type_name=type_name,
+        source=meta.source,
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+    )
+    if problem:
+        raise BadRecord(ops.DEAD_LETTER_REASON_WRONG_SIGNER, problem)
     return meta
 
 

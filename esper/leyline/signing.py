@@ -3,25 +3,38 @@
 The MAC is HMAC-SHA256 (RFC 2104) over the length-prefixed fields domain, topic, partition, key, type
 and value, in the manner of DSSE's pre-authentication encoding: a record that is moved to another topic,
 partition, key or type no longer verifies. Offsets and append times are the broker's and lie outside.
+Whoever verifies a MAC can also make one; types that order or bring something into a model may therefore
+be signed with an Ed25519 key of their source (RFC 8032), over the same fields under another domain word.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from esper.leyline.ed25519 import ED25519_SIGNATURE_BYTES, PrivateKey, PublicKey
+from esper.leyline.registry import full_name
+from esper.leyline.revocations import Revocations
+
 _DOMAIN: Final = b"esper-record-v1"
+_SIGNER_DOMAIN: Final = b"esper-record-ed25519-v1"
 _KEY_DOMAIN: Final = b"esper-leyline-mac-key-v1"
 _KEY_ID_DOMAIN: Final = b"esper-leyline-key-id-v1"
 KEY_ID_BYTES: Final = 8
 MAC_BYTES: Final = 32
 SIGNATURE_BYTES: Final = KEY_ID_BYTES + MAC_BYTES
+SIGNER_SIGNATURE_BYTES: Final = KEY_ID_BYTES + ED25519_SIGNATURE_BYTES
 #: A shorter secret can be guessed; 32 bytes are the strength of the MAC itself.
 SECRET_BYTES_MIN: Final = 32
+#: What changes a model, brings a kernel into it, or takes a key away.
+SIGNER_TYPES: Final = frozenset(
+    full_name(name)
+    for name in ("AdaptationCommand", "KernelCatalogUpdate", "KernelArtifactReady", "KeyRotated", "KeyRevoked")
+)
 
 
 class Verdict(Enum):
@@ -43,10 +56,10 @@ class Envelope:
     type_name: str
     value: bytes
 
-    def signed_bytes(self) -> bytes:
+    def signed_bytes(self, domain: bytes = _DOMAIN) -> bytes:
         """Return the length-prefixed fields: 4-byte big-endian lengths, then the bytes."""
         partition = self.partition.to_bytes(4, "big")
-        fields = (_DOMAIN, self.topic.encode(), partition, self.key.encode(), self.type_name.encode(), self.value)
+        fields = (domain, self.topic.encode(), partition, self.key.encode(), self.type_name.encode(), self.value)
         return b"".join(len(field).to_bytes(4, "big") + field for field in fields)
 
 
@@ -60,21 +73,31 @@ def _mac_key(secret: bytes) -> bytes:
     return hmac.digest(secret, _KEY_DOMAIN + b"\x01", "sha256")
 
 
-class KeyRing:
-    """One key that signs, and older ones that still verify.
+@dataclass(frozen=True)
+class KeySet:
+    """What a ring holds at one time; never changed, only replaced as a whole."""
 
-    Holds derived keys only. Safe to share between threads.
-    """
-
-    def __init__(self, signing_key_id: bytes, keys: dict[bytes, bytes]) -> None:
-        assert signing_key_id in keys, "the signing key is in the ring"
-        self._signing_key_id = signing_key_id
-        # A pre-keyed HMAC is copied for each record: that is a third cheaper than keying it anew.
-        self._prototypes = {key_id: hmac.new(key, digestmod=hashlib.sha256) for key_id, key in keys.items()}
+    signing_key_id: bytes
+    #: Key id -> a pre-keyed HMAC: copied for each record, that is a third cheaper than keying it anew.
+    macs: Mapping[bytes, hmac.HMAC]
+    #: Key id -> a source's public key.
+    public_keys: Mapping[bytes, PublicKey]
+    #: Source -> the key that it signs with.
+    private_keys: Mapping[str, PrivateKey]
+    #: Whether the types of `SIGNER_TYPES` are signed, and believed, with their source's own key only.
+    signers_required: bool
 
     @classmethod
-    def from_secrets(cls, signing: bytes, verifying: Sequence[bytes] = ()) -> KeyRing:
-        """Build a ring from raw secrets; each must hold at least 32 bytes.
+    def of(
+        cls,
+        signing: bytes,
+        verifying: Sequence[bytes] = (),
+        *,
+        public_keys: Sequence[PublicKey] = (),
+        private_keys: Sequence[PrivateKey] = (),
+        signers_required: bool = False,
+    ) -> KeySet:
+        """Build a set from raw secrets, each at least 32 bytes, and from the keys of sources.
 
         Raises:
             ValueError: a secret is too short.
@@ -84,36 +107,108 @@ class KeyRing:
                 raise ValueError(
                     f"a signing secret needs at least {SECRET_BYTES_MIN} bytes, this one has {len(secret)}"
                 )
-        keys = {bytes.fromhex(fingerprint(secret)): _mac_key(secret) for secret in (signing, *verifying)}
-        return cls(bytes.fromhex(fingerprint(signing)), keys)
+        secrets = {bytes.fromhex(fingerprint(secret)): _mac_key(secret) for secret in (signing, *verifying)}
+        publics = [*public_keys, *(key.public for key in private_keys)]
+        return cls(
+            signing_key_id=bytes.fromhex(fingerprint(signing)),
+            macs={key_id: hmac.new(key, digestmod=hashlib.sha256) for key_id, key in secrets.items()},
+            public_keys={key.key_id: key for key in publics},
+            private_keys={key.public.source: key for key in private_keys},
+            signers_required=signers_required,
+        )
+
+    def __repr__(self) -> str:
+        return f"KeySet(signing_key_id={self.signing_key_id.hex()}, {len(self.macs)} secrets)"
+
+
+class KeyRing:
+    """One key that signs, older ones that still verify, the keys of sources, and what was revoked.
+
+    Holds derived keys only. Safe to share between threads: the keys and the revocations are immutable and
+    replaced as a whole.
+    """
+
+    def __init__(self, keys: KeySet) -> None:
+        self.keys = keys
+        #: What the events about keys add up to; whoever follows `operations` replaces it.
+        self.revocations = Revocations()
+
+    @classmethod
+    def from_secrets(cls, signing: bytes, verifying: Sequence[bytes] = ()) -> KeyRing:
+        """Build a ring from raw secrets; each must hold at least 32 bytes.
+
+        Raises:
+            ValueError: a secret is too short.
+        """
+        return cls(KeySet.of(signing, verifying))
 
     @property
     def signing_key_id(self) -> str:
         """The signing key's public name, 16 hexadecimal digits."""
-        return self._signing_key_id.hex()
+        return self.keys.signing_key_id.hex()
 
-    def _mac(self, key_id: bytes, envelope: Envelope) -> bytes:
-        mac = self._prototypes[key_id].copy()
-        mac.update(envelope.signed_bytes())
-        return mac.digest()
+    def sign(self, envelope: Envelope, *, source: str = "") -> bytes:
+        """Return the signature header's value: 8-byte key id, then the 32-byte MAC.
 
-    def sign(self, envelope: Envelope) -> bytes:
-        """Return the signature header's value: 8-byte key id, then the 32-byte MAC."""
-        return self._signing_key_id + self._mac(self._signing_key_id, envelope)
+        Where signers are required, what `source` says of a type in `SIGNER_TYPES` gets the 64-byte signature of
+        its own key instead.
+
+        Raises:
+            LookupError: that key is not here.
+        """
+        keys = self.keys
+        if keys.signers_required and envelope.type_name in SIGNER_TYPES:
+            signer = keys.private_keys[source]
+            return signer.public.key_id + signer.sign(envelope.signed_bytes(_SIGNER_DOMAIN))
+        return keys.signing_key_id + _mac(keys.macs[keys.signing_key_id], envelope)
 
     def verify(self, envelope: Envelope, signature: bytes | None) -> Verdict:
-        """Check `signature` in constant time; work is equal for known and unknown keys."""
+        """Check `signature`: MACs in constant time, with equal work for known and unknown keys.
+
+        The length tells the algorithm.
+        """
         if signature is None:
             return Verdict.UNSIGNED
         if len(signature) != SIGNATURE_BYTES:
-            return Verdict.BAD
-        key_id, mac = signature[:KEY_ID_BYTES], signature[KEY_ID_BYTES:]
-        known = key_id in self._prototypes
-        expected = self._mac(key_id if known else self._signing_key_id, envelope)
-        matches = hmac.compare_digest(expected, mac)
-        if not known:
+            return self._verify_signer(envelope, signature)
+        keys = self.keys
+        known = keys.macs.get(signature[:KEY_ID_BYTES])
+        expected = _mac(known or keys.macs[keys.signing_key_id], envelope)
+        matches = hmac.compare_digest(expected, signature[KEY_ID_BYTES:])
+        if known is None:
             return Verdict.UNKNOWN_KEY
         return Verdict.GOOD if matches else Verdict.BAD
+
+    def _verify_signer(self, envelope: Envelope, signature: bytes) -> Verdict:
+        if len(signature) != SIGNER_SIGNATURE_BYTES:
+            return Verdict.BAD
+        known = self.keys.public_keys.get(signature[:KEY_ID_BYTES])
+        if known is None:
+            return Verdict.UNKNOWN_KEY
+        good = known.verifies(signature[KEY_ID_BYTES:], envelope.signed_bytes(_SIGNER_DOMAIN))
+        return Verdict.GOOD if good else Verdict.BAD
+
+    def signer_problem(
+        self, signature: bytes, *, type_name: str, source: str, topic: str, partition: int, offset: int
+    ) -> str:
+        """Return why a verified signature may not speak for `source` at this place, or nothing."""
+        keys = self.keys
+        if len(signature) == SIGNATURE_BYTES:
+            if not keys.signers_required or type_name not in SIGNER_TYPES:
+                return ""
+            if self.revocations.hmac_suffices(topic, partition, offset):
+                return ""
+            return f"it needs the Ed25519 key of {source!r}; a MAC can be made by whoever verifies it"
+        owner = keys.public_keys.get(signature[:KEY_ID_BYTES])
+        if owner is None or owner.source != source:
+            return f"{source!r} does not sign with key {signature[:KEY_ID_BYTES].hex()}"
+        return ""
+
+
+def _mac(keyed: hmac.HMAC, envelope: Envelope) -> bytes:
+    mac = keyed.copy()
+    mac.update(envelope.signed_bytes())
+    return mac.digest()
 
 
 def mac_of(signature: bytes) -> bytes:
