@@ -34,6 +34,12 @@ def at_most(name: str, value: float, unit: str, *, peer: float, bound: float) ->
     return Claim(name, value, unit, bound, peer, ratio, ratio <= bound)
 
 
+def at_least(name: str, value: float, unit: str, *, peer: float, bound: float) -> Claim:
+    """Return a claim that `value` is at least `bound` times `peer`."""
+    ratio = value / peer
+    return Claim(name, value, unit, bound, peer, ratio, ratio >= bound)
+
+
 def at_least_above(name: str, value: float, unit: str, *, peer: float, bound: float) -> Claim:
     """Return a claim that `value` lies at least `bound` above `peer`, judged by `value - peer`."""
     return Claim(name, value, unit, bound, peer, value / peer, value - peer >= bound)
