@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -22,16 +23,27 @@ def init(json: JsonFlag = False) -> None:
         say(f"home {home.root} is ready (key {home.key_fingerprint}); next: esper up")
 
 
-def up(json: JsonFlag = False) -> None:
+def up(
+    secure: Annotated[
+        bool | None,
+        typer.Option(
+            "--secure/--plain",
+            help="Have the broker ask each subsystem for its login and allow it what the topic files state, or not; "
+            "the home keeps the mode.",
+        ),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
     """Start the local broker of the home and apply the topics; it outlives this command. Example: esper up"""
     current = settings()
     home = Home.create(current)
-    bootstrap = LocalBroker(home, current).start()
+    bootstrap = LocalBroker(home, current).start(secure=secure)
     changes = apply_topics(Cluster.open(current, home=home), TopicCatalog.load(current)).changes
     if json:
-        emit_json({"bootstrap": bootstrap, "topics_changed": len(changes)})
+        emit_json({"bootstrap": bootstrap, "topics_changed": len(changes), "secure": home.broker_secure})
     else:
-        say(f"broker {bootstrap} is up, {len(changes)} topic changes applied; `esper down` stops it")
+        mode = "is up and secure" if home.broker_secure else "is up"
+        say(f"broker {bootstrap} {mode}, {len(changes)} topic changes applied; `esper down` stops it")
 
 
 def down(json: JsonFlag = False) -> None:

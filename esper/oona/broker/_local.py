@@ -11,13 +11,16 @@ from filelock import FileLock, Timeout
 
 from esper.core.clock import SYSTEM_CLOCK, Deadline
 from esper.core.errors import Busy, OperationFailed, UsageError
-from esper.core.home import Home, unwritable
+from esper.core.home import Home, live_members, unwritable
+from esper.core.rng import new_secret
 from esper.core.settings import Settings
+from esper.oona._topics import TopicCatalog
+from esper.oona.broker._access import InternalFile, establish
 from esper.oona.broker._jars import java_program, ready_jars
 from esper.oona.broker._ports import choose_port, require_free
 from esper.oona.broker._process import BrokerProcess, tail
-from esper.oona.broker._readiness import wait_until_ready
-from esper.oona.broker._settings import cluster_id, java_environment
+from esper.oona.broker._readiness import plain_client, wait_until_ready
+from esper.oona.broker._settings import InternalLogin, cluster_id, java_environment
 from esper.oona.broker._storage import Storage, start_failed
 
 _logger = logging.getLogger("esper.oona.broker")
@@ -39,24 +42,33 @@ class LocalBroker:
         self._home = home
         self._settings = settings
         self._process = BrokerProcess(home)
+        self._internal = InternalFile(home)
 
-    def start(self) -> str:
+    def start(self, *, secure: bool | None = None) -> str:
         """Start the broker unless it runs, wait until it is ready, and return its `host:port`.
 
         Ready means: it answered with metadata as this home's cluster, found a group's coordinator and appended
         a record. It runs in a session of its own and stays when this process ends.
 
+        A secure broker asks every client for a login, and allows each principal what the topic files state; its
+        principals and grants are brought to what the files say now, also where it runs already. `secure`
+        changes the home's mode, which it keeps: None leaves it as it is. The log stays in either mode.
+
         Raises:
             UsageError: settings name another cluster.
             NotReadyError: the jars or Java are not installed.
             IntegrityError: a jar was altered and cannot be fetched again.
-            Busy: the port is taken, or another process has been starting or stopping it for too long.
+            Busy: the port is taken, another process has been starting or stopping it for too long, or the
+                mode is to be changed while the broker or a member runs.
             BrokerUnavailable: it did not become ready in `broker_start_seconds`; the last log lines are its cause.
             SettingsError: the home cannot be written, or has a path that Kafka cannot read.
         """
         self._require_local()
         with self._lock():
-            if self._process.find() or self._process.find_orphan():
+            running = self._process.find() or self._process.find_orphan()
+            if secure is not None and secure != self._home.broker_secure:
+                self._change_mode(secure=secure, running=running is not None)
+            if running:
                 self._await_ready()
                 return self._address()
             self._launch()
@@ -64,7 +76,7 @@ class LocalBroker:
                 self._await_ready()
             except BaseException:  # Ctrl-C too: a broker that nobody saw ready must not stay behind.
                 self._process.end(signal.SIGKILL, seconds=_KILL_SECONDS)
-                self._process.forget()
+                self._forget()
                 raise
         return self._address()
 
@@ -87,7 +99,7 @@ class LocalBroker:
                     cause=f"process {process.pid if process else '?'} still runs after SIGKILL",
                     next_step="It waits for a disk or a debugger; end that, then run `esper down` again",
                 )
-            self._process.forget()
+            self._forget()
         return process is not None
 
     def kill(self) -> bool:
@@ -100,6 +112,22 @@ class LocalBroker:
         if not self._settings.loopback or self._process.find() is None:
             return None
         return self._address()
+
+    def _forget(self) -> None:
+        self._process.forget()
+        self._internal.remove()
+
+    def _change_mode(self, *, secure: bool, running: bool) -> None:
+        """Remember the other mode, unless somebody uses the present one."""
+        users = ["the broker"] if running else []
+        users += [f"member {member.name}" for member in live_members(self._home)]
+        if users:
+            raise Busy(
+                f"the local broker of {self._home.root} stays {'plain' if secure else 'secure'}",
+                cause=f"{', '.join(users)} still runs in that mode",
+                next_step=f"Stop the members, run `esper down`, then `esper up {'--secure' if secure else '--plain'}`",
+            )
+        self._home.remember_broker_secure(secure)
 
     def _address(self) -> str:
         return f"127.0.0.1:{self._home.broker_port}"
@@ -136,10 +164,15 @@ class LocalBroker:
         """Check jars and ports, prepare the home and start Java."""
         storage = Storage(self._home, java=java_program(), jars=ready_jars(), marker=self._process.marker)
         port = self._choose_port()
-        controller_port = choose_port(self._home.home_id, "controller", avoid=port)
+        controller_port = choose_port(self._home.home_id, "controller", avoid=(port,))
         seconds = self._settings.broker_start_seconds
+        internal = None
         try:
-            command = storage.prepare(port=port, controller_port=controller_port, seconds=seconds)
+            if self._home.broker_secure:
+                inside = choose_port(self._home.home_id, "internal", avoid=(port, controller_port))
+                internal = InternalLogin(port=inside, password=new_secret())
+                self._internal.write(internal)
+            command = storage.prepare(port=port, controller_port=controller_port, seconds=seconds, internal=internal)
             self._home.remember_broker_port(port)
             pid = self._process.launch(command, java_environment())
         except OSError as error:
@@ -155,11 +188,23 @@ class LocalBroker:
         """Wait until the broker is ready; raises BrokerUnavailable when it ended or took too long."""
         port, seconds = self._home.broker_port, self._settings.broker_start_seconds
         assert port is not None, "the port is remembered before the broker starts"
-        started = SYSTEM_CLOCK.monotonic()
-        identity = cluster_id(self._home.home_id)
-        if not wait_until_ready(port, identity, deadline=Deadline(seconds), check=self._check_alive):
+        started, deadline = SYSTEM_CLOCK.monotonic(), Deadline(seconds)
+        if not self._becomes_ready(port, deadline):
             raise start_failed(self._home, f"it was not ready within {seconds:.0f} s", self._last_lines())
         _logger.info("the local broker is ready on port %d after %.1f s", port, SYSTEM_CLOCK.monotonic() - started)
+
+    def _becomes_ready(self, port: int, deadline: Deadline) -> bool:
+        identity = cluster_id(self._home.home_id)
+        internal = self._internal.read() if self._home.broker_secure else None
+        client = internal.client() if internal else plain_client(port)
+        ready = wait_until_ready(port, identity, client=client, deadline=deadline, check=self._check_alive)
+        if not ready or internal is None:
+            return ready
+        catalog = TopicCatalog.load(self._settings)
+        try:
+            return establish(self._home, catalog, internal, port=port, deadline=deadline, check=self._check_alive)
+        except OSError as error:
+            raise unwritable(self._home.root, error) from error
 
     def _check_alive(self) -> None:
         if self._process.find() is None:

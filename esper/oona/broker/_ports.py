@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from esper.core.clock import SYSTEM_CLOCK, Deadline
 from esper.core.errors import Busy
@@ -40,14 +40,14 @@ def answers(port: int) -> bool:
     return True
 
 
-def choose_port(home_id: str, use: str, *, avoid: int | None = None) -> int:
+def choose_port(home_id: str, use: str, *, avoid: Container[int] = ()) -> int:
     """Return a free port for `use`; each home has its own sequence, so that two homes rarely meet.
 
     Raises:
         Busy: none of the first ports of the sequence is free.
     """
     for port in _candidates(home_id, use):
-        if port != avoid and is_free(port):
+        if port not in avoid and is_free(port):
             return port
     raise Busy(
         "no free port was found for the local broker",

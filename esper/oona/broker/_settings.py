@@ -5,16 +5,43 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
+from esper.core.principals import ADMIN, MECHANISM
 from esper.leyline import VALUE_BYTES_MAX
 
 #: Room for keys, headers and the batch's own header around the largest value that Esper reads.
 MESSAGE_BYTES_MAX = VALUE_BYTES_MAX + 1024 * 1024
 
+#: As whom the broker talks to itself, and the starter to a broker that knows no principals yet. Not a name that
+#: a principal may have, so that no topic file can ask for it.
+INTERNAL_USER: Final = "Broker"
+_INTERNAL_MECHANISM: Final = "PLAIN"
+_LISTENERS: Final = ("CLIENT", "INTERNAL", "CONTROLLER")
+
 #: Variables that Java needs. Everything else stays out: secrets above all, and options such as
 #: JAVA_TOOL_OPTIONS that would make two machines differ.
 _ENVIRONMENT = ("PATH", "HOME", "TZ", "LD_LIBRARY_PATH")
+
+
+@dataclass(frozen=True)
+class InternalLogin:
+    """Where and by what a secure broker is told its principals; the password is made anew at each start."""
+
+    port: int
+    password: str = field(repr=False)
+
+    def client(self) -> dict[str, str | int | float | bool]:
+        """Return the librdkafka settings of a client on this listener."""
+        return {
+            "bootstrap.servers": f"127.0.0.1:{self.port}",
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": _INTERNAL_MECHANISM,
+            "sasl.username": INTERNAL_USER,
+            "sasl.password": self.password,
+        }
 
 
 def cluster_id(home_id: str) -> str:
@@ -22,16 +49,23 @@ def cluster_id(home_id: str) -> str:
     return base64.urlsafe_b64encode(bytes.fromhex(home_id)).decode().rstrip("=")
 
 
-def server_properties(*, port: int, controller_port: int, data: Path) -> str:
-    """Return server.properties of a single KRaft node that is broker and controller, on loopback only."""
+def server_properties(*, port: int, controller_port: int, data: Path, internal: InternalLogin | None = None) -> str:
+    """Return server.properties of a single KRaft node that is broker and controller, on loopback only.
+
+    With an internal login the broker is secure: every listener asks for a login, and nothing is allowed to
+    anybody but by a grant. The text then holds a password: write it to a file that others cannot read.
+    """
+    listeners = (
+        _plain_listeners(port, controller_port)
+        if internal is None
+        else _secure_listeners(port, controller_port, internal)
+    )
     properties = {
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
         "controller.listener.names": "CONTROLLER",
-        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        **listeners,
         "log.dirs": _escaped(data),
         # A killed broker's session must end before its successor may serve: 4.6 s instead of 13.4 s.
         "broker.session.timeout.ms": "1500",
@@ -59,6 +93,47 @@ def server_properties(*, port: int, controller_port: int, data: Path) -> str:
         "log.cleaner.dedupe.buffer.size": str(16 * 1024 * 1024),  # The default of 128 MiB is a quarter of the heap.
     }
     return "".join(f"{name}={value}\n" for name, value in properties.items())
+
+
+def _plain_listeners(port: int, controller_port: int) -> dict[str, str]:
+    return {
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    }
+
+
+def _secure_listeners(port: int, controller_port: int, internal: InternalLogin) -> dict[str, str]:
+    """Return the listeners that ask for a login: clients by SCRAM, the broker's own connections by PLAIN.
+
+    The controller's port obeys whoever may change the cluster, so that it must ask, too. It cannot ask by SCRAM:
+    the credentials lie in the metadata that the broker only gets from it.
+    """
+    clients, inside = f"CLIENT://127.0.0.1:{port}", f"INTERNAL://127.0.0.1:{internal.port}"
+    plain = (
+        "org.apache.kafka.common.security.plain.PlainLoginModule required "
+        f'username="{INTERNAL_USER}" password="{internal.password}" user_{INTERNAL_USER}="{internal.password}";'
+    )
+    return {
+        "listeners": f"{clients},{inside},CONTROLLER://127.0.0.1:{controller_port}",
+        "advertised.listeners": f"{clients},{inside}",
+        "listener.security.protocol.map": ",".join(f"{name}:SASL_PLAINTEXT" for name in _LISTENERS),
+        "inter.broker.listener.name": "INTERNAL",
+        "sasl.enabled.mechanisms": f"{MECHANISM},{_INTERNAL_MECHANISM}",
+        "sasl.mechanism.inter.broker.protocol": _INTERNAL_MECHANISM,
+        "sasl.mechanism.controller.protocol": _INTERNAL_MECHANISM,
+        "listener.name.client.sasl.enabled.mechanisms": MECHANISM,
+        "listener.name.client.scram-sha-512.sasl.jaas.config": (
+            "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        ),
+        "listener.name.internal.sasl.enabled.mechanisms": _INTERNAL_MECHANISM,
+        "listener.name.internal.plain.sasl.jaas.config": plain,
+        "listener.name.controller.sasl.enabled.mechanisms": _INTERNAL_MECHANISM,
+        "listener.name.controller.plain.sasl.jaas.config": plain,
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found": "false",
+        "super.users": f"User:{ADMIN};User:{INTERNAL_USER}",
+    }
 
 
 def log4j_properties(*, log_file: Path) -> str:

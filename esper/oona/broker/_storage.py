@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -10,7 +11,14 @@ from pathlib import Path
 from esper.core.errors import BrokerUnavailable, IntegrityError, SettingsError
 from esper.core.home import Home
 from esper.oona.broker._process import MAIN_CLASS
-from esper.oona.broker._settings import cluster_id, java_command, java_environment, log4j_properties, server_properties
+from esper.oona.broker._settings import (
+    InternalLogin,
+    cluster_id,
+    java_command,
+    java_environment,
+    log4j_properties,
+    server_properties,
+)
 
 #: Characters that the syntax of Kafka's, Log4j's or Java's configuration would read as something else in a path.
 _UNUSABLE = frozenset(",:;$%#\\\n\r")
@@ -25,14 +33,20 @@ class Storage:
         self._home = home
         self._java, self._jars, self._marker = java, jars, marker
 
-    def prepare(self, *, port: int, controller_port: int, seconds: float) -> list[str]:
+    def prepare(
+        self, *, port: int, controller_port: int, seconds: float, internal: InternalLogin | None = None
+    ) -> list[str]:
         """Write the configuration, format the storage where there is none, and return the broker's command line.
+
+        With an internal login the broker will be a secure one, and no other user may look into its folder.
 
         Raises:
             BrokerUnavailable: the storage could not be formatted within `seconds`.
             IntegrityError: the storage is another home's.
         """
         folder = self._home.broker
+        if internal is not None:
+            folder.chmod(0o700)  # The log itself lies there: who can read the files needs to ask no broker.
         shutil.rmtree(folder / "tmp", ignore_errors=True)  # Holds native libraries that a killed broker unpacked.
         (folder / "tmp").mkdir()
         (folder / "log4j2.properties").write_text(log4j_properties(log_file=self._home.logs / "broker.log"))
@@ -41,7 +55,8 @@ class Storage:
             self._format(data, port=port, controller_port=controller_port, seconds=seconds)
         self._check_owner(data)
         properties = folder / "server.properties"
-        properties.write_text(server_properties(port=port, controller_port=controller_port, data=data))
+        text = server_properties(port=port, controller_port=controller_port, data=data, internal=internal)
+        _write_privately(properties, text)
         return self._command(MAIN_CLASS, str(properties))
 
     def _format(self, data: Path, *, port: int, controller_port: int, seconds: float) -> None:
@@ -90,6 +105,13 @@ class Storage:
             marker=self._marker,
             main=main,
         )
+
+
+def _write_privately(path: Path, text: str) -> None:
+    """Write a file that nobody else may read, not even while it is written."""
+    path.unlink(missing_ok=True)  # One that is there keeps its mode.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
 
 
 def start_failed(home: Home, why: str, lines: Sequence[str]) -> BrokerUnavailable:
