@@ -14,12 +14,21 @@ from esper.core.home import Home
 from esper.core.settings import Settings, load_settings
 from esper.oona import Cluster, Fabric, TopicCatalog, apply_topics
 from esper.oona.broker import LocalBroker
+from tests.brokers import chosen, container
 from tests.campaigns import Keeper
+
+#: What serves this session, seen before the settings of whoever runs the tests are put away.
+KAFKA = chosen()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the figures of whole campaigns."""
     config.pluginmanager.register(Keeper())
+
+
+def pytest_report_header() -> str:
+    """Say which Kafka serves."""
+    return str(KAFKA)
 
 
 @dataclass(frozen=True)
@@ -33,17 +42,28 @@ class RunningBroker:
 
 
 @contextmanager
-def running_broker(root: Path, **overrides: object) -> Iterator[RunningBroker]:
+def running_broker(root: Path, *, secure: bool = False, **overrides: object) -> Iterator[RunningBroker]:
     """Start the real broker of a new home under `root`, apply the shipped topics, and stop it afterwards."""
     settings = load_settings(**{"_env_file": None, "home": root, **overrides})
     home = Home.create(settings)
     local = LocalBroker(home, settings)
     try:
-        bootstrap = local.start()
+        bootstrap = local.start(secure=secure)
         apply_topics(Cluster.open(settings, home=home), TopicCatalog.load(settings))
         yield RunningBroker(settings, home, local, bootstrap)
     finally:
         local.stop()
+
+
+@contextmanager
+def contained_broker(root: Path, image: str) -> Iterator[RunningBroker]:
+    """Run Kafka in a container for a new home under `root`, with the shipped topics on it."""
+    home = Home.create(load_settings(_env_file=None, home=root))
+    secret = (home.root / "key").read_text().strip()
+    with container(image, home) as bootstrap:
+        settings = load_settings(_env_file=None, home=root, kafka_bootstrap=bootstrap, leyline_secret=secret)
+        apply_topics(Cluster.open(settings, home=home), TopicCatalog.load(settings))
+        yield RunningBroker(settings, home, LocalBroker(home, settings), bootstrap)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,8 +77,19 @@ def _no_settings_from_outside() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory, _no_settings_from_outside: None) -> Iterator[RunningBroker]:
-    """One real broker for the session. Tests keep apart by fresh run ids and group names."""
-    with running_broker(tmp_path_factory.mktemp("session") / "home") as running:
+    """One real broker for the session, in a container where one is at hand. Tests keep apart by run and group."""
+    root = tmp_path_factory.mktemp("session") / "home"
+    with contained_broker(root, KAFKA.image) if KAFKA.image else running_broker(root) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def local_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
+    """Return the session's broker where it is a home's own: for tests of processes that know nothing but the home."""
+    if KAFKA.image is None:
+        yield request.getfixturevalue("broker")
+        return
+    with running_broker(tmp_path_factory.mktemp("local") / "home") as running:
         yield running
 
 

@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 import esper
-from esper.cli import _blueprints, _broker, _demo, _dlq, _events, _members, _projections, _runs, _topics, _train
+from esper.cli import (
+    _audit,
+    _blueprints,
+    _broker,
+    _demo,
+    _dlq,
+    _events,
+    _keys,
+    _members,
+    _projections,
+    _runs,
+    _topics,
+    _train,
+    _verify,
+)
 from esper.core.settings import load_settings
 
 app = typer.Typer(
@@ -36,5 +50,19 @@ def common(
     logging.getLogger("esper").setLevel(load_settings().log_level)
 
 
-for module in (_broker, _members, _train, _runs, _topics, _events, _projections, _dlq, _blueprints, _demo):
+for module in (
+    _broker,
+    _members,
+    _train,
+    _runs,
+    _topics,
+    _events,
+    _projections,
+    _verify,
+    _audit,
+    _dlq,
+    _keys,
+    _blueprints,
+    _demo,
+):
     module.register(app)

@@ -1,8 +1,10 @@
 """The home: one folder that holds everything local of one Esper system.
 
 ```
-<root>/home.json     format, home id, fingerprint of the signing secret, port of the local broker
+<root>/home.json     format, home id, fingerprint of the signing secret, port and mode of the local broker
 <root>/key           the home's own signing secret, mode 0600
+<root>/keys/         older secrets, which only verify
+<root>/signers/      keys of sources, where ESPER_SIGNATURE_SCHEME asks for them
 <root>/broker/       data and configuration of the local Kafka broker
 <root>/blobs/  projections/  members/  logs/
 ```
@@ -24,14 +26,16 @@ from typing import Literal
 
 import psutil
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from esper.core._ring_files import older_secrets, private_keys, public_keys
 from esper.core._secret import make_key, previous_secrets, signing_secret
 from esper.core._stamps import ProcessStamp, read_stamp, write_atomically, write_stamp
-from esper.core.errors import Busy, NotReadyError, SecretError, SettingsError
+from esper.core.errors import Busy, NotReadyError, SecretError, SettingsError, UsageError
 from esper.core.ids import new_event_id
+from esper.core.keys import HomeKeyRing, Rotation, begin_rotation, finish_rotation, make_signers
 from esper.core.settings import Settings
-from esper.leyline import KeyRing, fingerprint
+from esper.leyline import KeyRing, KeySet, fingerprint
 
 __all__ = [
     "Home",
@@ -63,6 +67,7 @@ class _HomeFile(BaseModel):
     home_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     key_fingerprint: str | None = None
     broker_port: int | None = Field(default=None, ge=1, le=65535)
+    broker_secure: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,8 @@ class Home:
             completed = known.model_copy(update={"key_fingerprint": pinned})
             if completed != known or not exists:
                 _write_home_file(root, completed)
+            if settings.loopback and settings.signature_scheme == "ed25519":
+                _make_signers(root)
         return cls(root, completed.home_id)
 
     @property
@@ -164,26 +171,102 @@ class Home:
             if known.broker_port != port:
                 _write_home_file(self.root, known.model_copy(update={"broker_port": port}))
 
+    @property
+    def broker_secure(self) -> bool:
+        """Whether the local broker asks for a login and lets each principal do only what is granted to it."""
+        return _read_home_file(self.root).broker_secure
+
+    def remember_broker_secure(self, secure: bool) -> None:
+        """Keep the broker's mode for its next start and for every client; raises SettingsError, Busy."""
+        with _home_lock(self.root):
+            known = _read_home_file(self.root)
+            if known.broker_secure != secure:
+                _write_home_file(self.root, known.model_copy(update={"broker_secure": secure}))
+
     def keyring(self, settings: Settings) -> KeyRing:
         """Return the ring that signs and verifies for this home.
 
         The secret is `ESPER_LEYLINE_SECRET`, or the home's own key file on loopback; older secrets only verify.
-        A home that was bound to none yet is bound to this one.
+        A home that was bound to none yet is bound to this one. The ring follows its files.
 
         Raises:
             SecretError: no secret, one under 32 bytes, a key file that others may read, or not this home's secret.
         """
+        return HomeKeyRing(self.root, lambda: self._keys(settings))
+
+    def begin_rotation(self, settings: Settings) -> tuple[Rotation, Settings]:
+        """Prepare another signing secret; return it, and the settings under which the present one still signs.
+
+        A secret that comes by environment is replaced there: this only makes sure that whoever brings a new one
+        holds the old one too.
+
+        Raises:
+            UsageError: the secret comes by environment, and there is no new one.
+            SecretError: as `keyring`.
+            SettingsError: the home cannot be written.
+        """
+        try:
+            if settings.loopback and settings.leyline_secret is None:
+                return begin_rotation(self.root, self._signing_secret(settings)), settings
+        except OSError as error:
+            raise unwritable(self.root, error) from error
+        return self._rotation_by_environment(settings)
+
+    def finish_rotation(self, rotation: Rotation) -> None:
+        """Sign with the new secret from now on, and be bound to it; raises SettingsError, Busy."""
+        with _home_lock(self.root):
+            known = _read_home_file(self.root)
+            _write_home_file(self.root, known.model_copy(update={"key_fingerprint": rotation.key_id}))
+            finish_rotation(self.root, rotation)
+
+    def _rotation_by_environment(self, settings: Settings) -> tuple[Rotation, Settings]:
         signing = signing_secret(self.root, settings)
-        older = previous_secrets(settings)
-        found = fingerprint(signing)
-        pinned = self.key_fingerprint or self._pin(found)
-        if found != pinned:
-            raise SecretError(
-                f"the signing secret is not the one of home {self.root}",
-                cause=f"its fingerprint is {found}, the home was made with {pinned}",
-                next_step="Set ESPER_LEYLINE_SECRET to the home's secret, or ESPER_HOME to another home",
+        bound, found = self.key_fingerprint, fingerprint(signing)
+        older = {fingerprint(secret): secret for secret in previous_secrets(settings)}
+        if bound is None or bound == found:
+            raise UsageError(
+                f"the secret of home {self.root} comes by environment and is changed there",
+                cause=f"ESPER_LEYLINE_SECRET holds the key {found} that signs now",
+                next_step="Add a new secret to ESPER_LEYLINE_PREVIOUS_SECRETS of every process and restart them; then "
+                "make it ESPER_LEYLINE_SECRET, put the present one into ESPER_LEYLINE_PREVIOUS_SECRETS, and run "
+                "`esper keys rotate` on each machine before you restart its members",
             )
-        return KeyRing.from_secrets(signing, older)
+        if bound not in older:
+            raise _foreign_secret(self.root, found=found, bound=bound)
+        swapped = {
+            "leyline_secret": SecretStr(older[bound].decode()),
+            "leyline_previous_secrets": SecretStr(signing.decode()),
+        }
+        return Rotation(found, bound, None), settings.model_copy(update=swapped)
+
+    def _keys(self, settings: Settings) -> KeySet:
+        """Read the ring's files and the secrets of the environment; raises SecretError."""
+        signing = self._signing_secret(settings)
+        required = settings.signature_scheme == "ed25519"
+        return KeySet.of(
+            signing,
+            [*older_secrets(self.root).values(), *previous_secrets(settings)],
+            public_keys=public_keys(self.root),
+            private_keys=private_keys(self.root) if required else (),
+            signers_required=required,
+        )
+
+    def _signing_secret(self, settings: Settings) -> bytes:
+        """Return the secret that this home is bound to; bind it to the one given if it is bound to none."""
+        secret = signing_secret(self.root, settings)
+        found = fingerprint(secret)
+        bound = self.key_fingerprint or self._pin(found)
+        if found == bound:
+            return secret
+        # The key file and the binding are two files; under the lock that their change holds, they belong together.
+        with _home_lock(self.root):
+            secret, bound = signing_secret(self.root, settings), _read_home_file(self.root).key_fingerprint or ""
+            found, older = fingerprint(secret), older_secrets(self.root)
+        if found == bound:
+            return secret
+        if settings.leyline_secret is None and found in older and bound in older:
+            return older[bound]  # A rotation ended between its last two steps.
+        raise _foreign_secret(self.root, found=found, bound=bound)
 
     def _pin(self, found: str) -> str:
         """Bind the home to the fingerprint `found` unless another process was first; return the one that holds."""
@@ -263,6 +346,14 @@ def live_members(home: Home) -> list[MemberInfo]:
     return members
 
 
+def _foreign_secret(root: Path, *, found: str, bound: str) -> SecretError:
+    return SecretError(
+        f"the signing secret is not the one of home {root}",
+        cause=f"its fingerprint is {found}, the home was made with {bound}",
+        next_step="Set ESPER_LEYLINE_SECRET to the home's secret, or ESPER_HOME to another home",
+    )
+
+
 def unwritable(root: Path, error: OSError) -> SettingsError:
     """Return the error to raise when something in the home `root` could not be written."""
     return SettingsError(
@@ -304,6 +395,15 @@ def _first_fingerprint(root: Path, settings: Settings) -> str | None:
         if make_key(root):
             _logger.info("made the signing key of home %s", root)
     return fingerprint(signing_secret(root, settings))
+
+
+def _make_signers(root: Path) -> None:
+    try:
+        made = make_signers(root)
+    except OSError as error:
+        raise unwritable(root, error) from error
+    if made:
+        _logger.info("made keys of their own for %s in home %s", ", ".join(made), root)
 
 
 @contextmanager

@@ -26,6 +26,10 @@ class Settings(BaseSettings):
     leyline_previous_secrets: SecretStr | None = Field(
         None, description="Comma-separated older secrets that may verify but not sign."
     )
+    signature_scheme: Literal["hmac", "ed25519"] = Field(
+        "hmac",
+        description="ed25519: commands, kernels and events about keys are believed only with their source's own key.",
+    )
     kafka_bootstrap: str | None = Field(
         None, description="host:port[,host:port] of any Kafka cluster; unset: the local broker of the home."
     )
@@ -46,13 +50,53 @@ class Settings(BaseSettings):
         60.0, gt=0, description="How long a running member keeps trying a broker that went away, before it exits 3."
     )
     member_session_seconds: float = Field(6.0, ge=6.0, description="Consumer group session timeout.")
+    member_poll_seconds: float = Field(
+        300.0, ge=6.0, description="How long a member that asks for no records keeps its partitions."
+    )
+    member_drain_seconds: float = Field(
+        20.0, gt=0, description="How long partitions that are taken away wait for the handler that is at work in them."
+    )
+    handler_seconds_max: float = Field(
+        3600.0, gt=0, description="How long one handler may work on one event before its member's partitions move on."
+    )
+    consume_failures_max: int = Field(
+        5, ge=1, le=100, description="Events of different keys parked in a row after which the consume breaker opens."
+    )
+    consume_open_seconds: float = Field(
+        30.0, gt=0, description="How long an open consume breaker takes no records before it lets one probe pass."
+    )
+    parked_keys_max: int = Field(1_000, ge=1, description="Parked keys beyond which a member stops and says so.")
+    parked_records_max: int = Field(
+        100_000, ge=1, description="Records parked or waiting behind parked ones beyond which a member stops."
+    )
     decision_wait_seconds: float = Field(10.0, gt=0, description="How long an epoch waits for its command.")
     kernel_wait_seconds: float = Field(60.0, gt=0, description="How long an epoch's edge waits for a kernel.")
     command_window_seconds: float = Field(
         60.0, gt=0, description="Most that a command's append time may lie behind its issue time."
     )
+    publish_failures_max: int = Field(
+        3, ge=1, le=100, description="Failed deliveries in a row after which a source's publish breaker opens."
+    )
+    publish_open_seconds: float = Field(
+        30.0, gt=0, description="How long an open publish breaker refuses before it lets one probe pass."
+    )
+    telemetry_backlog_records: int = Field(
+        5_000, ge=1, le=5_000, description="Unacknowledged records from which on telemetry is sampled; truth never is."
+    )
+    emergency_hold_seconds: float = Field(
+        60.0, gt=0, description="How long an emergency signal is in force unless its origin ends it earlier."
+    )
+    metrics_seconds: float = Field(30.0, gt=0, description="How often the housekeeper emits the fabric's metrics.")
+    retention_seconds: float = Field(300.0, gt=0, description="How often the housekeeper deletes what has expired.")
+    tracing: bool = Field(False, description="Whether records carry a W3C traceparent header.")
     topics_dir: Path | None = Field(None, description="Folder of the topic files; unset: the shipped ones.")
     projections_dir: Path | None = Field(None, description="Folder of the projections; unset: the shipped ones.")
+    checkpoint_records: int = Field(
+        1_000, ge=1, description="Records after which the housekeeper signs a checkpoint of the log."
+    )
+    checkpoint_seconds: float = Field(
+        60.0, gt=0, description="Longest that a record waits for a checkpoint of the log to cover it."
+    )
     sql_timeout_seconds: float = Field(30.0, gt=0, description="Longest that one SQL query may run.")
     sql_memory_limit: str = Field("2GB", description="Memory that the projector's database may use.")
 

@@ -1,64 +1,122 @@
 """Oona, the fabric: topics as files, signed and chained publishing, the one consumer loop, dead letters."""
 
 from esper.leyline import BadRecord, EventMessage, Record
-from esper.oona._cat import EventObject, cat_events, event_object
+from esper.oona._cat import EventObject, Selection, cat_events, event_object, tail_events
+from esper.oona._client import OonaClient, PublishOptions, key_of
 from esper.oona._cluster import Cluster, Position
 from esper.oona._consumer import Consumer
 from esper.oona._counters import ConsumerMetrics
-from esper.oona._dead_letters import (
+from esper.oona._dead_letters import DeadLetterWriter
+from esper.oona._descriptors import DescriptorFile, descriptor_set, write_descriptor_set
+from esper.oona._events import Event, Handler
+from esper.oona._explain import ChainEvent, Explanation, explain_event
+from esper.oona._fabric import Fabric
+from esper.oona._find import find_events
+from esper.oona._housekeeping import Housekeeper, build_housekeeper
+from esper.oona._keys import KeyChange, KeyRevocation, KeyRow, list_keys, revoke_key, rotate_key, rotate_signer
+from esper.oona._metrics import FabricMetrics, GroupMetrics, SourceMetrics, metric_points, metrics_packet, queue_depths
+from esper.oona._parking_board import (
     DeadLetterDetails,
     DeadLetterRow,
-    DeadLetterWriter,
+    LetterBoard,
     list_dead_letters,
     show_dead_letter,
 )
-from esper.oona._events import Event, Handler
-from esper.oona._fabric import Fabric
-from esper.oona._housekeeping import Housekeeper, build_housekeeper
 from esper.oona._partitioner import murmur2, partition_for
-from esper.oona._publisher import Pending, Publisher, PublisherMetrics, Receipt
+from esper.oona._publisher import Publisher
+from esper.oona._publisher_line import PublisherMetrics
+from esper.oona._publisher_pending import Pending, Receipt, SampledOut
+from esper.oona._range import AtEvent, AtOffset, AtTime, Point, parse_point
 from esper.oona._reader import Reader
+from esper.oona._redrive_orders import LetterOrder, discard, redrive
+from esper.oona._retention import Holding, Need, RetentionDecision, apply_retention, decide_retention, plan_retention
 from esper.oona._service import Service
 from esper.oona._topic_admin import TopicDescription, apply_topics, describe_topics, plan_topics
 from esper.oona._topic_plan import TopicChange, TopicPlan
 from esper.oona._topics import TopicCatalog, TopicSpec, shipped_topics_dir
+from esper.oona._trace import TraceContext, parse_traceparent, trace_of, tracing
 
 __all__ = [
+    "AtEvent",
+    "AtOffset",
+    "AtTime",
     "BadRecord",
+    "ChainEvent",
     "Cluster",
     "Consumer",
     "ConsumerMetrics",
     "DeadLetterDetails",
     "DeadLetterRow",
     "DeadLetterWriter",
+    "DescriptorFile",
     "Event",
     "EventMessage",
     "EventObject",
+    "Explanation",
     "Fabric",
+    "FabricMetrics",
+    "GroupMetrics",
     "Handler",
+    "Holding",
     "Housekeeper",
+    "KeyChange",
+    "KeyRevocation",
+    "KeyRow",
+    "LetterBoard",
+    "LetterOrder",
+    "Need",
+    "OonaClient",
     "Pending",
+    "Point",
     "Position",
+    "PublishOptions",
     "Publisher",
     "PublisherMetrics",
     "Reader",
     "Receipt",
     "Record",
+    "RetentionDecision",
+    "SampledOut",
+    "Selection",
     "Service",
+    "SourceMetrics",
     "TopicCatalog",
     "TopicChange",
     "TopicDescription",
     "TopicPlan",
     "TopicSpec",
+    "TraceContext",
+    "apply_retention",
     "apply_topics",
     "build_housekeeper",
     "cat_events",
+    "decide_retention",
     "describe_topics",
+    "descriptor_set",
+    "discard",
     "event_object",
+    "explain_event",
+    "find_events",
+    "key_of",
     "list_dead_letters",
+    "list_keys",
+    "metric_points",
+    "metrics_packet",
     "murmur2",
+    "parse_point",
+    "parse_traceparent",
     "partition_for",
+    "plan_retention",
     "plan_topics",
+    "queue_depths",
+    "redrive",
+    "revoke_key",
+    "rotate_key",
+    "rotate_signer",
     "shipped_topics_dir",
     "show_dead_letter",
+    "tail_events",
+    "trace_of",
+    "tracing",
+    "write_descriptor_set",
 ]

@@ -6,14 +6,15 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from esper.core.errors import BrokerUnavailable
 from esper.core.home import Home
+from esper.core.principals import ADMIN, MECHANISM, Principals
 from esper.core.settings import Settings
 from esper.leyline import VALUE_BYTES_MAX
-from esper.oona._failures import BrokerWatch
+from esper.oona._failures import BrokerWatch, error_of, is_denied, lacks_leader
 from esper.oona._kafka_admin import ClusterMetadata, OffsetSpec
 
 #: Room for the key, the headers and the batch around the largest value.
@@ -55,36 +56,69 @@ def gathering(seconds: float) -> ClientConfig:
 class Cluster:
     """The cluster that the settings name; opens connections only when asked something.
 
-    Safe to share between threads.
+    Safe to share between threads. On a home's secure broker its clients log in as `principal`, with the home's
+    own passwords; elsewhere with what the settings say, and `principal` is None.
     """
 
-    def __init__(self, settings: Settings, bootstrap: str, *, client_id: str = "esper") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        bootstrap: str,
+        *,
+        client_id: str = "esper",
+        passwords: Principals | None = None,
+        principal: str = ADMIN,
+    ) -> None:
         self.settings = settings
         self.bootstrap = bootstrap
         self.client_id = client_id
+        self.principal = principal if passwords else None
+        self._passwords = passwords
         self._admin: AdminClient | None = None
         self._watch = self.watch(f"the Kafka cluster at {bootstrap} cannot be used")
 
     @classmethod
-    def open(cls, settings: Settings, *, home: Home | None = None, client_id: str = "esper") -> Cluster:
+    def open(
+        cls, settings: Settings, *, home: Home | None = None, client_id: str = "esper", principal: str = ADMIN
+    ) -> Cluster:
         """Return the cluster, once one of its brokers has answered.
 
         Raises:
             BrokerUnavailable: no local broker runs, or none answered within `settings.connect_seconds`.
             NotReadyError: the cluster refuses the login, or there is no home.
+            SecretError: the principal's password is missing or open to others.
         """
-        cluster = cls(settings, settings.kafka_bootstrap or _local_bootstrap(settings, home), client_id=client_id)
+        if settings.kafka_bootstrap is not None:
+            cluster = cls(settings, settings.kafka_bootstrap, client_id=client_id)
+        else:
+            owner = home or Home.open(settings)
+            bootstrap, passwords = _local_bootstrap(settings, owner), _passwords_of(settings, owner)
+            cluster = cls(settings, bootstrap, client_id=client_id, passwords=passwords, principal=principal)
         cluster.metadata(seconds=settings.connect_seconds)
         return cluster
 
+    def as_principal(self, principal: str) -> Cluster:
+        """Return this cluster for clients that log in as another principal; itself where the login is not ours."""
+        if self._passwords is None or principal == self.principal:
+            return self
+        return Cluster(
+            self.settings,
+            self.bootstrap,
+            client_id=self.client_id,
+            passwords=self._passwords,
+            principal=principal,
+        )
+
     def config(self) -> ClientConfig:
-        """Return the librdkafka configuration that every client of this cluster starts from."""
-        settings = self.settings
+        """Return the librdkafka configuration that every client of this cluster starts from.
+
+        Raises:
+            SecretError: the principal's password is missing or open to others.
+        """
         config: ClientConfig = {
             "bootstrap.servers": self.bootstrap,
             "client.id": self.client_id,
             "logger": _QUIET,
-            "security.protocol": settings.kafka_security_protocol,
             # A broker that comes back is found at once: the default waits up to ten seconds.
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 500,
@@ -94,18 +128,40 @@ class Cluster:
             "socket.keepalive.enable": True,
             "allow.auto.create.topics": False,
         }
+        return config | self._login()
+
+    def _login(self) -> ClientConfig:
+        settings = self.settings
+        if self._passwords is not None and self.principal is not None:
+            return {
+                "security.protocol": "SASL_PLAINTEXT",
+                "sasl.mechanism": MECHANISM,
+                "sasl.username": self.principal,
+                "sasl.password": self._passwords.password(self.principal),
+            }
+        login: ClientConfig = {"security.protocol": settings.kafka_security_protocol}
         if settings.kafka_security_protocol.startswith("SASL"):
-            config["sasl.mechanism"] = settings.kafka_sasl_mechanism
-            config["sasl.username"] = settings.kafka_sasl_username or ""
+            login["sasl.mechanism"] = settings.kafka_sasl_mechanism
+            login["sasl.username"] = settings.kafka_sasl_username or ""
             password = settings.kafka_sasl_password
-            config["sasl.password"] = password.get_secret_value() if password else ""
+            login["sasl.password"] = password.get_secret_value() if password else ""
         if settings.kafka_ssl_ca is not None:
-            config["ssl.ca.location"] = str(settings.kafka_ssl_ca)
-        return config
+            login["ssl.ca.location"] = str(settings.kafka_ssl_ca)
+        return login
 
     def watch(self, what: str) -> BrokerWatch:
         """Return a fresh watch for one client of this cluster."""
         return BrokerWatch(what, bootstrap=self.bootstrap, retry_seconds=self.settings.broker_retry_seconds)
+
+    def _raise_if_hidden(self, topics: Iterable[str]) -> None:
+        """Raise the refusal where a topic is hidden from this principal, which looks like one without leaders."""
+        asked = TopicCollection(sorted(topics))
+        for future in self.admin.describe_topics(asked, request_timeout=_REQUEST_SECONDS).values():
+            try:
+                future.result()
+            except KafkaException as exception:
+                if is_denied(error_of(exception)):
+                    raise
 
     @property
     def admin(self) -> AdminClient:
@@ -126,8 +182,10 @@ class Cluster:
         limit = self.settings.connect_seconds if seconds is None else seconds
 
         def ask() -> ClusterMetadata:
-            self.admin.poll(0)  # Serves the error callback: a refused login shows nowhere else.
-            return self.admin.list_topics(timeout=min(limit, 1.0))
+            try:
+                return self.admin.list_topics(timeout=min(limit, 1.0))
+            finally:
+                self.admin.poll(0)  # Serves the error callback: a refused login shows nowhere else.
 
         return self._watch.retrying(f"the Kafka cluster at {self.bootstrap} cannot be reached", ask, seconds=limit)
 
@@ -151,7 +209,9 @@ class Cluster:
             futures = admin.list_offsets(asked, request_timeout=_REQUEST_SECONDS)
             try:
                 return {(place.topic, place.partition): future.result().offset for place, future in futures.items()}
-            except KafkaException:
+            except KafkaException as exception:
+                if lacks_leader(error_of(exception)):
+                    self._raise_if_hidden({topic for topic, _ in wanted})
                 # A client that knows the leaders of before a restart is refused (FENCED_LEADER_EPOCH) and never
                 # asks who leads now; a fresh one does.
                 self._admin = None
@@ -164,12 +224,16 @@ class Cluster:
         return {place: (low[place], high[place]) for place in wanted}
 
 
-def _local_bootstrap(settings: Settings, home: Home | None) -> str:
+def _passwords_of(settings: Settings, home: Home) -> Principals | None:
+    """Return the passwords of a home with a secure broker, unless the settings name a user of their own."""
+    return Principals(home) if home.broker_secure and settings.kafka_sasl_username is None else None
+
+
+def _local_bootstrap(settings: Settings, owner: Home) -> str:
     """Return the address of the home's own broker."""
     # Imported here: a remote cluster needs neither Java nor what starts it.
     from esper.oona.broker import LocalBroker
 
-    owner = home or Home.open(settings)
     bootstrap = LocalBroker(owner, settings).bootstrap()
     if bootstrap is None:
         raise BrokerUnavailable(

@@ -31,6 +31,13 @@ class ConsumerMetrics:
     retried: int = 0
     #: Dead letters by reason: the rejected ones and those whose handler failed.
     dead_lettered: Mapping[str, int] = field(default_factory=dict)
+    #: Parked events that were handled again, with success.
+    redriven: int = 0
+    #: Keys and records that this member's partitions have parked now.
+    parked_keys: int = 0
+    parked_records: int = 0
+    #: CLOSED, OPEN or HALF_OPEN.
+    breaker: str = "CLOSED"
 
 
 class Counters:
@@ -38,6 +45,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.read = self.handled = self.filtered = self.deduplicated = self.rejected = self.retried = 0
+        self.redriven = 0
         self.dead_lettered: Counter[str] = Counter()
 
     def snapshot(self) -> ConsumerMetrics:
@@ -50,4 +58,5 @@ class Counters:
             self.rejected,
             self.retried,
             dict(self.dead_lettered),
+            self.redriven,
         )

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import reduce
+from operator import add
 from typing import Self
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from google.protobuf.message import Message
 
-from esper.core.errors import NotReadyError
+from esper.core.clock import SYSTEM_CLOCK
+from esper.core.errors import BrokerUnavailable, NotReadyError
 from esper.core.home import Home, mark_ready
+from esper.core.ids import derive_id
 from esper.core.settings import Settings
 from esper.leyline import KeyRing
+from esper.leyline import messages as ly
+from esper.oona._acls import may_describe, principal_of, principals
 from esper.oona._cluster import Cluster, Position
 from esper.oona._consumer import Consumer
-from esper.oona._events import Handler
+from esper.oona._emergency import EmergencyWatch
+from esper.oona._events import Event, Handler
+from esper.oona._keys_follow import KeyFollower
+from esper.oona._latency import LatencyHistogram
+from esper.oona._metrics import FabricMetrics, GroupMetrics, SourceMetrics, combined
 from esper.oona._partitioner import partition_for
 from esper.oona._publisher import Publisher
+from esper.oona._publisher_line import PublisherLine
 from esper.oona._reader import Reader, Start
 from esper.oona._topics import TopicCatalog
+from esper.oona._trace import trace_of, tracing
+
+_logger = logging.getLogger("esper.oona.fabric")
 
 
 class Fabric:
@@ -33,6 +49,13 @@ class Fabric:
         self.topics = topics
         # Weak, so that a long-lived process may open readers by the thousand.
         self._opened: WeakSet[Publisher | Consumer | Reader] = WeakSet()
+        self.key_follower = KeyFollower(self)
+        self._lines: dict[str, PublisherLine] = {}
+        self._handling: dict[str, LatencyHistogram] = {}
+        self._consumers: WeakKeyDictionary[Consumer, str] = WeakKeyDictionary()
+        self._emergencies: EmergencyWatch | None = None
+        self._was_conservative = False
+        self._lock = threading.Lock()
 
     @classmethod
     def open(cls, settings: Settings, *, member: str) -> Fabric:
@@ -47,9 +70,13 @@ class Fabric:
         home = Home.open(settings)
         topics = TopicCatalog.load(settings)
         keyring = home.keyring(settings)
-        cluster = Cluster.open(settings, home=home, client_id=f"esper.{member}")
+        principal = principal_of(member, principals(topics))
+        cluster = Cluster.open(settings, home=home, client_id=f"esper.{member}", principal=principal)
         _check_topics(cluster, topics)
-        return cls(member=member, cluster=cluster, home=home, keyring=keyring, topics=topics)
+        fabric = cls(member=member, cluster=cluster, home=home, keyring=keyring, topics=topics)
+        fabric.key_follower.catch_up()
+        fabric.key_follower.start()
+        return fabric
 
     @property
     def settings(self) -> Settings:
@@ -62,9 +89,23 @@ class Fabric:
         return self.cluster.bootstrap
 
     def publisher(self, source: str) -> Publisher:
-        """Return a new publisher that writes as `source`, with a producer id of its own."""
-        publisher = Publisher(self.cluster, keyring=self.keyring, topics=self.topics, source=source)
+        """Return a new publisher that writes as `source`, with a producer id of its own.
+
+        Where an earlier one of this member and source ended in failure, the new one opens with `ProducerStarted`,
+        which says what that one had acknowledged, and which is the probe of an open publish breaker.
+
+        Raises:
+            BrokerUnavailable: the log cannot be written, after an earlier publisher failed.
+        """
+        publisher = Publisher(
+            self.cluster.as_principal(source),
+            keyring=self.keyring,
+            topics=self.topics,
+            line=self._line(source),
+            conservative=self._spares_itself,
+        )
         self._opened.add(publisher)
+        self._tell_endings(publisher)
         return publisher
 
     def consumer(
@@ -77,24 +118,30 @@ class Fabric:
         publisher: Publisher,
         on_assign: Callable[[Sequence[Position]], None] | None = None,
         gather_seconds: float = 0.0,
+        on_emergency: Handler | None = None,
     ) -> Consumer:
         """Return member `instance` of `group`, which calls `handlers` for new events of `topics`.
 
         `instance` must be stable and used by one process at a time. `publisher` writes the dead letters.
         `on_assign` is called with each set of partitions gained, before any of their events is handled.
         A member that need not know at once lets the broker gather records for up to `gather_seconds`.
+        `on_emergency` is called in the thread that polls with each emergency signal, before any record that is
+        taken after the signal was read, and at the start with those in force; one that raises ends the consumer.
         """
+        latency = self._latency_of(group)
         consumer = Consumer(
             self,
             group=group,
             instance=instance,
             topics=topics,
-            handlers=handlers,
+            handlers={cls: self._observed(handler, latency) for cls, handler in handlers.items()},
             publisher=publisher,
             on_assign=on_assign,
             gather_seconds=gather_seconds,
+            hear_first=self.emergencies.inbox(on_emergency).hear,
         )
         self._opened.add(consumer)
+        self._consumers[consumer] = group
         return consumer
 
     def reader(
@@ -117,6 +164,45 @@ class Fabric:
         """Return the partition of `topic` that holds `key`, as Java's default partitioner gives it."""
         return partition_for(key, self.topics[topic].partitions)
 
+    @property
+    def emergencies(self) -> EmergencyWatch:
+        """The watch over the topic `emergency`, begun at first use."""
+        with self._lock:
+            if self._emergencies is None:
+                self._emergencies = EmergencyWatch(self)
+            return self._emergencies
+
+    def conservative(self) -> tuple[str, ...]:
+        """Return why the fabric is in conservative mode now, in words; empty when it is not.
+
+        It then sheds telemetry and nothing else. The mode is a function of what is so now (backlogs, breakers,
+        emergencies in force), so that it ends by itself with its last cause.
+        """
+        causes = [*self._alarms()]
+        limit = self.settings.telemetry_backlog_records
+        backlogs = {one.source: one.backlog_records for one in self._publishers() if not one.closed}
+        causes += [f"backlog of {source}: {count} records" for source, count in backlogs.items() if count >= limit]
+        if bool(causes) != self._was_conservative:
+            self._was_conservative = bool(causes)
+            _logger.warning("conservative mode: %s", "; ".join(causes) or "ended")
+        return tuple(causes)
+
+    def metrics(self) -> FabricMetrics:
+        """Return a snapshot of everything that this process's fabric counts."""
+        with self._lock:
+            lines, handling, watch = dict(self._lines), dict(self._handling), self._emergencies
+        consumers = list(self._consumers.items())
+        return FabricMetrics(
+            sources={source: self._source_metrics(line) for source, line in lines.items()},
+            groups={
+                group: GroupMetrics(combined(one.metrics() for one, its in consumers if its == group), latency)
+                for group, latency in handling.items()
+            },
+            conservative=self.conservative(),
+            emergency_level=watch.level() if watch else ly.EMERGENCY_LEVEL_UNSPECIFIED,
+            emergency_signals=watch.signals if watch else 0,
+        )
+
     def announce_ready(self) -> None:
         """Let others see that this process's member does its work; a consumer does it when it has its partitions."""
         mark_ready(self.home, self.member)
@@ -130,8 +216,11 @@ class Fabric:
         opened = sorted(self._opened, key=lambda client: isinstance(client, Publisher))
         self._opened.clear()
         with ExitStack() as stack:
+            stack.callback(self.key_follower.close)
             for client in reversed(opened):
                 stack.callback(client.close)
+            if self._emergencies is not None:
+                stack.callback(self._emergencies.close)
 
     def __enter__(self) -> Self:
         return self
@@ -139,17 +228,88 @@ class Fabric:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _line(self, source: str) -> PublisherLine:
+        with self._lock:
+            if source not in self._lines:
+                folder = self.home.members
+                line = PublisherLine(member=self.member, source=source, folder=folder, settings=self.settings)
+                self._lines[source] = line
+            return self._lines[source]
+
+    def _tell_endings(self, publisher: Publisher) -> None:
+        """Open a successor with where its predecessors' chains ended."""
+        line = self._line(publisher.source)
+        try:
+            for ending in line.untold():
+                event_id = derive_id("producer-started", ending.predecessor_id)
+                publisher.publish(ending, key=ending.predecessor_id, event_id=event_id)
+                line.told(ending)
+        except BrokerUnavailable:
+            with suppress(BrokerUnavailable):
+                publisher.close()
+            raise
+
+    def _latency_of(self, group: str) -> LatencyHistogram:
+        with self._lock:
+            return self._handling.setdefault(group, LatencyHistogram())
+
+    def _observed(self, handler: Handler, latency: LatencyHistogram) -> Handler:
+        """Return a handler that is timed, and whose events belong to the trace of the event that it handles."""
+
+        def timed(event: Event) -> None:
+            began = SYSTEM_CLOCK.monotonic()
+            try:
+                handler(event)
+            finally:
+                latency.observe(SYSTEM_CLOCK.monotonic() - began)
+
+        def traced(event: Event) -> None:
+            with tracing(trace_of(event.record)):
+                timed(event)
+
+        return traced if self.settings.tracing else timed
+
+    def _publishers(self) -> list[Publisher]:
+        return [client for client in list(self._opened) if isinstance(client, Publisher)]
+
+    def _source_metrics(self, line: PublisherLine) -> SourceMetrics:
+        alive = [one for one in self._publishers() if one.source == line.source and not one.closed]
+        return SourceMetrics(
+            counters=reduce(add, (one.metrics() for one in alive), line.closed_lives),
+            backlog_records=sum(one.backlog_records for one in alive),
+            breaker=line.breaker_state(),
+            latency=line.latency,
+        )
+
+    def _alarms(self) -> list[str]:
+        """Return the causes of conservative mode that lie outside one publisher's own backlog."""
+        watch = self._emergencies
+        causes = []
+        if watch is not None and watch.conservative():
+            causes.append(f"emergency of level {ly.EmergencyLevel.Name(watch.level())}")
+        for line in list(self._lines.values()):
+            state = line.breaker_state()
+            if state != ly.CIRCUIT_STATE_CLOSED:
+                causes.append(f"publish breaker of {line.source}: {ly.CircuitBreakerState.Name(state)}")
+        return causes
+
+    def _spares_itself(self) -> bool:
+        return bool(self._alarms())
+
 
 def _check_topics(cluster: Cluster, topics: TopicCatalog) -> None:
     """Refuse a cluster whose topics are not those of the files: a key would live in another partition."""
     present = cluster.metadata().topics
-    missing = [spec.name for spec in topics if spec.name not in present]
+    who = cluster.principal
+    # A secure broker does not tell a principal of topics that are none of its business.
+    shown = [spec for spec in topics if who is None or may_describe(spec, who)]
+    missing = [spec.name for spec in shown if spec.name not in present]
     if missing:
         raise NotReadyError(
             f"the cluster at {cluster.bootstrap} lacks the topics {', '.join(missing)}",
             next_step="Run `esper topics apply`",
         )
-    for spec in topics:
+    for spec in shown:
         found = len(present[spec.name].partitions)
         if found != spec.partitions:
             raise NotReadyError(

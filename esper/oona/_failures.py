@@ -71,6 +71,8 @@ _SETTLING: Final = frozenset(
     }
 )
 END_OF_PARTITION: Final = KafkaError._PARTITION_EOF
+#: A member asked for no records for too long: librdkafka has given its partitions up.
+STOOD_STILL: Final = KafkaError._MAX_POLL_EXCEEDED
 #: A commit came too late: the partitions are another member's now.
 NO_LONGER_MINE: Final = frozenset(
     {
@@ -83,6 +85,12 @@ _NEXT_START: Final = "Start the broker (`esper up`) or correct ESPER_KAFKA_BOOTS
 _PROBE_EVERY_SECONDS: Final = 0.5
 #: How long after an outage its consequences may still show: a session and the retries of one request.
 _LATELY_SECONDS: Final = 60.0
+
+
+class Refused(NotReadyError):
+    """Kafka refused the login, or what the principal that logged in asked for; trying again changes nothing."""
+
+    retriable = False
 
 
 class Fenced(Busy):
@@ -106,6 +114,16 @@ def commit_may_pass(error: KafkaError) -> bool:
     return passes(error) or error.code() == KafkaError.REBALANCE_IN_PROGRESS
 
 
+def lacks_leader(error: KafkaError) -> bool:
+    """Return whether the client knows no leader: there is none for a moment, or the topic is hidden from it."""
+    return error.code() == KafkaError._NOENT
+
+
+def is_denied(error: KafkaError) -> bool:
+    """Return whether the principal may not do what it asked for."""
+    return error.code() in _ACCESS
+
+
 def is_outside_log(error: KafkaError) -> bool:
     """Return whether the log does not hold the position that was to be read."""
     return error.code() in _OUTSIDE_LOG
@@ -120,8 +138,11 @@ def translate(error: KafkaError, what: str) -> EsperError:
     """Return our error for Kafka's, saying `what` was tried, why it failed and what to do."""
     code, cause = error.code(), error.str()
     if code in _ACCESS:
-        return NotReadyError(
-            what, cause=cause, next_step="Check the user, password and ACLs (ESPER_KAFKA_SASL_USERNAME and others)"
+        return Refused(
+            what,
+            cause=cause,
+            next_step="Check the user, password and ACLs (ESPER_KAFKA_SASL_USERNAME and others); "
+            "a home's own secure broker learns them anew by `esper up`",
         )
     if code in _MISSING_TOPIC:
         return NotReadyError(what, cause=cause, next_step="Run `esper topics apply`")
@@ -141,6 +162,12 @@ def translate(error: KafkaError, what: str) -> EsperError:
     if code in _AWAY:
         return BrokerUnavailable(what, cause=cause, next_step=_NEXT_START)
     return OperationFailed(what, cause=f"{error.name()}: {cause}", next_step="The broker's log says more")
+
+
+def is_existing_topic(error: EsperError) -> bool:
+    """Return whether a topic could not be created because it is there."""
+    origin = error.__cause__
+    return isinstance(origin, KafkaException) and error_of(origin).code() == KafkaError.TOPIC_ALREADY_EXISTS
 
 
 def no_broker(what: str, *, seconds: float, bootstrap: str) -> BrokerUnavailable:
@@ -190,6 +217,10 @@ class BrokerWatch:
         """Raise the error that ended this client, if one did."""
         if self._failure is not None:
             raise self._failure
+
+    def note_trouble(self) -> None:
+        """Take note that this client itself stood still for too long, which `forgive` treats as an absence."""
+        self._last_trouble = self._clock.monotonic()
 
     def forgive(self) -> bool:
         """Forget failures and troubles if a broker was away lately; return whether one was.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Final, Self, cast
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Message as KafkaMessage
 from google.protobuf.message import Message as ProtobufMessage
 
 from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
 from esper.core.errors import BrokerUnavailable, EsperError, UsageError
-from esper.core.ids import new_event_id, new_producer_id
+from esper.core.ids import derive_id, new_event_id, new_producer_id
 from esper.leyline import (
     SIGNATURE_HEADER,
     TYPE_HEADER,
@@ -26,91 +26,29 @@ from esper.leyline import (
     type_of,
 )
 from esper.leyline import messages as ly
-from esper.oona._cluster import RECORD_BYTES_MAX, ClientConfig, Cluster, Position
+from esper.oona._cluster import Cluster, Position
+from esper.oona._emergency_state import alarm_for, emergency_signal
 from esper.oona._failures import FATAL, error_of, translate
 from esper.oona._partitioner import partition_for
+from esper.oona._publisher_chain import Chain
+from esper.oona._publisher_line import PublisherLine, PublisherMetrics
+from esper.oona._publisher_pending import Pending, Receipt, sampled_out
+from esper.oona._publisher_queue import Headers, SendQueue
+from esper.oona._sampling import TelemetrySampler, dropped_report
 from esper.oona._topics import TopicCatalog, TopicSpec
+from esper.oona._trace import TRACEPARENT_HEADER, trace_for
 
 _logger = logging.getLogger("esper.oona.publisher")
 
 SCHEMA_VERSION: Final = 1
-#: How long the delivery thread waits for a report before it looks whether it should end.
-_POLL_SECONDS: Final = 0.05
-_WARM_UP_SECONDS: Final = 1.0
 #: librdkafka looks for expired records once a second; a caller waits that much longer than the record may.
 _EXPIRY_SLACK_SECONDS: Final = 10.0
-#: Records and bytes that may wait for their acknowledgement; beyond, `submit` slows its caller.
-_QUEUE_RECORDS_MAX: Final = 100_000
-_QUEUE_KIBIBYTES_MAX: Final = 256 * 1024
-_BACKPRESSURE_SECONDS: Final = 0.005
+#: Under lasting pressure the number of dropped telemetry packets is published this often.
+_REPORT_EVERY_SECONDS: Final = 1.0
 
 
-@dataclass(frozen=True)
-class Receipt:
-    """Where an acknowledged event stands in the log, and since when by the broker's clock."""
-
-    topic: str
-    partition: int
-    offset: int
-    append_time_ms: int
-    event_id: str
-
-
-@dataclass(frozen=True)
-class PublisherMetrics:
-    """Counters of one publisher since it began."""
-
-    submitted: int = 0
-    acknowledged: int = 0
-    failed: int = 0
-    backpressure_waits: int = 0
-
-
-@dataclass(frozen=True)
-class _Link:
-    """The last record of this producer on one partition."""
-
-    sequence: int = 0
-    mac: bytes = b""
-
-
-class Pending:
-    """An event on its way: `result` waits for the broker's acknowledgement."""
-
-    def __init__(self, event_id: str, what: str, *, seconds_max: float) -> None:
-        self._event_id = event_id
-        self._what = what
-        self._seconds_max = seconds_max
-        self._done = threading.Event()
-        self._receipt: Receipt | None = None
-        self._failure: EsperError | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether the outcome is known."""
-        return self._done.is_set()
-
-    def result(self, timeout: float | None = None) -> Receipt:
-        """Return the receipt; wait at most `timeout` seconds, by default as long as the record may take.
-
-        Raises:
-            BrokerUnavailable: not acknowledged in time; it may still reach the log if only `timeout` passed.
-            EsperError: the broker refused it.
-        """
-        waited = self._seconds_max if timeout is None else timeout
-        if not self._done.wait(waited):
-            raise BrokerUnavailable(
-                self._what, cause=f"no acknowledgement within {waited:g} seconds", next_step="Is the broker up?"
-            )
-        if self._failure is not None:
-            raise self._failure
-        assert self._receipt is not None, "a done event has a receipt or a failure"
-        return self._receipt
-
-    def settle(self, receipt: Receipt | None, failure: EsperError | None) -> None:
-        """Make the outcome known; the publisher calls it once."""
-        self._receipt, self._failure = receipt, failure
-        self._done.set()
+def _never() -> bool:
+    return False
 
 
 class Publisher:
@@ -118,28 +56,48 @@ class Publisher:
 
     Per (topic, partition) `sequence` counts from 1 without gaps and `previous_mac` holds the MAC of the
     record before, in the order in which the log holds them. A record that is not acknowledged within
-    `settings.broker_retry_seconds` ends the publisher: what follows would leave a gap in its chain.
-    Thread-safe; a full queue slows the caller and drops nothing.
+    `settings.broker_retry_seconds` ends the publisher: what follows would leave a gap in its chain. The next
+    publisher of its line says where the chain ended. Thread-safe; a full queue slows the caller and drops nothing
+    but telemetry, whose dropped packets are counted and the count published.
     """
 
     def __init__(
-        self, cluster: Cluster, *, keyring: KeyRing, topics: TopicCatalog, source: str, clock: Clock = SYSTEM_CLOCK
+        self,
+        cluster: Cluster,
+        *,
+        keyring: KeyRing,
+        topics: TopicCatalog,
+        line: PublisherLine,
+        conservative: Callable[[], bool] = _never,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.source = source
-        self.producer_id: str = new_producer_id(source)
+        self.source = line.source
+        self.producer_id: str = new_producer_id(self.source)
         self._keyring = keyring
         self._topics = topics
+        self._line = line
+        self._conservative = conservative
         self._clock = clock
+        self._tracing = cluster.settings.tracing
         self._retry_seconds = cluster.settings.broker_retry_seconds
-        self._what = f"{source} cannot write to the log"
-        self._links: dict[Position, _Link] = {}
+        self._what = f"{self.source} cannot write to the log"
+        self._chain = Chain()
         self._dead: EsperError | None = None
-        self._submitted = self._acknowledged = self._failed = self._backpressure_waits = 0
+        self._failed_life = self._ended = self._closed = False
+        self._submitted = self._acknowledged = self._failed = 0
+        self._sampler = TelemetrySampler(begins_records=cluster.settings.telemetry_backlog_records)
+        self._reported_at = clock.monotonic()
         self._order = threading.Lock()
-        self._closing = threading.Event()
-        self._producer = Producer(_producer_config(cluster) | {"error_cb": self._on_error})
-        self._deliveries = threading.Thread(target=self._serve_deliveries, name=f"publisher-{source}", daemon=True)
-        self._deliveries.start()
+        self._queue = SendQueue(
+            cluster,
+            name=f"publisher-{self.source}",
+            clock=clock,
+            check=self._raise_if_dead,
+            give_up=self._die,
+            on_error=self._on_error,
+            on_tick=self._tick,
+        )
+        self._queue.start()
 
     def publish(
         self,
@@ -153,21 +111,17 @@ class Publisher:
     ) -> Receipt:
         """Append `message` and return its receipt once the broker has acknowledged it.
 
-        Fills `message.meta` in place; an event_id that is given or already set is kept.
+        Fills `message.meta` in place; an event_id that is given or already set is kept. Telemetry is not sampled:
+        whoever waits slows himself. With CRITICAL priority the emergency signal is acknowledged first.
 
         Raises:
-            BrokerUnavailable: not acknowledged within `settings.broker_retry_seconds`; the publisher is dead.
+            BrokerUnavailable: not acknowledged within `settings.broker_retry_seconds`; the publisher is dead. Or
+                the publish breaker is open.
             UsageError: no topic carries the type, this source may not write it, the key is empty, it is too large.
         """
-        pending = self.submit(
-            message,
-            key=key,
-            causation_id=causation_id,
-            correlation_id=correlation_id,
-            event_id=event_id,
-            priority=priority,
-        )
-        return pending.result()
+        spec = self._prepare(message, key, causation_id, correlation_id, event_id, priority)
+        self._alarm(message, spec, wait=True)
+        return self._send(message, spec).result()
 
     def submit(
         self,
@@ -181,23 +135,37 @@ class Publisher:
     ) -> Pending:
         """Enqueue `message` as `publish` does, without waiting for its acknowledgement.
 
-        Events submitted one after the other reach their partition in that order.
+        Events submitted one after the other reach their partition in that order. Telemetry (a topic with
+        `truth: false`) below HIGH priority is sampled while the backlog is long: see `Pending.sampled_out`.
         """
-        spec = self._topic_for(message, key)
-        partition = partition_for(key, spec.partitions)
-        meta = message.meta
-        meta.event_id = event_id or meta.event_id or new_event_id()
-        meta.type = type_of(message)
-        meta.source = self.source
-        meta.subject = key
-        meta.schema_version = SCHEMA_VERSION
-        meta.correlation_id = correlation_id or key
-        meta.causation_id = causation_id
-        meta.producer_id = self.producer_id
-        meta.priority = priority
-        with self._order:
-            self._raise_if_dead()
-            return self._append(message, spec.name, partition)
+        spec = self._prepare(message, key, causation_id, correlation_id, event_id, priority)
+        if not spec.truth and priority < ly.MESSAGE_PRIORITY_HIGH and not self._keeps_telemetry():
+            return sampled_out(message.meta.event_id, f"telemetry of {key} was not appended")
+        self._alarm(message, spec, wait=False)
+        return self._send(message, spec)
+
+    def raise_emergency(
+        self,
+        level: ly.EmergencyLevel,
+        reason: str,
+        *,
+        run_id: str = "",
+        origin_event_id: str = "",
+        attributes: Mapping[str, str] | None = None,
+    ) -> Receipt:
+        """Append an emergency signal ahead of every backlog and return its receipt.
+
+        NOTICE says that what this member raised before is over. Raises as `publish`.
+        """
+        signal = emergency_signal(
+            level,
+            reason,
+            origin=self._line.member,
+            run_id=run_id,
+            origin_event_id=origin_event_id,
+            attributes=attributes,
+        )
+        return self.publish(signal, key=self.source, priority=ly.MESSAGE_PRIORITY_CRITICAL)
 
     def flush(self) -> None:
         """Wait until everything submitted is acknowledged.
@@ -206,11 +174,12 @@ class Publisher:
             BrokerUnavailable: it was not, within `settings.broker_retry_seconds`; the publisher is dead.
         """
         deadline = Deadline(self._retry_seconds + _EXPIRY_SLACK_SECONDS, clock=self._clock)
-        while len(self._producer) and not deadline.expired and self._dead is None:
-            self._producer.flush(min(deadline.remaining_seconds, 1.0))
+        while self._queue.backlog_records and not deadline.expired and self._dead is None:
+            self._queue.flush(deadline)
         self._raise_if_dead()
-        if len(self._producer):
-            raise BrokerUnavailable(self._what, cause=f"{len(self._producer)} events are not acknowledged")
+        if self._queue.backlog_records:
+            cause = f"{self._queue.backlog_records} events are not acknowledged"
+            raise self._die(BrokerUnavailable(self._what, cause=cause))
 
     def close(self) -> None:
         """Flush, then release the connections; closing twice does nothing.
@@ -218,22 +187,35 @@ class Publisher:
         Raises:
             BrokerUnavailable: something submitted was not acknowledged.
         """
-        if self._closing.is_set():
+        if self._closed:
             return
+        self._closed = True
         try:
             if self._dead is None:
+                self._report_dropped(wait=True)
                 self.flush()
         finally:
             with self._order:
                 self._dead = self._dead or UsageError(self._what, cause="the publisher is closed")
-            self._closing.set()
-            self._deliveries.join()
-            self._producer.purge()
-            self._producer.flush(0.0)
+            self._queue.close()
+            self._end()
+            self._line.closed(self.metrics())
+
+    @property
+    def backlog_records(self) -> int:
+        """How many records wait for their acknowledgement."""
+        return self._queue.backlog_records
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     def metrics(self) -> PublisherMetrics:
         """Return a snapshot of the counters."""
-        return PublisherMetrics(self._submitted, self._acknowledged, self._failed, self._backpressure_waits)
+        return PublisherMetrics(
+            self._submitted, self._acknowledged, self._failed, self._queue.waits, self._sampler.dropped
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -241,28 +223,67 @@ class Publisher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _topic_for(self, message: EventMessage, key: str) -> TopicSpec:
+    # Before the queue ---------------------------------------------------------------------------------------
+
+    def _prepare(
+        self,
+        message: EventMessage,
+        key: str,
+        causation_id: str,
+        correlation_id: str,
+        event_id: str | None,
+        priority: ly.MessagePriority,
+    ) -> TopicSpec:
+        """Return the topic of a message, and fill everything of its meta that does not depend on the chain."""
         type_name = type_of(message)
-        spec = self._topics.topic_of(type_name)
-        if not spec.admits(self.source):
-            raise UsageError(
-                f"{self.source} may not write {short_name(type_name)}",
-                cause=f"topic {spec.name} takes it from {', '.join(spec.writers)}",
-                next_step=f"Add the source to topics/{spec.name}.yaml if it should",
-            )
-        if not key:
-            raise UsageError(
-                f"{short_name(type_name)} cannot be published",
-                cause="its key is empty",
-                next_step=f"Topic {spec.name} is keyed by {spec.key}",
-            )
+        spec = writable_topic(self._topics, type_name, source=self.source, key=key)
+        meta = message.meta
+        meta.event_id = event_id or meta.event_id or new_event_id()
+        meta.type = type_name
+        meta.source = self.source
+        meta.subject = key
+        meta.schema_version = SCHEMA_VERSION
+        meta.correlation_id = correlation_id or key
+        meta.causation_id = causation_id
+        meta.producer_id = self.producer_id
+        meta.priority = priority
         return spec
 
-    def _append(self, message: EventMessage, topic: str, partition: int) -> Pending:
+    def _keeps_telemetry(self) -> bool:
+        if self._dead is not None:
+            return True  # The caller is to be told of the death, which is no matter of sampling.
+        if self._line.breaker_state() == ly.CIRCUIT_STATE_OPEN:
+            return self._sampler.drop()
+        return self._sampler.keeps(self._queue.backlog_records, conservative=self._conservative())
+
+    def _alarm(self, message: EventMessage, spec: TopicSpec, *, wait: bool) -> None:
+        """Submit the emergency signal that an event of CRITICAL priority calls for, before the event itself."""
+        meta = message.meta
+        if meta.priority != ly.MESSAGE_PRIORITY_CRITICAL or isinstance(message, ly.EmergencySignal):
+            return
+        signal = alarm_for(meta, origin=self._line.member, run_scoped=spec.key == "run_id")
+        event_id = derive_id("emergency", meta.event_id)
+        where = self._prepare(
+            signal, self.source, meta.event_id, meta.correlation_id, event_id, ly.MESSAGE_PRIORITY_CRITICAL
+        )
+        pending = self._send(signal, where)
+        if wait:
+            pending.result()
+
+    def _send(self, message: EventMessage, spec: TopicSpec) -> Pending:
+        """Wait for room, unless it is an emergency; then link, sign and enqueue."""
+        partition = partition_for(message.meta.subject, spec.partitions)
+        if not isinstance(message, ly.EmergencySignal):
+            self._queue.await_room(self._what)
+        with self._order:
+            self._raise_if_dead()
+            return self._append(message, spec.name, partition)
+
+    def _append(self, message: EventMessage, topic: str, partition: int, *, patient: bool = True) -> Pending:
         """Link, serialise, sign and enqueue; the caller holds the lock that keeps the chain in order."""
         meta = message.meta
         place = (topic, partition)
-        last = self._links.get(place, _Link())
+        last = self._chain.last(place)
         meta.time.FromNanoseconds(self._clock.now_ns())
         meta.sequence = last.sequence + 1
         meta.previous_mac = last.mac
@@ -274,92 +295,136 @@ class Publisher:
                 cause=f"it has {len(value)} bytes, a record holds at most {VALUE_BYTES_MAX}",
                 next_step="Put large content into the blob store and name its digest",
             )
-        signature = self._keyring.sign(Envelope(topic, partition, meta.subject, meta.type, value))
-        pending = Pending(meta.event_id, what, seconds_max=self._retry_seconds + _EXPIRY_SLACK_SECONDS)
-        self._enqueue(place, meta, value, signature, pending)
-        self._links[place] = _Link(meta.sequence, mac_of(signature))
+        signature = self._keyring.sign(Envelope(topic, partition, meta.subject, meta.type, value), source=self.source)
+        self._line.admit(what)
+        since, seconds_max = self._clock.monotonic(), self._retry_seconds + _EXPIRY_SLACK_SECONDS
+        pending = Pending(meta.event_id, what, seconds_max=seconds_max, since=since)
+        self._enqueue(place, meta, value, signature, pending, patient=patient)
         self._submitted += 1
         return pending
 
-    def _enqueue(self, place: Position, meta: ly.EventMeta, value: bytes, signature: bytes, pending: Pending) -> None:
-        event_id, what = meta.event_id, f"{self._what} {place[0]}"
+    def _enqueue(
+        self,
+        place: Position,
+        meta: ly.EventMeta,
+        value: bytes,
+        signature: bytes,
+        pending: Pending,
+        *,
+        patient: bool,
+    ) -> None:
+        sequence, mac = meta.sequence, mac_of(signature)
 
-        def delivered(error: KafkaError | None, report: Message) -> None:
-            self._on_delivery(pending, event_id, error, report)
-
-        headers: list[tuple[str, str | bytes | None]] = [(SIGNATURE_HEADER, signature), (TYPE_HEADER, meta.type)]
-        deadline = Deadline(self._retry_seconds, clock=self._clock)
-        while True:  # ends when the queue takes the record, by death, or at the deadline
-            try:
-                self._producer.produce(
-                    place[0], value, meta.subject.encode(), place[1], on_delivery=delivered, headers=headers
-                )
-            except BufferError as error:
-                self._raise_if_dead()
-                if deadline.expired:
-                    cause = f"the queue stayed full for {self._retry_seconds:g} seconds"
-                    raise self._die(BrokerUnavailable(what, cause=cause, next_step="Is the broker up?")) from error
-                self._backpressure_waits += 1
-                self._clock.sleep(_BACKPRESSURE_SECONDS)
-            except KafkaException as error:
-                raise translate(error_of(error), what) from error
+        def delivered(error: KafkaError | None, report: KafkaMessage) -> None:
+            if error is not None:
+                self._on_failure(pending, place[0], error)
             else:
-                return
+                self._on_acknowledged(pending, place, sequence, mac, report)
 
-    def _on_delivery(self, pending: Pending, event_id: str, error: KafkaError | None, report: Message) -> None:
-        """Settle one event; runs in the thread that serves deliveries."""
-        topic, partition, offset = report.topic(), report.partition(), report.offset()
-        if error is not None:
-            self._failed += 1
-            failure = self._die(translate(error, f"{self._what} {topic}"))
-            pending.settle(None, failure)
-            return
-        assert topic is not None, "a delivered record has a topic"
-        assert partition is not None, "a delivered record has a partition"
+        headers: Headers = [(SIGNATURE_HEADER, signature), (TYPE_HEADER, meta.type)]
+        if self._tracing:
+            trace = trace_for(correlation_id=meta.correlation_id, event_id=meta.event_id)
+            headers.append((TRACEPARENT_HEADER, trace.header()))
+        try:
+            self._queue.put(place, meta.subject, value, headers, delivered, self._what, patient=patient)
+        except KafkaException as error:
+            self._line.failed()
+            raise translate(error_of(error), f"{self._what} {place[0]}") from error
+        self._chain.append(place, sequence, mac)
+
+    # After the queue; these run in the thread that serves deliveries ----------------------------------------
+
+    def _on_acknowledged(
+        self, pending: Pending, place: Position, sequence: int, mac: bytes, report: KafkaMessage
+    ) -> None:
+        offset = report.offset()
         assert offset is not None, "a delivered record has an offset"
         self._acknowledged += 1
-        pending.settle(Receipt(topic, partition, offset, report.timestamp()[1], event_id), None)
+        self._chain.acknowledge(place, sequence, mac, offset)
+        self._line.succeeded()
+        self._line.latency.observe(self._clock.monotonic() - pending.since)
+        pending.settle(Receipt(place[0], place[1], offset, report.timestamp()[1], pending.event_id), None)
+
+    def _on_failure(self, pending: Pending, topic: str, error: KafkaError) -> None:
+        self._failed += 1
+        pending.settle(None, self._die(translate(error, f"{self._what} {topic}")))
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal() or error.code() in FATAL:
             self._die(translate(error, self._what))
 
+    def _tick(self) -> None:
+        if self._dead is not None:
+            if not self._ended:
+                self._queue.discard()
+                if not self._queue.backlog_records:
+                    self._end()
+        elif self._sampler.unreported:
+            self._report_dropped(wait=False)
+
+    def _report_dropped(self, *, wait: bool) -> None:
+        """Publish how much telemetry was dropped, once the backlog is short again and at times before.
+
+        The delivery thread never waits: whoever holds the lock may wait for a delivery that only it can serve.
+        """
+        count, now = self._sampler.unreported, self._clock.monotonic()
+        due = wait or now - self._reported_at >= _REPORT_EVERY_SECONDS
+        if not count or not (due or not self._sampler.begins(self._queue.backlog_records)):
+            return
+        closed = self._line.breaker_state() == ly.CIRCUIT_STATE_CLOSED
+        if not closed or not self._queue.has_room or not self._order.acquire(blocking=wait):
+            return
+        try:
+            report = dropped_report(count, source=self.source)
+            spec = self._prepare(report, self.source, "", "", None, ly.MESSAGE_PRIORITY_NORMAL)
+            self._append(report, spec.name, partition_for(self.source, spec.partitions), patient=wait)
+            self._sampler.reported(count)
+            self._reported_at = now
+        except (EsperError, BufferError) as error:
+            _logger.debug("%d dropped telemetry packets are not reported yet: %s", count, error)
+        finally:
+            self._order.release()
+
+    # Its end ------------------------------------------------------------------------------------------------
+
     def _die(self, failure: EsperError) -> EsperError:
         """End this publisher; the first failure is the one that every later call reports."""
         if self._dead is None:
             _logger.warning("%s", failure)
+            self._failed_life = True
+            self._line.dying()
+            self._line.failed()
             self._dead = failure
         return self._dead
+
+    def _end(self) -> None:
+        """Tell the line where the chain of a life that failed ended, once every record has its outcome."""
+        if self._failed_life and not self._ended:
+            self._ended = True
+            self._line.ended(self.producer_id, self._chain.acknowledged(), str(self._dead))
 
     def _raise_if_dead(self) -> None:
         if self._dead is not None:
             raise type(self._dead)(self._dead.what, cause=self._dead.cause, next_step=self._dead.next_step)
 
-    def _serve_deliveries(self) -> None:
-        """Serve delivery reports until closed; a dead publisher's queue is emptied, so that nobody waits in vain."""
-        # Asked something, librdkafka connects at once; left alone, its first producer id takes half a second.
-        with suppress(KafkaException):
-            self._producer.list_topics(timeout=_WARM_UP_SECONDS)
-        purged = False
-        while not self._closing.is_set():
-            self._producer.poll(_POLL_SECONDS)
-            if self._dead is not None and not purged:
-                self._producer.purge(blocking=False)
-                purged = True
 
+def writable_topic(topics: TopicCatalog, type_name: str, *, source: str, key: str) -> TopicSpec:
+    """Return the topic that takes events of a type from `source`.
 
-def _producer_config(cluster: Cluster) -> ClientConfig:
-    timeout_ms = int(cluster.settings.broker_retry_seconds * 1000)
-    return {
-        **cluster.config(),
-        "enable.idempotence": True,
-        "acks": "all",
-        "linger.ms": 0,
-        "message.timeout.ms": timeout_ms,
-        "request.timeout.ms": min(10_000, timeout_ms),
-        "message.max.bytes": RECORD_BYTES_MAX,
-        "queue.buffering.max.messages": _QUEUE_RECORDS_MAX,
-        "queue.buffering.max.kbytes": _QUEUE_KIBIBYTES_MAX,
-        # Partitions are given, never chosen here; this only keeps a forgotten one from being random.
-        "partitioner": "murmur2",
-    }
+    Raises:
+        UsageError: none does, or the key is empty.
+    """
+    spec = topics.topic_of(type_name)
+    if not spec.admits(source):
+        raise UsageError(
+            f"{source} may not write {short_name(type_name)}",
+            cause=f"topic {spec.name} takes it from {', '.join(spec.writers)}",
+            next_step=f"Add the source to topics/{spec.name}.yaml if it should",
+        )
+    if not key:
+        raise UsageError(
+            f"{short_name(type_name)} cannot be published",
+            cause="its key is empty",
+            next_step=f"Topic {spec.name} is keyed by {spec.key}",
+        )
+    return spec

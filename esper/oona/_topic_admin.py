@@ -10,9 +10,9 @@ from typing import Final, TypeVar
 from confluent_kafka import KafkaException
 
 from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
-from esper.core.errors import NotReadyError, UsageError
+from esper.core.errors import NotReadyError, OperationFailed, UsageError
 from esper.oona._cluster import Cluster
-from esper.oona._failures import error_of, translate
+from esper.oona._failures import error_of, is_existing_topic, translate
 from esper.oona._kafka_admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 from esper.oona._topic_plan import TopicChange, TopicPlan, TopicState, decide_plan, topic_config
 from esper.oona._topics import TopicCatalog
@@ -32,6 +32,7 @@ class TopicDescription:
     key: str
     partitions: int
     retention_ms: int
+    retention_bytes: int
     truth: bool
     messages: tuple[str, ...]
     writers: tuple[str, ...]
@@ -146,7 +147,12 @@ def _create(cluster: Cluster, names: Sequence[str], catalog: TopicCatalog) -> No
     ]
     futures = cluster.admin.create_topics(new, request_timeout=_REQUEST_SECONDS, operation_timeout=_REQUEST_SECONDS)
     for name, future in futures.items():
-        _result(future, f"topic {name} cannot be created")
+        try:
+            _result(future, f"topic {name} cannot be created")
+        except OperationFailed as error:
+            # Another `apply` was quicker; whether its topic is as wanted is seen by who waits for all of them.
+            if not is_existing_topic(error):
+                raise
 
 
 def _set(cluster: Cluster, changes: Sequence[TopicChange]) -> None:

@@ -55,8 +55,9 @@ def topic_config(spec: TopicSpec, *, replication_factor: int) -> dict[str, str]:
     quorum = 2 if replication_factor >= _REPLICAS_FOR_QUORUM else 1
     return {
         "cleanup.policy": spec.cleanup_policy,
-        "retention.ms": str(spec.retention_ms),
-        "retention.bytes": "-1",
+        # Kafka deletes by age and size whoever still needs it; the housekeeper deletes by need (`_retention`).
+        "retention.ms": str(KEEP),
+        "retention.bytes": str(KEEP),
         # The broker's time orders retention; the time that a producer claims stands in the meta.
         "message.timestamp.type": "LogAppendTime",
         "max.message.bytes": str(RECORD_BYTES_MAX),
@@ -84,9 +85,11 @@ def _refusals_of_file(spec: TopicSpec) -> Iterable[TopicChange]:
     if "compact" in spec.cleanup_policy:
         reason = "compaction deletes all but the last event of each key; an event topic keeps its history"
         yield TopicChange(spec.name, "refuse", "cleanup.policy", "delete", spec.cleanup_policy, reason)
-    if spec.truth and spec.retention_ms != KEEP:
-        reason = "the log is the only record of these events; a truth topic keeps everything (retention_ms: -1)"
-        yield TopicChange(spec.name, "refuse", "retention.ms", str(KEEP), str(spec.retention_ms), reason)
+    for field in ("retention_ms", "retention_bytes"):
+        limit: int = getattr(spec, field)
+        if spec.truth and limit != KEEP:
+            reason = f"the log is the only record of these events; a truth topic keeps everything ({field}: -1)"
+            yield TopicChange(spec.name, "refuse", field.replace("_", "."), str(KEEP), str(limit), reason)
 
 
 def _differences(spec: TopicSpec, state: TopicState, *, replication_factor: int) -> Iterable[TopicChange]:

@@ -32,6 +32,9 @@ class TopicSpec(BaseModel):
     key: str = Field(min_length=1, description="What the record key is.")
     partitions: int = Field(ge=1, le=1024, description="Number of partitions; never changes.")
     retention_ms: int = Field(ge=KEEP, description="How long records are kept; -1: for ever.")
+    retention_bytes: int = Field(
+        default=KEEP, ge=KEEP, description="About how many bytes each partition keeps; -1: all of them."
+    )
     truth: bool = Field(default=True, description="Whether the log is the only record of these events.")
     cleanup_policy: str = Field(default="delete", pattern=r"^(delete|compact|compact,delete|delete,compact)$")
     messages: tuple[str, ...] = Field(min_length=1, description="Short names of the event types it carries.")
@@ -48,12 +51,17 @@ class TopicSpec(BaseModel):
             raise ValueError("a message is named twice")
         return names
 
-    @field_validator("retention_ms")
+    @field_validator("retention_ms", "retention_bytes")
     @classmethod
-    def _some_retention(cls, milliseconds: int) -> int:
-        if milliseconds == 0:
+    def _some_retention(cls, limit: int) -> int:
+        if limit == 0:
             raise ValueError("0 would delete everything at once; -1 keeps everything")
-        return milliseconds
+        return limit
+
+    @property
+    def expires(self) -> bool:
+        """Whether the housekeeper deletes its records some day."""
+        return not self.truth and (self.retention_ms != KEEP or self.retention_bytes != KEEP)
 
     @property
     def types(self) -> frozenset[str]:

@@ -17,7 +17,12 @@ _log = logging.getLogger("esper.weatherlight")
 
 
 def _housekeeper(fabric: Fabric, instance: str) -> Service:
-    return build_housekeeper(fabric, instance=instance)
+    def rebuilt_from() -> set[str]:
+        from esper.projection import load_definitions
+
+        return {topic for one in load_definitions(fabric.settings, fabric.topics) for topic in one.topics}
+
+    return build_housekeeper(fabric, instance=instance, rebuilt_from=rebuilt_from)
 
 
 def _karn(fabric: Fabric, instance: str) -> Service:

@@ -13,9 +13,9 @@ from tests.integration.driver import REPOSITORY, Esper
 
 
 @pytest.fixture(scope="module")
-def esper(broker: RunningBroker) -> Esper:
+def esper(local_broker: RunningBroker) -> Esper:
     """The command line at the session's broker."""
-    return Esper(broker.home.root)
+    return Esper(local_broker.home.root)
 
 
 def test_topics_plan_is_empty_once_applied(esper: Esper) -> None:
@@ -33,12 +33,12 @@ def test_topics_describe_lists_every_file(esper: Esper) -> None:
     assert "run-requests" in esper("topics", "describe").stdout
 
 
-def test_status_names_broker_and_members(esper: Esper, broker: RunningBroker) -> None:
+def test_status_names_broker_and_members(esper: Esper, local_broker: RunningBroker) -> None:
     """Goal: the JSON shape of status. Method: no member of this home runs for sure, so only the shape."""
     document = esper("status", "--json").json
     assert set(document) == {"bootstrap", "members", "nissa_url"}
-    assert document["bootstrap"] == broker.bootstrap
-    assert broker.bootstrap in esper("status").stderr
+    assert document["bootstrap"] == local_broker.bootstrap
+    assert local_broker.bootstrap in esper("status").stderr
 
 
 def test_blueprints_are_listed_with_their_bounds(esper: Esper) -> None:

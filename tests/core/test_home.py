@@ -104,6 +104,7 @@ def test_a_new_home_has_its_files_and_a_private_key(home: Home, settings: Settin
         "home_id": home.home_id,
         "key_fingerprint": fingerprint(secret.encode()),
         "broker_port": None,
+        "broker_secure": False,
     }
     assert Home.open(settings).home_id == home.home_id
     assert not list(home.root.glob(".*.tmp"))

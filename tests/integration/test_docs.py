@@ -11,9 +11,10 @@ from pathlib import Path
 from tests.integration.driver import REPOSITORY, Esper
 
 
-def blocks(page: str) -> list[str]:
-    """Return the Python blocks of a page."""
-    return re.findall(r"^```python\n(.*?)^```", (REPOSITORY / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
+def blocks(page: str, language: str = "python") -> list[str]:
+    """Return the blocks of one language on a page."""
+    pattern = rf"^```{language}\n(.*?)^```"
+    return re.findall(pattern, (REPOSITORY / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
 def test_a_loop_of_ones_own_grows(serving: Esper) -> None:
@@ -45,3 +46,24 @@ def test_a_task_of_ones_own_is_trained(esper: Esper, tmp_path: Path) -> None:
     assert document["multiply_adds_per_sample"] == 13 * 4 + 4 * 3
     rows = esper("sql", "select run_id, status from runs", "--json").json
     assert rows == [{"run_id": document["run_id"], "status": "finished"}]
+
+
+def test_the_log_is_read_as_shown(serving: Esper, tmp_path: Path) -> None:
+    """Goal: docs/events.md keeps its word. Method: grow a run, run every block of the page in order."""
+    trained = serving("train", "--task", "mnist1d", "--host", "mlp", "--policy", "heuristic", "--epochs", "12")
+    assert trained.code == 0, trained.stderr
+    script = "\n".join(["set -euo pipefail", *blocks("events.md", "sh")])
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"ESPER_HOME": str(serving.home), "PATH": path, "COLUMNS": "400"}
+    shown = subprocess.run(
+        ["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500
+    )
+    assert shown.returncode == 0, shown.stderr
+    for word in ("state", "decision", "command", "gate", "move", "outcome", "report"):
+        assert f"─ {word}  " in shown.stdout, shown.stdout[-4000:]
+    assert (tmp_path / "esper.binpb").stat().st_size > 0
+    (code,) = blocks("events.md")
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("state epoch ")
+    assert "topic='telemetry'" in answer.stdout

@@ -18,3 +18,13 @@ def scratch(tmp_path_factory: pytest.TempPathFactory, _no_settings_from_outside:
         Fabric.open(running.settings, member="oona-0") as fabric,
     ):
         yield fabric
+
+
+@pytest.fixture(scope="session")
+def secluded(tmp_path_factory: pytest.TempPathFactory, _no_settings_from_outside: None) -> Iterator[Fabric]:
+    """The fabric on a broker that no member serves, for events that would steer whoever hears them."""
+    with (
+        running_broker(tmp_path_factory.mktemp("secluded") / "home") as running,
+        Fabric.open(running.settings, member="cli") as fabric,
+    ):
+        yield fabric

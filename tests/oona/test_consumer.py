@@ -17,7 +17,16 @@ from esper.core.ids import new_run_id
 from esper.leyline import messages as ly
 from esper.oona import Consumer, Event, Fabric, list_dead_letters
 from tests.conftest import RunningBroker
-from tests.oona.log import append, fresh_group, packet, poll_to_end, poll_until, read_run, signed_record
+from tests.oona.log import (
+    append,
+    fresh_group,
+    packet,
+    poll_to_end,
+    poll_until,
+    read_run,
+    run_on_partition,
+    signed_record,
+)
 
 
 class Seen:
@@ -100,29 +109,32 @@ def test_events_without_handler_are_passed_over(fabric: Fabric) -> None:
     assert metrics.read == metrics.filtered + metrics.deduplicated + metrics.rejected
 
 
-def test_poison_is_set_aside_after_five_attempts_and_others_go_on(fabric: Fabric) -> None:
-    """One bad event must not stop the rest: a handler that always fails on epoch 2."""
-    run_id, attempts = new_run_id(), Counter[int]()
+def test_poison_is_parked_after_five_attempts_and_other_keys_go_on(fabric: Fabric) -> None:
+    """One bad event must not stop other keys: a handler that always fails on epoch 2 of one of two runs."""
+    poisoned = new_run_id()
+    healthy = run_on_partition(fabric, "system-state", fabric.partition_of("system-state", poisoned))
+    attempts = Counter[tuple[str, int]]()
 
     def handler(event: Event) -> None:
-        if event.meta.subject == run_id:
-            epoch = cast("ly.SystemStatePacket", event.message).current_epoch
-            attempts[epoch] += 1
-            if epoch == 2:
-                raise ZeroDivisionError("poison")
+        epoch = cast("ly.SystemStatePacket", event.message).current_epoch
+        attempts[(event.meta.subject, epoch)] += 1
+        if (event.meta.subject, epoch) == (poisoned, 2):
+            raise ZeroDivisionError("poison")
 
-    publish_epochs(fabric, run_id, range(5))
+    publish_epochs(fabric, poisoned, range(5))
+    publish_epochs(fabric, healthy, range(5))
     group = fresh_group()
     with member(fabric, group, handler) as consumer:
-        poll_until(consumer, lambda: attempts[4] == 1)
+        poll_until(consumer, lambda: attempts[(healthy, 4)] == 1)
         metrics = consumer.metrics()
-    assert attempts == {0: 1, 1: 1, 2: 5, 3: 1, 4: 1}
-    assert letters_of(fabric, run_id) == [("HANDLER_FAILED", 5)]
-    assert metrics.dead_lettered["HANDLER_FAILED"] == 1
+    assert [attempts[(poisoned, epoch)] for epoch in range(5)] == [1, 1, 5, 0, 0]
+    assert [attempts[(healthy, epoch)] for epoch in range(5)] == [1, 1, 1, 1, 1]
+    assert letters_of(fabric, poisoned) == [("HANDLER_FAILED", 5), ("WAITS_FOR_KEY", 0), ("WAITS_FOR_KEY", 0)]
+    assert metrics.dead_lettered == {"HANDLER_FAILED": 1, "WAITS_FOR_KEY": 2}
     assert metrics.retried == 4
     with member(fabric, group, handler) as consumer:
         poll_to_end(consumer, fabric)
-    assert attempts[2] == 5, "a poison event is not tried again after a restart"
+    assert attempts[(poisoned, 2)] == 5, "a parked event is not tried again after a restart"
 
 
 def test_handler_that_fails_for_a_moment_is_tried_again(fabric: Fabric) -> None:

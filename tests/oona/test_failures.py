@@ -14,7 +14,7 @@ from esper.core.errors import (
     NotReadyError,
     OperationFailed,
 )
-from esper.oona._failures import BrokerWatch, Fenced, passes, translate
+from esper.oona._failures import BrokerWatch, Fenced, Refused, passes, translate
 
 
 def watch(clock: ManualClock) -> BrokerWatch:
@@ -25,8 +25,8 @@ def watch(clock: ManualClock) -> BrokerWatch:
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
-        (KafkaError._AUTHENTICATION, NotReadyError),
-        (KafkaError.TOPIC_AUTHORIZATION_FAILED, NotReadyError),
+        (KafkaError._AUTHENTICATION, Refused),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, Refused),
         (KafkaError.UNKNOWN_TOPIC_OR_PART, NotReadyError),
         (KafkaError._AUTO_OFFSET_RESET, IntegrityError),
         (KafkaError.FENCED_INSTANCE_ID, Fenced),

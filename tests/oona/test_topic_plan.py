@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 
 import pytest
 
@@ -86,12 +88,18 @@ def test_truth_never_expires(state: TopicState | None) -> None:
         change for change in changes(SPEC.model_copy(update={"retention_ms": 604_800_000}), state) if change.reason
     ]
     assert [(change.action, change.field) for change in refused] == [("refuse", "retention.ms")]
+    sized = changes(SPEC.model_copy(update={"retention_bytes": 1_000_000}), state)
+    assert [(change.action, change.field) for change in sized if change.reason] == [("refuse", "retention.bytes")]
 
 
-def test_what_is_no_truth_may_expire() -> None:
-    """Telemetry has a time to live: lower it."""
-    spec = SPEC.model_copy(update={"retention_ms": 1000, "truth": False})
-    assert changes(spec, STATE) == (TopicChange("runs", "set", "retention.ms", "-1", "1000"),)
+def test_what_is_no_truth_expires_by_the_housekeeper_not_by_kafka() -> None:
+    """Kafka would delete what somebody still needs: plan a topic that expires, fresh and as Kafka had it before."""
+    spec = SPEC.model_copy(update={"retention_ms": 1000, "retention_bytes": 1_000_000, "truth": False})
+    assert spec.expires
+    assert not SPEC.expires
+    assert changes(spec, STATE) == ()
+    before = replace(STATE, config={**STATE.config, "retention.ms": "1000"})
+    assert changes(spec, before) == (TopicChange("runs", "set", "retention.ms", "1000", "-1"),)
 
 
 def test_replicas_are_refused_with_their_reason() -> None:
@@ -152,7 +160,8 @@ def test_new_topics_carry_their_settings(fabric: Fabric) -> None:
     assert runs.config["message.timestamp.type"] == "LogAppendTime"
     assert runs.config["retention.ms"] == "-1"
     assert int(runs.config["max.message.bytes"]) > 9 * 1024 * 1024
-    assert described["telemetry"].config["retention.ms"] == "604800000"
+    assert (described["telemetry"].retention_ms, described["telemetry"].retention_bytes) == (604_800_000, 1 << 30)
+    assert described["telemetry"].config["retention.ms"] == "-1", "the housekeeper deletes, by need"
 
 
 def test_describe_shows_what_is_missing(fabric: Fabric) -> None:
@@ -170,3 +179,20 @@ def test_replication_factor_comes_from_the_settings(broker: RunningBroker) -> No
         plan = plan_topics(fabric.cluster, fabric.topics)
     assert {change.field for change in plan.changes} == {"replication_factor", "min.insync.replicas"}
     assert len(plan.refused) == len(fabric.topics)
+
+
+def test_two_that_apply_at_once_both_succeed(fabric: Fabric) -> None:
+    """Goal: `esper up` twice at once is fine. Method: two threads apply a topic that neither saw on the cluster."""
+    name = f"runs-{new_event_id()}"
+    specs = [spec.model_copy(update={"name": name}) if spec.name == "runs" else spec for spec in fabric.topics]
+    catalog = TopicCatalog(specs)
+    begin = Barrier(2)
+
+    def apply() -> None:
+        begin.wait(timeout=30)
+        apply_topics(fabric.cluster, catalog)
+
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(apply) for _ in range(2)]
+    assert [one.exception() for one in both] == [None, None]
+    assert plan_topics(fabric.cluster, catalog).changes == ()

@@ -65,18 +65,18 @@ def test_a_member_that_keeps_dying_opens_the_breaker(home: Home, monkeypatch: py
     assert "exit code 1" in str(error)
 
 
-def test_a_killed_member_lives_again(broker: RunningBroker) -> None:
+def test_a_killed_member_lives_again(local_broker: RunningBroker) -> None:
     """Goal: a death is followed by another life under the same name. Method: SIGKILL a real member, then drain."""
-    with Supervisor(broker.home, [Member("karn")]) as supervisor:
+    with Supervisor(local_broker.home, [Member("karn")]) as supervisor:
         assert supervisor.names == ["karn-0"]
         first = eventually(lambda: supervisor.pid("karn-0"), what="karn runs")
-        eventually(lambda: [m for m in live_members(broker.home) if m.state == "running"], what="karn is at work")
+        eventually(lambda: [m for m in live_members(local_broker.home) if m.state == "running"], what="karn is at work")
         kill(first)
         second = eventually(lambda: (pid := supervisor.pid("karn-0")) != first and pid, what="karn runs again")
         assert second != first
-        eventually(lambda: [m for m in live_members(broker.home) if m.state == "running"], what="karn is at work")
+        eventually(lambda: [m for m in live_members(local_broker.home) if m.state == "running"], what="karn is at work")
         supervisor.check()
-    assert live_members(broker.home) == []
+    assert live_members(local_broker.home) == []
 
 
 def test_members_that_are_there_are_not_missing(home: Home) -> None:
