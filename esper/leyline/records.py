@@ -43,8 +43,11 @@ class Record:
 
     def header(self, name: str) -> bytes | None:
         """Return the only header called `name`; None when absent or given more than once."""
-        found = [value for key, value in self.headers if key == name]
-        return found[0] if len(found) == 1 else None
+        found, times = None, 0
+        for key, value in self.headers:
+            if key == name:
+                found, times = value, times + 1
+        return found if times == 1 else None
 
     @property
     def value_digest(self) -> str:

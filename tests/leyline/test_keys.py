@@ -47,7 +47,7 @@ def record(*, source: str = "tamiyo", offset: int = 10, ring: KeyRing = GUARDED,
         event_id="e" * 32, type=TYPE, source=source, subject="run-1", producer_id=f"{source}:1", sequence=1
     )
     value = ly.AdaptationCommand(meta=meta).SerializeToString()
-    signature = ring.sign(replace(COMMAND, value=value), source=signer)
+    signature = ring.sign(COMMAND._replace(value=value), source=signer)
     return Record(COMMAND.topic, 3, offset, b"run-1", value, (("signature", signature), ("type", TYPE.encode())))
 
 
@@ -93,11 +93,11 @@ def test_a_signer_s_signature_verifies_where_it_was_made() -> None:
 @pytest.mark.parametrize(
     "moved",
     [
-        replace(COMMAND, topic="runs"),
-        replace(COMMAND, partition=4),
-        replace(COMMAND, key="run-2"),
-        replace(COMMAND, type_name=full_name("KeyRevoked")),
-        replace(COMMAND, value=b"valuf"),
+        COMMAND._replace(topic="runs"),
+        COMMAND._replace(partition=4),
+        COMMAND._replace(key="run-2"),
+        COMMAND._replace(type_name=full_name("KeyRevoked")),
+        COMMAND._replace(value=b"valuf"),
     ],
 )
 def test_a_moved_command_no_longer_verifies(moved: Envelope) -> None:
@@ -123,7 +123,7 @@ def test_the_length_tells_the_algorithm(length: int) -> None:
         assert verdict is not Verdict.UNSIGNED
 
 
-COMMAND_FREE = replace(COMMAND, type_name=full_name("SystemStatePacket"))
+COMMAND_FREE = COMMAND._replace(type_name=full_name("SystemStatePacket"))
 
 
 def test_guarded_types_need_their_signer() -> None:
@@ -144,7 +144,7 @@ def test_who_has_no_key_cannot_sign_what_is_guarded() -> None:
     for source in ("", "tezzeret"):
         for name in SIGNER_TYPES:
             with pytest.raises(LookupError):
-                GUARDED.sign(replace(COMMAND, type_name=name), source=source)
+                GUARDED.sign(COMMAND._replace(type_name=name), source=source)
         assert len(GUARDED.sign(COMMAND_FREE, source=source)) == SIGNATURE_BYTES
 
 

@@ -71,12 +71,12 @@ def test_a_signature_verifies_where_it_was_made() -> None:
 @pytest.mark.parametrize(
     "moved",
     [
-        replace(ENVELOPE, topic="run-requests"),
-        replace(ENVELOPE, partition=4),
-        replace(ENVELOPE, key="run-2"),
-        replace(ENVELOPE, type_name="esper.leyline.v1.TrainingRunFailed"),
-        replace(ENVELOPE, value=b"valuf"),
-        replace(ENVELOPE, key="run-1e", type_name="sper.leyline.v1.TrainingRunClaimed"),
+        ENVELOPE._replace(topic="run-requests"),
+        ENVELOPE._replace(partition=4),
+        ENVELOPE._replace(key="run-2"),
+        ENVELOPE._replace(type_name="esper.leyline.v1.TrainingRunFailed"),
+        ENVELOPE._replace(value=b"valuf"),
+        ENVELOPE._replace(key="run-1e", type_name="sper.leyline.v1.TrainingRunClaimed"),
     ],
 )
 def test_a_moved_record_no_longer_verifies(moved: Envelope) -> None:
