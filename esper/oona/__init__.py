@@ -1,40 +1,54 @@
 """Oona, the fabric: topics as files, signed and chained publishing, the one consumer loop, dead letters."""
 
 from esper.leyline import BadRecord, EventMessage, Record
-from esper.oona._cat import EventObject, Selection, cat_events, event_object, tail_events
-from esper.oona._client import OonaClient, PublishOptions, key_of
 from esper.oona._cluster import Cluster, Position
-from esper.oona._consumer import Consumer
 from esper.oona._counters import ConsumerMetrics
-from esper.oona._dead_letters import DeadLetterWriter
-from esper.oona._descriptors import DescriptorFile, descriptor_set, write_descriptor_set
 from esper.oona._events import Event, Handler
-from esper.oona._explain import ChainEvent, Explanation, explain_event
 from esper.oona._fabric import Fabric
-from esper.oona._find import find_events
-from esper.oona._housekeeping import Housekeeper, build_housekeeper
-from esper.oona._keys import KeyChange, KeyRevocation, KeyRow, list_keys, revoke_key, rotate_key, rotate_signer
-from esper.oona._metrics import FabricMetrics, GroupMetrics, SourceMetrics, metric_points, metrics_packet, queue_depths
-from esper.oona._parking_board import (
+from esper.oona._service import Service
+from esper.oona.consuming._consumer import Consumer
+from esper.oona.housekeeping._housekeeper import Housekeeper, build_housekeeper
+from esper.oona.housekeeping._metrics import (
+    FabricMetrics,
+    GroupMetrics,
+    SourceMetrics,
+    metric_points,
+    metrics_packet,
+    queue_depths,
+)
+from esper.oona.housekeeping._retention import (
+    Holding,
+    Need,
+    RetentionDecision,
+    apply_retention,
+    decide_retention,
+    plan_retention,
+)
+from esper.oona.keys._keys import KeyChange, KeyRevocation, KeyRow, list_keys, revoke_key, rotate_key, rotate_signer
+from esper.oona.letters._board import (
     DeadLetterDetails,
     DeadLetterRow,
     LetterBoard,
     list_dead_letters,
     show_dead_letter,
 )
-from esper.oona._partitioner import murmur2, partition_for
-from esper.oona._publisher import Publisher
-from esper.oona._publisher_line import PublisherMetrics
-from esper.oona._publisher_pending import Pending, Receipt, SampledOut
-from esper.oona._range import AtEvent, AtOffset, AtTime, Point, parse_point
-from esper.oona._reader import Reader
-from esper.oona._redrive_orders import LetterOrder, discard, redrive
-from esper.oona._retention import Holding, Need, RetentionDecision, apply_retention, decide_retention, plan_retention
-from esper.oona._service import Service
-from esper.oona._topic_admin import TopicDescription, apply_topics, describe_topics, plan_topics
-from esper.oona._topic_plan import TopicChange, TopicPlan
-from esper.oona._topics import TopicCatalog, TopicSpec, shipped_topics_dir
-from esper.oona._trace import TraceContext, parse_traceparent, trace_of, tracing
+from esper.oona.letters._dead_letters import DeadLetterWriter
+from esper.oona.letters._orders import LetterOrder, discard, redrive
+from esper.oona.publishing._client import OonaClient, PublishOptions, key_of
+from esper.oona.publishing._line import PublisherMetrics
+from esper.oona.publishing._pending import Pending, Receipt, SampledOut
+from esper.oona.publishing._publisher import Publisher
+from esper.oona.publishing._trace import TraceContext, parse_traceparent, trace_of, tracing
+from esper.oona.reading._cat import EventObject, Selection, cat_events, event_object, tail_events
+from esper.oona.reading._descriptors import DescriptorFile, descriptor_set, write_descriptor_set
+from esper.oona.reading._explain import ChainEvent, Explanation, explain_event
+from esper.oona.reading._find import find_events
+from esper.oona.reading._range import AtEvent, AtOffset, AtTime, Point, parse_point
+from esper.oona.reading._reader import Reader
+from esper.oona.topics._admin import TopicDescription, apply_topics, describe_topics, plan_topics
+from esper.oona.topics._partitioner import murmur2, partition_for
+from esper.oona.topics._plan import TopicChange, TopicPlan
+from esper.oona.topics._specs import TopicCatalog, TopicSpec, shipped_topics_dir
 
 __all__ = [
     "AtEvent",

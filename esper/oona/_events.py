@@ -13,7 +13,7 @@ from esper.leyline import BadRecord, KeyRing, Record, decode, open_record
 from esper.leyline import messages as ly
 from esper.oona._cluster import Position
 from esper.oona._memory import Judgement, LogMemory
-from esper.oona._topics import TopicCatalog
+from esper.oona.topics._specs import TopicCatalog
 
 
 @dataclass(frozen=True)

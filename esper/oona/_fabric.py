@@ -20,20 +20,20 @@ from esper.core.ids import derive_id
 from esper.core.settings import Settings
 from esper.leyline import KeyRing
 from esper.leyline import messages as ly
-from esper.oona._acls import may_describe, principal_of, principals
 from esper.oona._cluster import Cluster, Position
-from esper.oona._consumer import Consumer
-from esper.oona._emergency import EmergencyWatch
 from esper.oona._events import Event, Handler
-from esper.oona._keys_follow import KeyFollower
 from esper.oona._latency import LatencyHistogram
-from esper.oona._metrics import FabricMetrics, GroupMetrics, SourceMetrics, combined
-from esper.oona._partitioner import partition_for
-from esper.oona._publisher import Publisher
-from esper.oona._publisher_line import PublisherLine
-from esper.oona._reader import Reader, Start
-from esper.oona._topics import TopicCatalog
-from esper.oona._trace import trace_of, tracing
+from esper.oona.consuming._consumer import Consumer
+from esper.oona.emergency._follower import EmergencyWatch
+from esper.oona.housekeeping._metrics import FabricMetrics, GroupMetrics, SourceMetrics, combined
+from esper.oona.keys._follower import KeyFollower
+from esper.oona.publishing._line import PublisherLine
+from esper.oona.publishing._publisher import Publisher
+from esper.oona.publishing._trace import trace_of, tracing
+from esper.oona.reading._reader import Reader, Start
+from esper.oona.topics._acls import may_describe, principal_of, principals
+from esper.oona.topics._partitioner import partition_for
+from esper.oona.topics._specs import TopicCatalog
 
 _logger = logging.getLogger("esper.oona.fabric")
 

@@ -13,7 +13,7 @@ import yaml
 from esper.core.errors import SettingsError
 from esper.core.settings import load_settings
 from esper.oona import TopicCatalog, shipped_topics_dir
-from esper.oona._acls import Grant, grants, groups_of, may_describe, principal_of, principals
+from esper.oona.topics._acls import Grant, grants, groups_of, may_describe, principal_of, principals
 from esper.weatherlight import SUBSYSTEMS
 
 FILES: dict[str, Any] = {path.stem: yaml.safe_load(path.read_text()) for path in shipped_topics_dir().glob("*.yaml")}

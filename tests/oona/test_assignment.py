@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from esper.core.errors import IntegrityError
-from esper.oona._assignment import start_offset
+from esper.oona.consuming._assignment import start_offset
 
 
 @pytest.mark.parametrize(

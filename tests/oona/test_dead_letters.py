@@ -12,7 +12,7 @@ from esper.core.ids import derive_id, new_event_id
 from esper.leyline import Record
 from esper.leyline import messages as ly
 from esper.oona import DeadLetterRow, Fabric, build_housekeeper, list_dead_letters, show_dead_letter
-from esper.oona._dead_letters import letter_for
+from esper.oona.letters._dead_letters import letter_for
 from tests.conftest import RunningBroker
 from tests.oona.log import append
 

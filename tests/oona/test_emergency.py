@@ -13,8 +13,8 @@ from esper.core.clock import Deadline
 from esper.core.ids import derive_id, new_run_id
 from esper.leyline import messages as ly
 from esper.oona import Event, Fabric
-from esper.oona._emergency import EMERGENCY
-from esper.oona._emergency_state import EmergencyState, emergency_signal
+from esper.oona.emergency._follower import EMERGENCY
+from esper.oona.emergency._state import EmergencyState, emergency_signal
 from tests.conftest import RunningBroker
 from tests.oona.log import fresh_group, packet, poll_until, read_run
 

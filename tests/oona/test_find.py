@@ -8,7 +8,8 @@ from esper.core.errors import UsageError
 from esper.core.ids import new_event_id, new_run_id
 from esper.leyline import Record
 from esper.leyline import messages as ly
-from esper.oona import AtEvent, Fabric, Receipt, Selection, _find, find_events
+from esper.oona import AtEvent, Fabric, Receipt, Selection, find_events
+from esper.oona.reading import _find
 from tests.oona.log import append, packet
 
 

@@ -12,7 +12,7 @@ from esper.core.ids import new_event_id, new_run_id
 from esper.leyline import messages as ly
 from esper.oona import ConsumerMetrics, Event, Fabric, PublisherMetrics, build_housekeeper
 from esper.oona._latency import LatencyHistogram
-from esper.oona._metrics import (
+from esper.oona.housekeeping._metrics import (
     FabricMetrics,
     GroupMetrics,
     SourceMetrics,

@@ -12,8 +12,8 @@ from esper.core.breaker import CircuitBreaker
 from esper.core.clock import ManualClock
 from esper.core.ids import new_event_id
 from esper.leyline import messages as ly
-from esper.oona._parking import ParkedPartition, ParkState, end_id, letter_id, order_id, parking_key
-from esper.oona._parking_guard import ConsumeBreaker
+from esper.oona.letters._guard import ConsumeBreaker
+from esper.oona.letters._parking import ParkedPartition, ParkState, end_id, letter_id, order_id, parking_key
 
 FAILED, WAITS = ly.DEAD_LETTER_REASON_HANDLER_FAILED, ly.DEAD_LETTER_REASON_WAITS_FOR_KEY
 

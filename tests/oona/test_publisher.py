@@ -149,7 +149,7 @@ def test_result_of_a_pending_event_can_be_waited_for_in_parts(fabric: Fabric) ->
 
 def test_full_queue_slows_the_caller_and_drops_nothing(fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
     """Backpressure is no loss: submit 500 events through a queue for ten."""
-    monkeypatch.setattr("esper.oona._publisher_queue.QUEUE_RECORDS_MAX", 10)
+    monkeypatch.setattr("esper.oona.publishing._queue.QUEUE_RECORDS_MAX", 10)
     run_id = new_run_id()
     with fabric.publisher("tolaria") as publisher:
         for epoch in range(500):

@@ -13,8 +13,8 @@ from esper.core.ids import new_run_id
 from esper.core.settings import load_settings
 from esper.leyline import messages as ly
 from esper.oona import Cluster, Fabric, Publisher
-from esper.oona._publisher_line import PublisherLine, PublisherMetrics
-from esper.oona._publisher_queue import SendQueue
+from esper.oona.publishing._line import PublisherLine, PublisherMetrics
+from esper.oona.publishing._queue import SendQueue
 from tests.conftest import StartBroker
 from tests.oona.log import packet, read_run
 
@@ -64,7 +64,7 @@ def test_counts_of_closed_lives_are_kept(tmp_path: Path) -> None:
 
 def test_defect_7_backpressure_counted_as_failure(fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predecessor: three waits opened the breaker, then conservative mode. Submit 500 events through a queue of ten."""
-    monkeypatch.setattr("esper.oona._publisher_queue.QUEUE_RECORDS_MAX", 10)
+    monkeypatch.setattr("esper.oona.publishing._queue.QUEUE_RECORDS_MAX", 10)
     run_id = new_run_id()
     with fabric.publisher("tolaria") as publisher:
         for epoch in range(500):
@@ -140,8 +140,8 @@ def test_a_queue_that_stays_full_gives_up_and_never_blocks_the_impatient(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Patience has an end, and the delivery thread has none: fill a queue without a broker by bytes and by number."""
-    monkeypatch.setattr("esper.oona._publisher_queue.QUEUE_RECORDS_MAX", 50)
-    monkeypatch.setattr("esper.oona._publisher_queue._QUEUE_KIBIBYTES_MAX", 2048)
+    monkeypatch.setattr("esper.oona.publishing._queue.QUEUE_RECORDS_MAX", 50)
+    monkeypatch.setattr("esper.oona.publishing._queue._QUEUE_KIBIBYTES_MAX", 2048)
     given_up: list[EsperError] = []
     queue = lonely_queue(tmp_path, given_up=given_up)
 

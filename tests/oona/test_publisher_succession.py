@@ -16,8 +16,8 @@ from esper.core.settings import load_settings
 from esper.leyline import SIGNATURE_HEADER, mac_of
 from esper.leyline import messages as ly
 from esper.oona import Event, Fabric, Publisher
-from esper.oona._publisher_chain import Chain
-from esper.oona._publisher_line import PublisherLine
+from esper.oona.publishing._chain import Chain
+from esper.oona.publishing._line import PublisherLine
 from tests.conftest import RunningBroker
 from tests.oona.log import packet, read_run
 

@@ -9,7 +9,7 @@ from esper.core.errors import UsageError
 from esper.core.ids import new_event_id, new_run_id
 from esper.leyline import Record
 from esper.oona import AtEvent, AtOffset, AtTime, Fabric, Receipt, parse_point
-from esper.oona._range import locate, offsets_at, scan
+from esper.oona.reading._range import locate, offsets_at, scan
 from tests.oona.log import append, packet, run_on_partition, signed_record
 
 

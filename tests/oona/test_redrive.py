@@ -26,9 +26,9 @@ from esper.core.rng import derive_seed
 from esper.core.settings import load_settings
 from esper.leyline import messages as ly
 from esper.oona import Consumer, Event, Fabric, LetterBoard, discard, list_dead_letters, redrive, show_dead_letter
-from esper.oona import _redrive as redrive_module
-from esper.oona._dead_letters import DeadLetterWriter
-from esper.oona._parking_log import Parking
+from esper.oona.letters import _redrive as redrive_module
+from esper.oona.letters._dead_letters import DeadLetterWriter
+from esper.oona.letters._parking_log import Parking
 from tests.campaigns import WHOLE
 from tests.conftest import RunningBroker
 from tests.oona.log import append, fresh_group, poll_to_end, poll_until, read_run, run_on_partition

@@ -13,8 +13,8 @@ from esper.core.clock import SYSTEM_CLOCK, ManualClock
 from esper.core.ids import new_event_id
 from esper.leyline import messages as ly
 from esper.oona import Fabric, TopicCatalog, TopicSpec
-from esper.oona._reports import Reports
-from esper.oona._retention import (
+from esper.oona.housekeeping._reports import Reports
+from esper.oona.housekeeping._retention import (
     Holding,
     Need,
     RetentionDecision,

@@ -12,8 +12,8 @@ from esper.core.errors import EsperError
 from esper.core.ids import new_run_id
 from esper.leyline import messages as ly
 from esper.oona import Event, Fabric
-from esper.oona._publisher_pending import SampledOut
-from esper.oona._sampling import DROPPED_METRIC, NOTHING_FROM, TelemetrySampler, kept_every
+from esper.oona.publishing._pending import SampledOut
+from esper.oona.publishing._sampling import DROPPED_METRIC, NOTHING_FROM, TelemetrySampler, kept_every
 from tests.conftest import RunningBroker
 from tests.oona.log import packet, read_run
 

@@ -13,7 +13,7 @@ from esper.core.ids import new_event_id
 from esper.core.settings import load_settings
 from esper.oona import Fabric, TopicCatalog, TopicChange, TopicSpec, apply_topics, describe_topics, plan_topics
 from esper.oona._kafka_admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
-from esper.oona._topic_plan import TopicState, decide_plan, topic_config
+from esper.oona.topics._plan import TopicState, decide_plan, topic_config
 from tests.conftest import RunningBroker
 
 SPEC = TopicSpec(

@@ -12,7 +12,14 @@ from esper.core.ids import new_run_id
 from esper.leyline import Record
 from esper.leyline import messages as ly
 from esper.oona import Event, Fabric
-from esper.oona._trace import TRACEPARENT_HEADER, TraceContext, parse_traceparent, trace_for, trace_of, tracing
+from esper.oona.publishing._trace import (
+    TRACEPARENT_HEADER,
+    TraceContext,
+    parse_traceparent,
+    trace_for,
+    trace_of,
+    tracing,
+)
 from tests.conftest import RunningBroker
 from tests.oona.log import fresh_group, packet, poll_until, read_run
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from esper.core.errors import UsageError
 from esper.leyline import EVENT_TYPES, full_name
 from esper.leyline import messages as ly
-from esper.oona._where import Where
+from esper.oona.reading._where import Where
 
 COMMAND = full_name("AdaptationCommand")
 STATE = full_name("SystemStatePacket")

@@ -15,7 +15,6 @@ from esper.core.clock import Deadline
 from esper.core.errors import NotReadyError
 from esper.core.home import Home
 from esper.core.principals import ADMIN, MECHANISM, Principals
-from esper.oona._acls import Grant, grants, principals
 from esper.oona._failures import error_of, translate
 from esper.oona._kafka_admin import (
     AclBinding,
@@ -30,9 +29,10 @@ from esper.oona._kafka_admin import (
     UserScramCredentialDeletion,
     UserScramCredentialUpsertion,
 )
-from esper.oona._topics import TopicCatalog
 from esper.oona.broker._readiness import quiet, wait_for
 from esper.oona.broker._settings import InternalLogin
+from esper.oona.topics._acls import Grant, grants, principals
+from esper.oona.topics._specs import TopicCatalog
 
 _T = TypeVar("_T")
 _REQUEST_SECONDS: Final = 10.0

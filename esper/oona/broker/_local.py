@@ -14,7 +14,6 @@ from esper.core.errors import Busy, OperationFailed, UsageError
 from esper.core.home import Home, live_members, unwritable
 from esper.core.rng import new_secret
 from esper.core.settings import Settings
-from esper.oona._topics import TopicCatalog
 from esper.oona.broker._access import InternalFile, establish
 from esper.oona.broker._jars import java_program, ready_jars
 from esper.oona.broker._ports import choose_port, require_free
@@ -22,6 +21,7 @@ from esper.oona.broker._process import BrokerProcess, tail
 from esper.oona.broker._readiness import plain_client, wait_until_ready
 from esper.oona.broker._settings import InternalLogin, cluster_id, java_environment
 from esper.oona.broker._storage import Storage, start_failed
+from esper.oona.topics._specs import TopicCatalog
 
 _logger = logging.getLogger("esper.oona.broker")
 

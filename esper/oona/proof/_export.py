@@ -12,13 +12,13 @@ from esper.core.errors import IntegrityError, NotReadyError, UsageError
 from esper.leyline import TYPE_HEADER, Record
 from esper.leyline import messages as ly
 from esper.oona._cluster import Position
-from esper.oona._partitioner import partition_for
-from esper.oona._topics import TopicCatalog
 from esper.oona.proof._bundle import BLOB_BYTES_MAX, FORMAT, BundleWriter, encode, record_object
 from esper.oona.proof._checkpoint import CHECKPOINT_TYPE, OPERATIONS, BadCheckpoint, open_checkpoint
 from esper.oona.proof._digest import record_hash
 from esper.oona.proof._evidence import Boundary, add_boundaries, boundary_after, boundary_before
 from esper.oona.proof._log import Bounds, RecordLog, Span
+from esper.oona.topics._partitioner import partition_for
+from esper.oona.topics._specs import TopicCatalog
 
 #: Topics whose records a run refers to by digest: what it was grown from, and by whom it was steered.
 _REFERRED: Final = ("blueprints", "kernel-catalog", "policy")

@@ -18,7 +18,7 @@ from esper.oona.proof._writer import CheckpointWriter
 
 if TYPE_CHECKING:
     from esper.oona._fabric import Fabric
-    from esper.oona._publisher_pending import Receipt
+    from esper.oona.publishing._pending import Receipt
 
 #: Whoever writes checkpoints is this member; the operating system sees to it that there is one in a home.
 HOUSEKEEPER: Final = "housekeeper-0"

@@ -14,9 +14,6 @@ from esper.core.errors import IntegrityError
 from esper.leyline import TYPE_HEADER, Record
 from esper.leyline import messages as ly
 from esper.oona._cluster import Position
-from esper.oona._publisher import Publisher
-from esper.oona._publisher_pending import Receipt
-from esper.oona._reader import Reader
 from esper.oona.proof._checkpoint import (
     CHECKPOINT_TYPE,
     OPERATIONS,
@@ -29,6 +26,9 @@ from esper.oona.proof._checkpoint import (
 from esper.oona.proof._digest import EMPTY, advance, record_hash
 from esper.oona.proof._kafka import KafkaLog
 from esper.oona.proof._log import Bounds, RecordLog, Span
+from esper.oona.publishing._pending import Receipt
+from esper.oona.publishing._publisher import Publisher
+from esper.oona.reading._reader import Reader
 
 if TYPE_CHECKING:
     from esper.oona._fabric import Fabric

@@ -13,13 +13,13 @@ from esper.leyline import KeyRing, Record
 from esper.leyline import messages as ly
 from esper.oona import Fabric, TopicCatalog
 from esper.oona._cluster import Position
-from esper.oona._publisher import Publisher
 from esper.oona.proof._evidence import last_boundaries
 from esper.oona.proof._judge import Judge, fabric_judge
 from esper.oona.proof._kafka import KafkaLog
 from esper.oona.proof._log import Bounds, ListLog, Span
 from esper.oona.proof._verdict import read_evidence
 from esper.oona.proof._writer import CheckpointWriter
+from esper.oona.publishing._publisher import Publisher
 from tests.oona.log import packet
 
 RUNS = ("run-of-the-recording", "run-beside-it", "run-that-came-late")

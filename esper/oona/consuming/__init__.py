@@ -1,0 +1,1 @@
+"""The one consumer loop: membership of a group, assignment, handling, slow handlers."""

@@ -1,0 +1,1 @@
+"""What must be heard first, and the conservative mode that ends with its cause."""

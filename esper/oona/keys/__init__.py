@@ -1,0 +1,1 @@
+"""Keys and revocations as the log tells of them."""

@@ -1,0 +1,1 @@
+"""Records that were set aside: dead letters by reference, parked keys, redrive and discard."""

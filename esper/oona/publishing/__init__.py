@@ -1,0 +1,1 @@
+"""Appending events: signing, chains, backpressure, breaker, telemetry sampling, typed calls, trace context."""

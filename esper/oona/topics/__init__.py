@@ -1,0 +1,1 @@
+"""Topics as files: what each says, plan and apply, partitioner, the rights that follow from them."""
