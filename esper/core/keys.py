@@ -95,13 +95,15 @@ class HomeKeyRing(KeyRing):
         Raises:
             SecretError: the key is unknown and the ring's files were changed and cannot be read.
         """
+        used = self.keys
         verdict = super().verify(envelope, signature)
         if verdict is not Verdict.UNKNOWN_KEY:
             return verdict
-        changed = self._follow()
+        self._follow()
         if self._failure is not None:
             raise self._failure
-        return super().verify(envelope, signature) if changed else verdict
+        # Another thread may have read the files since: what counts is which keys the verdict came from.
+        return verdict if self.keys is used else super().verify(envelope, signature)
 
     def _follow(self) -> bool:
         """Read the files again if they were replaced; return whether the ring may hold other keys now."""

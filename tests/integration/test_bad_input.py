@@ -45,7 +45,7 @@ def assert_refused(answer: Answer, code: int, *words: str) -> None:
         (["serve", "--only", "tamiyo=0"], ["tamiyo=0"]),
         (["blueprints", "show", "BP999"], ["BP999", "BP009"]),
         (["nonsense"], ["nonsense"]),
-        (["verify"], ["verify"]),
+        (["archive"], ["archive"]),
     ],
 )
 def test_words_that_mean_nothing(serving: Esper, arguments: list[str], words: list[str]) -> None:

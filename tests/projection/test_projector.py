@@ -20,6 +20,7 @@ from confluent_kafka import Producer
 from esper.core.errors import Busy, IntegrityError, NotReadyError, OperationFailed, UsageError
 from esper.core.home import Home
 from esper.core.settings import Settings
+from esper.leyline import messages as ly
 from esper.oona import TopicCatalog, apply_topics, list_dead_letters
 from esper.projection import (
     Projector,
@@ -83,6 +84,7 @@ def test_queries_are_answered_while_events_arrive(shared: System) -> None:
     """Reading and folding do not disturb each other: ask in a loop while another thread publishes; counts only grow."""
     with shared.projector():
         catch_up(shared.fabric)
+        shared.publish(ly.TrainingRunClaimed(run_id="run-busy", attempt=1), key="run-busy")
         before = shared.count("run_states")
         published = threading.Event()
 
@@ -381,6 +383,7 @@ with Fabric.open(settings, member="projector-0") as fabric:
 
 def test_a_killed_projector_loses_and_repeats_nothing(system: System) -> None:
     """SIGKILL a projector's process twice while events arrive: what it leaves goes on and equals a rebuild."""
+    system.publish(ly.TrainingRunClaimed(run_id="run-a", attempt=1), key="run-a")
     for life in range(2):
         child = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=subprocess.PIPE)
         assert child.stdin is not None
