@@ -132,7 +132,8 @@ def own_system(broker: RunningBroker, root: Path, **overrides: Any) -> Iterator[
         leyline_secret=(broker.home.root / "key").read_text().strip(),
         topics_dir=topics,
         projections_dir=projections,
-        **overrides,
+        # The session's broker holds hundreds of partitions by now, and other tests load it.
+        **{"connect_seconds": 60.0, **overrides},
     )
     home = Home.create(settings)
     apply_topics(Cluster.open(settings, home=home), TopicCatalog.load(settings))
