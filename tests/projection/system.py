@@ -23,7 +23,7 @@ from esper.projection._definition import shipped_projections_dir
 from tests.conftest import RunningBroker
 
 #: The fabric itself knows this one by name.
-_SHARED = "dead-letters"
+_SHARED = ("dead-letters", "emergency", "operations")
 PATIENCE_SECONDS = 60.0
 
 
@@ -106,8 +106,9 @@ def _copies(root: Path, prefix: str) -> tuple[Path, Path]:
     """Copy topics and projections, every topic renamed; return both folders."""
     topics, projections = root / "topics", root / "projections"
     topics.mkdir(parents=True)
-    names = [path.stem for path in shipped_topics_dir().glob("*.yaml") if path.stem != _SHARED]
-    shutil.copy(shipped_topics_dir() / f"{_SHARED}.yaml", topics)
+    names = [path.stem for path in shipped_topics_dir().glob("*.yaml") if path.stem not in _SHARED]
+    for name in _SHARED:
+        shutil.copy(shipped_topics_dir() / f"{name}.yaml", topics)
     for name in names:
         text = (shipped_topics_dir() / f"{name}.yaml").read_text()
         (topics / f"{prefix}-{name}.yaml").write_text(text.replace(f"name: {name}\n", f"name: {prefix}-{name}\n"))
