@@ -42,7 +42,7 @@ class System:
 
     def topic(self, name: str) -> str:
         """Return this system's name of a shipped topic."""
-        return name if name == _SHARED else f"{self.prefix}-{name}"
+        return name if name in _SHARED else f"{self.prefix}-{name}"
 
     def publish(self, message: EventMessage, *, key: str, event_id: str | None = None) -> None:
         """Append an event as the first source that may write it."""
