@@ -11,7 +11,7 @@ import typer
 from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, say
 from esper.oona import LetterBoard, LetterOrder, discard, list_dead_letters, redrive, show_dead_letter
 
-dlq = typer.Typer(no_args_is_help=True, help="Dead letters: records set aside by reference, and parked keys.")
+dlq = typer.Typer(no_args_is_help=True, help="Records set aside by reference, and parked keys. Example: esper dlq list")
 
 _COLUMNS = ["topic", "partition", "offset", "key", "group", "state", "waits_for", "reason", "attempts"]
 

@@ -29,7 +29,7 @@ from esper.oona import (
     write_descriptor_set,
 )
 
-events = typer.Typer(no_args_is_help=True, help="Read the log.")
+events = typer.Typer(no_args_is_help=True, help="Read the log. Example: esper events cat runs")
 
 _COLUMNS = tuple(get_type_hints(EventObject))
 
