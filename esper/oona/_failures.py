@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
@@ -82,6 +83,8 @@ NO_LONGER_MINE: Final = frozenset(
     }
 )
 _NEXT_START: Final = "Start the broker (`esper up`) or correct ESPER_KAFKA_BOOTSTRAP"
+#: Twice the longest time that an administrative request is given; a client that stood still settles even later.
+_ANSWER_SECONDS: Final = 30.0
 _PROBE_EVERY_SECONDS: Final = 0.5
 #: How long after an outage its consequences may still show: a session and the retries of one request.
 _LATELY_SECONDS: Final = 60.0
@@ -168,6 +171,22 @@ def is_existing_topic(error: EsperError) -> bool:
     """Return whether a topic could not be created because it is there."""
     origin = error.__cause__
     return isinstance(origin, KafkaException) and error_of(origin).code() == KafkaError.TOPIC_ALREADY_EXISTS
+
+
+def answer_of(future: Future[_T], what: str) -> _T:
+    """Return what an administrative request came to.
+
+    Raises:
+        BrokerUnavailable: no broker answered, or librdkafka did not settle the request long after its own time-out.
+        EsperError: Kafka refused it; the message says `what` was tried.
+    """
+    try:
+        return future.result(_ANSWER_SECONDS)
+    except KafkaException as exception:
+        raise translate(error_of(exception), what) from exception
+    except TimeoutError as error:
+        cause = f"the request was not answered within {_ANSWER_SECONDS:g} seconds"
+        raise BrokerUnavailable(what, cause=cause, next_step=_NEXT_START) from error
 
 
 def no_broker(what: str, *, seconds: float, bootstrap: str) -> BrokerUnavailable:

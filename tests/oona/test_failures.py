@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
@@ -14,7 +16,7 @@ from esper.core.errors import (
     NotReadyError,
     OperationFailed,
 )
-from esper.oona._failures import BrokerWatch, Fenced, Refused, passes, translate
+from esper.oona._failures import BrokerWatch, Fenced, Refused, answer_of, passes, translate
 
 
 def watch(clock: ManualClock) -> BrokerWatch:
@@ -157,3 +159,19 @@ def test_retrying_ends_at_the_deadline_and_on_refusals() -> None:
     with pytest.raises(NotReadyError, match="what"):
         watch(clock).retrying("what", lambda: fail(KafkaError.GROUP_AUTHORIZATION_FAILED))
     assert len(clock.slept_seconds) == slept
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kind"),
+    [
+        (TimeoutError(), BrokerUnavailable),
+        (KafkaException(KafkaError(KafkaError._TIMED_OUT)), BrokerUnavailable),
+        (KafkaException(KafkaError(KafkaError.CLUSTER_AUTHORIZATION_FAILED)), Refused),
+    ],
+)
+def test_an_administrative_request_ends_in_our_errors(outcome: Exception, kind: type[EsperError]) -> None:
+    """Goal: a request that is never settled kills no thread. Method: a future of each end."""
+    future: Future[str] = Future()
+    future.set_exception(outcome)
+    with pytest.raises(kind, match="it cannot be asked"):
+        answer_of(future, "it cannot be asked")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
-from typing import Final, TypeVar
+from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
@@ -15,7 +14,7 @@ from esper.core.clock import Deadline
 from esper.core.errors import NotReadyError
 from esper.core.home import Home
 from esper.core.principals import ADMIN, MECHANISM, Principals
-from esper.oona._failures import error_of, translate
+from esper.oona._failures import answer_of, error_of, translate
 from esper.oona._kafka_admin import (
     AclBinding,
     AclBindingFilter,
@@ -34,7 +33,6 @@ from esper.oona.broker._settings import InternalLogin
 from esper.oona.topics._acls import Grant, grants, principals
 from esper.oona.topics._specs import TopicCatalog
 
-_T = TypeVar("_T")
 _REQUEST_SECONDS: Final = 10.0
 _LOGIN_SECONDS: Final = 2.0
 #: The least that Kafka takes. Rounds make guessing a person's password slow; ours are 256 random bits, and
@@ -137,7 +135,7 @@ def _set_passwords(admin: AdminClient, passwords: Mapping[str, str]) -> None:
     ]
     futures = admin.alter_user_scram_credentials(asked, request_timeout=_REQUEST_SECONDS)
     for name, future in futures.items():
-        _result(future, f"the password of principal {name} cannot be set")
+        answer_of(future, f"the password of principal {name} cannot be set")
 
 
 def _delete_passwords(admin: AdminClient, names: Iterable[str]) -> None:
@@ -160,16 +158,16 @@ def _set_grants(admin: AdminClient, wanted: set[AclBinding], ours: set[str]) -> 
     missing, surplus = sorted(wanted - found), sorted(_ours(found, ours) - wanted)
     if missing:
         for future in admin.create_acls(missing, request_timeout=_REQUEST_SECONDS).values():
-            _result(future, "what the topic files grant cannot be granted")
+            answer_of(future, "what the topic files grant cannot be granted")
     if surplus:
         filters = [_filter_of(binding) for binding in surplus]
         for removed in admin.delete_acls(filters, request_timeout=_REQUEST_SECONDS).values():
-            _result(removed, "what the topic files do not grant cannot be taken back")
+            answer_of(removed, "what the topic files do not grant cannot be taken back")
 
 
 def _grants_now(admin: AdminClient) -> set[AclBinding]:
     future = admin.describe_acls(_ALL_GRANTS, request_timeout=_REQUEST_SECONDS)
-    return set(_result(future, "the broker's grants cannot be read"))
+    return set(answer_of(future, "the broker's grants cannot be read"))
 
 
 def _ours(bindings: Iterable[AclBinding], principals: set[str]) -> set[AclBinding]:
@@ -201,10 +199,3 @@ def _logs_in(port: int, password: str) -> bool:
         return bool(AdminClient(quiet(client)).list_topics(timeout=_LOGIN_SECONDS).brokers)
     except KafkaException:
         return False
-
-
-def _result(future: Future[_T], what: str) -> _T:
-    try:
-        return future.result(timeout=2 * _REQUEST_SECONDS)
-    except KafkaException as exception:
-        raise translate(error_of(exception), what) from exception

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Final
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
+from confluent_kafka import ConsumerGroupTopicPartitions
 
 from esper.core.ids import new_event_id
 from esper.leyline import messages as ly
 from esper.oona._counters import ConsumerMetrics
-from esper.oona._failures import error_of, translate
+from esper.oona._failures import answer_of
 from esper.oona._latency import LatencyHistogram
 from esper.oona.publishing._line import PublisherMetrics
 
@@ -169,18 +169,16 @@ def group_positions(cluster: Cluster, catalog: TopicCatalog) -> dict[str, dict[P
     Raises:
         EsperError: the cluster refused to tell, or did not answer.
     """
-    try:
-        listing = cluster.admin.list_consumer_groups(request_timeout=_REQUEST_SECONDS).result(_REQUEST_SECONDS)
-        groups = sorted(group.group_id for group in listing.valid if group.group_id.startswith(GROUP_PREFIX))
-        answers = {
-            group: cluster.admin.list_consumer_group_offsets(
-                [ConsumerGroupTopicPartitions(group)], request_timeout=_REQUEST_SECONDS
-            )[group]
-            for group in groups
-        }
-        found = {group: answer.result(_REQUEST_SECONDS).topic_partitions or [] for group, answer in answers.items()}
-    except KafkaException as error:
-        raise translate(error_of(error), "the groups' positions cannot be read") from error
+    what = "the groups' positions cannot be read"
+    listing = answer_of(cluster.admin.list_consumer_groups(request_timeout=_REQUEST_SECONDS), what)
+    groups = sorted(group.group_id for group in listing.valid if group.group_id.startswith(GROUP_PREFIX))
+    asked = {
+        group: cluster.admin.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group)], request_timeout=_REQUEST_SECONDS
+        )[group]
+        for group in groups
+    }
+    found = {group: answer_of(future, what).topic_partitions or [] for group, future in asked.items()}
     return {
         group: {
             (place.topic, place.partition): place.offset

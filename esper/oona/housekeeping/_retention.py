@@ -12,14 +12,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import TopicPartition
 
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import EsperError
 from esper.core.principals import ADMIN
 from esper.leyline import Record
 from esper.oona._cluster import Position
-from esper.oona._failures import error_of, translate
+from esper.oona._failures import answer_of
 from esper.oona._kafka_admin import OffsetSpec
 from esper.oona.housekeeping._metrics import group_positions
 from esper.oona.topics._specs import KEEP, TopicSpec
@@ -174,11 +174,7 @@ def apply_retention(fabric: Fabric, decisions: Sequence[RetentionDecision]) -> N
     admin = fabric.cluster.as_principal(ADMIN).admin
     futures = admin.delete_records(due, request_timeout=_REQUEST_SECONDS)
     for place, future in futures.items():
-        try:
-            future.result(_REQUEST_SECONDS)
-        except KafkaException as error:
-            what = f"expired records of {place.topic}-{place.partition} cannot be deleted"
-            raise translate(error_of(error), what) from error
+        answer_of(future, f"expired records of {place.topic}-{place.partition} cannot be deleted")
         _logger.info("%s-%d: records before offset %d were deleted", place.topic, place.partition, place.offset)
 
 
@@ -212,12 +208,8 @@ def _first_since(fabric: Fabric, places: Sequence[Position], since_ms: int) -> d
     spec: OffsetSpec = OffsetSpec.for_timestamp(max(0, since_ms))
     asked = {TopicPartition(*place): spec for place in places}
     futures = fabric.cluster.admin.list_offsets(asked, request_timeout=_REQUEST_SECONDS)
-    try:
-        return {
-            (place.topic, place.partition): future.result(_REQUEST_SECONDS).offset for place, future in futures.items()
-        }
-    except KafkaException as error:
-        raise translate(error_of(error), "the age of records cannot be asked") from error
+    what = "the age of records cannot be asked"
+    return {(place.topic, place.partition): answer_of(future, what).offset for place, future in futures.items()}
 
 
 def _mean_record_bytes(fabric: Fabric, place: Position, low: int, high: int) -> float:

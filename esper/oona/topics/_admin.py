@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Final, TypeVar
-
-from confluent_kafka import KafkaException
+from typing import Final
 
 from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
 from esper.core.errors import NotReadyError, OperationFailed, UsageError
 from esper.oona._cluster import Cluster
-from esper.oona._failures import error_of, is_existing_topic, translate
+from esper.oona._failures import answer_of, is_existing_topic
 from esper.oona._kafka_admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 from esper.oona.topics._plan import TopicChange, TopicPlan, TopicState, decide_plan, topic_config
 from esper.oona.topics._specs import TopicCatalog
-
-_T = TypeVar("_T")
 
 _REQUEST_SECONDS: Final = 10.0
 _SETTLE_POLL_SECONDS: Final = 0.05
@@ -123,7 +118,7 @@ def _configs(cluster: Cluster, catalog: TopicCatalog, names: Sequence[str]) -> d
         return {}
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
     futures = cluster.admin.describe_configs(resources, request_timeout=_REQUEST_SECONDS)
-    answers = {resource.name: _result(future, f"topic {resource.name}") for resource, future in futures.items()}
+    answers = {resource.name: answer_of(future, f"topic {resource.name}") for resource, future in futures.items()}
     return {
         name: {
             key: entries[key].value or "" for key in topic_config(catalog[name], replication_factor=1) if key in entries
@@ -148,7 +143,7 @@ def _create(cluster: Cluster, names: Sequence[str], catalog: TopicCatalog) -> No
     futures = cluster.admin.create_topics(new, request_timeout=_REQUEST_SECONDS, operation_timeout=_REQUEST_SECONDS)
     for name, future in futures.items():
         try:
-            _result(future, f"topic {name} cannot be created")
+            answer_of(future, f"topic {name} cannot be created")
         except OperationFailed as error:
             # Another `apply` was quicker; whether its topic is as wanted is seen by who waits for all of them.
             if not is_existing_topic(error):
@@ -167,7 +162,7 @@ def _set(cluster: Cluster, changes: Sequence[TopicChange]) -> None:
     ]
     futures = cluster.admin.incremental_alter_configs(asked, request_timeout=_REQUEST_SECONDS)
     for resource, future in futures.items():
-        _result(future, f"topic {resource.name} cannot be changed")
+        answer_of(future, f"topic {resource.name} cannot be changed")
 
 
 def _await_topics(cluster: Cluster, catalog: TopicCatalog, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -192,11 +187,3 @@ def _await_topics(cluster: Cluster, catalog: TopicCatalog, *, clock: Clock = SYS
                 next_step="Run `esper topics plan` to see what is missing",
             )
         clock.sleep(_SETTLE_POLL_SECONDS)
-
-
-def _result(future: Future[_T], what: str) -> _T:
-    """Return what an administrative request came to, or raise our error for Kafka's."""
-    try:
-        return future.result(timeout=2 * _REQUEST_SECONDS)
-    except KafkaException as exception:
-        raise translate(error_of(exception), what) from exception
