@@ -12,7 +12,7 @@ from esper.leyline.records import (
     open_record,
 )
 from esper.leyline.registry import EVENT_TYPES, PACKAGE, EventMessage, full_name, short_name, type_of
-from esper.leyline.revocations import HMAC_ALGORITHM, KEY_OPERATOR, Revocations, fold_key_event
+from esper.leyline.revocations import HMAC_ALGORITHM, KEY_OPERATOR, Revocations, fold_key_event, speaks_about_keys
 from esper.leyline.signing import (
     MAC_BYTES,
     SECRET_BYTES_MIN,
@@ -58,5 +58,6 @@ __all__ = [
     "mac_of",
     "open_record",
     "short_name",
+    "speaks_about_keys",
     "type_of",
 ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeGuard
 
 from esper.leyline.ed25519 import ED25519_SIGNATURE_BYTES
 from esper.leyline.v1 import operations_pb2 as ops
@@ -59,9 +59,7 @@ def fold_key_event(state: Revocations, meta: EventMeta, event: object, *, signat
 
     A key that was revoked stays revoked from where it was first.
     """
-    if meta.source != KEY_OPERATOR or not isinstance(event, ops.KeyRotated | ops.KeyRevoked):
-        return state
-    if not _has_authority(state, signature):
+    if not speaks_about_keys(state, meta, event, signature=signature):
         return state
     if isinstance(event, ops.KeyRotated):
         return _rotated(state, event)
@@ -70,6 +68,15 @@ def fold_key_event(state: Revocations, meta: EventMeta, event: object, *, signat
     boundary = {(place.topic, place.partition): place.offset for place in event.effective_from}
     boundaries = {**state.boundaries, event.key_id: MappingProxyType(boundary)}
     return replace(state, boundaries=MappingProxyType(boundaries))
+
+
+def speaks_about_keys(
+    state: Revocations, meta: EventMeta, event: object, *, signature: bytes
+) -> TypeGuard[ops.KeyRotated | ops.KeyRevoked]:
+    """Return whether an authentic event says something about keys that counts after `state`."""
+    if meta.source != KEY_OPERATOR or not isinstance(event, ops.KeyRotated | ops.KeyRevoked):
+        return False
+    return _has_authority(state, signature)
 
 
 def _has_authority(state: Revocations, signature: bytes) -> bool:

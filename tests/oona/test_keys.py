@@ -283,6 +283,12 @@ def test_an_older_key_cannot_revoke_the_newest(settings: Settings) -> None:
     with opened(settings) as fabric:
         assert fabric.keyring.revocations.newest_key_id == present
         assert present not in fabric.keyring.revocations.boundaries
+    rotate_key(settings)
+    assert revoke_key(settings, present, reason="it leaked later").new
+    with opened(settings) as fabric:
+        rows = {row.key_id: row for row in list_keys(fabric)}
+    # What the attacker said of that key is not told as the operator's words.
+    assert (rows[present].state, rows[present].reason) == ("revoked", "it leaked later")
 
 
 def test_a_stranger_s_secret_changes_nothing(settings: Settings) -> None:

@@ -18,7 +18,16 @@ from esper.core.keys import (
     keys_lock,
 )
 from esper.core.settings import Settings
-from esper.leyline import HMAC_ALGORITHM, KEY_OPERATOR, KeyRing, PrivateKey
+from esper.leyline import (
+    HMAC_ALGORITHM,
+    KEY_OPERATOR,
+    SIGNATURE_HEADER,
+    KeyRing,
+    PrivateKey,
+    Revocations,
+    fold_key_event,
+    speaks_about_keys,
+)
 from esper.leyline import messages as ly
 from esper.oona._cluster import Cluster
 from esper.oona._events import Event
@@ -251,15 +260,18 @@ def _keys_of(keyring: KeyRing) -> list[_Key]:
 
 
 def _history(fabric: Fabric) -> tuple[dict[str, Event], dict[str, Event]]:
-    """Return the events that brought and that ended each key; of several that say so, the first."""
+    """Return the events that brought and that ended each key; of several that count, the first."""
     rotated: dict[str, Event] = {}
     revoked: dict[str, Event] = {}
+    state = Revocations()
     with fabric.reader({OPERATIONS: "begin"}) as reader:
         for event in reader.read_to_end():
-            if isinstance(event.message, ly.KeyRotated):
-                rotated.setdefault(event.message.key_id, event)
-            elif isinstance(event.message, ly.KeyRevoked):
-                revoked.setdefault(event.message.key_id, event)
+            message, signature = event.message, event.record.header(SIGNATURE_HEADER) or b""
+            if not speaks_about_keys(state, event.meta, message, signature=signature):
+                continue  # Whoever holds an older key may write here, but not about keys.
+            state = fold_key_event(state, event.meta, message, signature=signature)
+            told = rotated if isinstance(message, ly.KeyRotated) else revoked
+            told.setdefault(message.key_id, event)
     return rotated, revoked
 
 
