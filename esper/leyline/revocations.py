@@ -59,7 +59,7 @@ def fold_key_event(state: Revocations, meta: EventMeta, event: object, *, signat
 
     A key that was revoked stays revoked from where it was first.
     """
-    if not speaks_about_keys(state, meta, event, signature=signature):
+    if not speaks_about_keys(event, meta=meta, state=state, signature=signature):
         return state
     if isinstance(event, ops.KeyRotated):
         return _rotated(state, event)
@@ -71,7 +71,7 @@ def fold_key_event(state: Revocations, meta: EventMeta, event: object, *, signat
 
 
 def speaks_about_keys(
-    state: Revocations, meta: EventMeta, event: object, *, signature: bytes
+    event: object, *, meta: EventMeta, state: Revocations, signature: bytes
 ) -> TypeGuard[ops.KeyRotated | ops.KeyRevoked]:
     """Return whether an authentic event says something about keys that counts after `state`."""
     if meta.source != KEY_OPERATOR or not isinstance(event, ops.KeyRotated | ops.KeyRevoked):

@@ -267,7 +267,7 @@ def _history(fabric: Fabric) -> tuple[dict[str, Event], dict[str, Event]]:
     with fabric.reader({OPERATIONS: "begin"}) as reader:
         for event in reader.read_to_end():
             message, signature = event.message, event.record.header(SIGNATURE_HEADER) or b""
-            if not speaks_about_keys(state, event.meta, message, signature=signature):
+            if not speaks_about_keys(message, meta=event.meta, state=state, signature=signature):
                 continue  # Whoever holds an older key may write here, but not about keys.
             state = fold_key_event(state, event.meta, message, signature=signature)
             told = rotated if isinstance(message, ly.KeyRotated) else revoked
