@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, say
 from esper.core.errors import UsageError
+from esper.leyline import messages as ly
 from esper.projection import fresh_query, run_document, runs_list
-from esper.weatherlight import cancel_run
+from esper.weatherlight import RunOrder, await_outcome, cancel_run, order_run
 
 runs = typer.Typer(no_args_is_help=True, help="Training runs, as the log tells of them. Example: esper runs list")
 
@@ -51,6 +53,57 @@ def cancel(run_id: Annotated[str, typer.Argument(help="Id of the run.")]) -> Non
     """End a run that nobody is to go on with, wherever it is. Example: esper runs cancel run-92955d72d813"""
     cancel_run(open_fabric(), run_id)
     say(f"run {run_id} is cancelled; `esper runs show {run_id}` lists what it did")
+
+
+@runs.command()
+def command(
+    run_id: Annotated[str, typer.Argument(help="Id of the run.")],
+    operation: Annotated[str, typer.Argument(help="What to do with a seed: germinate, start_grafting, cull ...")],
+    seed: Annotated[str, typer.Option(help="Id of the seed; germinate makes a new one.")] = "",
+    slot: Annotated[str, typer.Option(help="Slot to germinate in.")] = "",
+    blueprint: Annotated[str, typer.Option(help="Id of the blueprint to germinate.")] = "",
+    parameter: Annotated[list[str] | None, typer.Option("--set", help="A parameter, NAME=NUMBER; repeatable.")] = None,
+    epochs: Annotated[
+        str, typer.Option(help="Epochs at whose edges it may be applied: 7 or 7-12; all that are left.")
+    ] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its outcome.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Give a run an operator's command, applied once. Example: esper runs command run-92955d72d813 cull --seed s-1"""
+    order = RunOrder(operation, seed, slot, blueprint, _parameters(parameter or []), _epochs(epochs))
+    fabric = open_fabric()
+    ordered = order_run(fabric, run_id, order)
+    document: dict[str, object] = {**asdict(ordered)}
+    say(f"command {ordered.command_id} stands in the log for epochs {ordered.first_epoch} to {ordered.last_epoch}")
+    if wait:
+        outcome = await_outcome(fabric, ordered)
+        applied = outcome.result == ly.COMMAND_RESULT_APPLIED
+        document |= {"epoch": outcome.epoch, "applied": applied, "reason": outcome.reason, "seed_id": outcome.seed_id}
+        say(f"epoch {outcome.epoch}: " + ("applied" if applied else f"refused: {outcome.reason}"))
+    if json:
+        emit_json(document)
+    if wait and not document["applied"]:
+        raise typer.Exit(1)
+
+
+def _epochs(text: str) -> tuple[int, int] | None:
+    first, _, last = text.partition("-")
+    if not text:
+        return None
+    if not first.isdecimal() or not (last or first).isdecimal():
+        raise UsageError(f"{text!r} names no epochs", next_step="Write one, as 7, or a first and a last, as 7-12")
+    return int(first), int(last or first)
+
+
+def _parameters(texts: list[str]) -> dict[str, float]:
+    found = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError as error:
+            raise UsageError(f"{text!r} sets no parameter", next_step="Write --set NAME=NUMBER") from error
+    return found
 
 
 def register(app: typer.Typer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
 from typing import NewType
 
@@ -21,7 +22,7 @@ _ID_HEX_LENGTH = 32
 
 def new_event_id() -> EventId:
     """Return a fresh random id of 32 hexadecimal digits."""
-    return EventId(uuid.uuid4().hex)
+    return EventId(os.urandom(_ID_HEX_LENGTH // 2).hex())
 
 
 def new_run_id() -> RunId:

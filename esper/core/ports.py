@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from esper.core.errors import OperationFailed
 from esper.leyline import messages as ly
@@ -12,6 +12,13 @@ from esper.leyline.registry import EventMessage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+#: Why a command is not applied, as far as it matters beyond whoever judged it: an operator's command whose epochs
+#: lie ahead; one that was used before; one that its producer sat on.
+COMMAND_NOT_YET: Final = "not_yet"
+COMMAND_REPLAYED: Final = "nonce_replayed"
+COMMAND_STALE: Final = "stale_command"
 
 
 class KernelUnavailable(OperationFailed):

@@ -74,6 +74,9 @@ class Settings(BaseSettings):
     command_window_seconds: float = Field(
         60.0, gt=0, description="Most that a command's append time may lie behind its issue time."
     )
+    kernel_window_seconds: float = Field(
+        60.0, gt=0, description="Most that a kernel request's append time may lie behind its issue time; replies too."
+    )
     publish_failures_max: int = Field(
         3, ge=1, le=100, description="Failed deliveries in a row after which a source's publish breaker opens."
     )

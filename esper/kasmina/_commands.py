@@ -13,27 +13,37 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from esper.core.errors import IntegrityError
+from esper.core.ports import COMMAND_NOT_YET, COMMAND_REPLAYED, COMMAND_STALE
 from esper.leyline import messages as ly
 
 #: Why a command is not applicable, in the order in which it is asked.
 REASON_FOREIGN_RUN: Final = "foreign_run"
 REASON_MISSING_COMMAND_ID: Final = "missing_command_id"
 REASON_MISSING_TIMESTAMP: Final = "missing_timestamp"
-REASON_NONCE_REPLAYED: Final = "nonce_replayed"
+REASON_NONCE_REPLAYED: Final = COMMAND_REPLAYED
+REASON_NO_OPERATOR: Final = "not_an_operator"
+REASON_BAD_EPOCHS: Final = "bad_epochs"
 REASON_UNKNOWN_PACKET: Final = "unknown_packet"
 REASON_LATE: Final = "late_command"
 REASON_WRONG_EPOCH: Final = "wrong_epoch"
-REASON_STALE: Final = "stale_command"
+REASON_STALE: Final = COMMAND_STALE
+REASON_NOT_YET: Final = COMMAND_NOT_YET
 REASONS: Final = (
     REASON_FOREIGN_RUN,
     REASON_MISSING_COMMAND_ID,
     REASON_MISSING_TIMESTAMP,
     REASON_NONCE_REPLAYED,
+    REASON_NO_OPERATOR,
+    REASON_BAD_EPOCHS,
     REASON_UNKNOWN_PACKET,
     REASON_LATE,
     REASON_WRONG_EPOCH,
     REASON_STALE,
+    REASON_NOT_YET,
 )
+
+#: The source that gives an operator's commands; whoever controls a run by policy answers its packets.
+OPERATOR: Final = "cli"
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,16 @@ class NonceLedger:
     def latest_packet(self) -> str:
         """Event id of the state packet with the highest epoch; "" before the first."""
         return max(self.packets, key=self.packets.__getitem__, default="")
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the latest packet; 0 before the first."""
+        return self.packets.get(self.latest_packet, 0)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the latest packet has its outcome; nothing can be applied then until the next packet."""
+        return not self.packets or self.latest_packet in self.outcomes
 
     def fold(self, event: ly.SystemStatePacket | ly.CommandOutcome) -> NonceLedger:
         """Return the ledger after one more event of the run; pure.
@@ -108,10 +128,11 @@ class CommandVerifier:
     window_seconds: float
 
     def verify(self, command: ly.AdaptationCommand, ledger: NonceLedger, *, append_time_ms: int) -> CommandVerdict:
-        """Return whether `command` answers the run's latest packet, in time and for the first time.
+        """Return whether `command` may be applied to the run's latest packet, in time and for the first time.
 
-        `append_time_ms` is the record's LogAppendTime. A refused command uses nothing up: the same command id
-        is accepted later if it then fits.
+        An answer names that packet as its cause; an operator's command names epochs that hold it. `append_time_ms`
+        is the record's LogAppendTime. A refused command uses nothing up: the same command id is accepted later if
+        it then fits. "not_yet" is an operator's command whose epochs lie ahead.
         """
         reason = self._refusal(command, ledger, append_time_ms)
         return CommandVerdict(applicable=not reason, reason=reason or "ok")
@@ -125,16 +146,38 @@ class CommandVerifier:
             return REASON_MISSING_TIMESTAMP
         if ledger.used(command):
             return REASON_NONCE_REPLAYED
-        cause = command.meta.causation_id
-        if cause not in ledger.packets:
-            return REASON_UNKNOWN_PACKET
-        if cause != ledger.latest_packet or cause in ledger.outcomes:
-            return REASON_LATE
-        if command.epoch != ledger.packets[cause]:
-            return REASON_WRONG_EPOCH
-        if append_time_ms - command.meta.time.ToMilliseconds() > self.window_seconds * 1000:
-            return REASON_STALE
-        return ""
+        stale = append_time_ms - command.meta.time.ToMilliseconds() > self.window_seconds * 1000
+        if command.first_epoch or command.last_epoch:
+            return _operator_refusal(command, ledger, stale=stale)
+        return _answer_refusal(command, ledger) or (REASON_STALE if stale else "")
+
+
+def _answer_refusal(command: ly.AdaptationCommand, ledger: NonceLedger) -> str:
+    """Return why a command does not answer the run's latest packet; "" if it does."""
+    cause = command.meta.causation_id
+    if cause not in ledger.packets:
+        return REASON_UNKNOWN_PACKET
+    if cause != ledger.latest_packet or cause in ledger.outcomes:
+        return REASON_LATE
+    if command.epoch != ledger.packets[cause]:
+        return REASON_WRONG_EPOCH
+    return ""
+
+
+def _operator_refusal(command: ly.AdaptationCommand, ledger: NonceLedger, *, stale: bool) -> str:
+    """Return why an operator's command may not be applied at the latest packet's epoch, or not yet."""
+    if command.meta.source != OPERATOR:
+        return REASON_NO_OPERATOR
+    if not 0 < command.first_epoch <= command.last_epoch:
+        return REASON_BAD_EPOCHS
+    if stale:
+        return REASON_STALE
+    past = ledger.epoch if ledger.answered else ledger.epoch - 1
+    if command.last_epoch <= past:
+        return REASON_LATE
+    if ledger.answered or ledger.epoch < command.first_epoch:
+        return REASON_NOT_YET
+    return ""
 
 
 class RunCommandVerifier:

@@ -3,10 +3,11 @@
 from esper.leyline import BadRecord, EventMessage, Record
 from esper.oona._cluster import Cluster, Position
 from esper.oona._counters import ConsumerMetrics
-from esper.oona._events import Event, Handler
+from esper.oona._events import Event, Handler, is_stale
 from esper.oona._fabric import Fabric
 from esper.oona._service import Service
 from esper.oona.consuming._consumer import Consumer
+from esper.oona.housekeeping._emission import Emission
 from esper.oona.housekeeping._housekeeper import Housekeeper, build_housekeeper
 from esper.oona.housekeeping._metrics import (
     FabricMetrics,
@@ -43,7 +44,7 @@ from esper.oona.reading._cat import EventObject, Selection, cat_events, event_ob
 from esper.oona.reading._descriptors import DescriptorFile, descriptor_set, write_descriptor_set
 from esper.oona.reading._explain import ChainEvent, Explanation, explain_event
 from esper.oona.reading._find import find_events
-from esper.oona.reading._range import AtEvent, AtOffset, AtTime, Point, parse_point
+from esper.oona.reading._range import AtEvent, AtOffset, AtTime, Point, offsets_at, parse_point
 from esper.oona.reading._reader import Reader
 from esper.oona.topics._admin import TopicDescription, apply_topics, describe_topics, plan_topics
 from esper.oona.topics._partitioner import murmur2, partition_for
@@ -63,6 +64,7 @@ __all__ = [
     "DeadLetterRow",
     "DeadLetterWriter",
     "DescriptorFile",
+    "Emission",
     "Event",
     "EventMessage",
     "EventObject",
@@ -111,12 +113,14 @@ __all__ = [
     "event_object",
     "explain_event",
     "find_events",
+    "is_stale",
     "key_of",
     "list_dead_letters",
     "list_keys",
     "metric_points",
     "metrics_packet",
     "murmur2",
+    "offsets_at",
     "parse_point",
     "parse_traceparent",
     "partition_for",

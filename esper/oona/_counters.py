@@ -25,7 +25,7 @@ class ConsumerMetrics:
     #: Authentic events of a type that has no handler here.
     filtered: int = 0
     deduplicated: int = 0
-    #: Records that were not believed: forged, foreign, malformed or contradicting.
+    #: Records that were not believed (forged, foreign, malformed or contradicting), or that their handler refused.
     rejected: int = 0
     #: Attempts to handle an event after the first.
     retried: int = 0

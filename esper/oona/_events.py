@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Container
+from operator import methodcaller
+from typing import Final, NamedTuple, cast
 
 from confluent_kafka import Message as KafkaMessage
 from google.protobuf.message import Message
 
-from esper.leyline import BadRecord, KeyRing, Record, decode, open_record
+from esper.leyline import BadRecord, KeyRing, Record, decode, open_event, open_record
 from esper.leyline import messages as ly
 from esper.oona._cluster import Position
-from esper.oona._memory import Judgement, LogMemory
+from esper.oona._memory import Chained, Judgement, LogMemory, Place
 from esper.oona.topics._specs import TopicCatalog
 
+_HeaderList = list[tuple[str, bytes | None]]
+_CHECKED_HEADERS: Final = cast("Callable[[KafkaMessage], _HeaderList | None]", methodcaller("headers"))
 
-@dataclass(frozen=True)
-class Event:
+
+class Event(NamedTuple):
     """An authentic record with its meta and its message."""
 
     record: Record
@@ -50,20 +52,37 @@ def record_of(message: KafkaMessage) -> Record:
     assert topic is not None, "a message without error has a topic"
     assert partition is not None, "a message without error has a partition"
     assert offset is not None, "a message without error has an offset"
-    headers = cast("list[tuple[str, str | bytes | None]]", message.headers() or [])
-    return Record(
-        topic=topic,
-        partition=partition,
-        offset=offset,
-        key=_bytes(message.key()),
-        value=_bytes(message.value()),
-        headers=tuple((name, _bytes(value)) for name, value in headers),
-        append_time_ms=message.timestamp()[1],
-    )
+    append_time_ms = message.timestamp()[1]
+    return Record(topic, partition, offset, message.key(), message.value(), _headers(message), append_time_ms)
 
 
-def _bytes(raw: str | bytes | None) -> bytes | None:
-    return raw.encode() if isinstance(raw, str) else raw
+def _headers(message: KafkaMessage) -> tuple[tuple[str, bytes | None], ...]:
+    """Return a message's headers; none where one has a name that is not UTF-8, which no record of ours has.
+
+    The client cannot bring such a name into Python. It leaves its list half made, with an error pending, so that
+    it is asked once, and by a call that looks for that error: the interpreter's own calls of methods, once warm,
+    do not, and would hand the list out.
+    """
+    try:
+        return tuple(_CHECKED_HEADERS(message) or ())
+    except SystemError:
+        return ()
+
+
+class Opened(NamedTuple):
+    """An authentic record before it is known whether it is new."""
+
+    record: Record
+    meta: ly.EventMeta
+    #: None where its type is not wanted, and where its value does not decode.
+    message: Message | None
+    #: Where it stands in its producer's chain.
+    place: Place
+
+    def event(self) -> Event:
+        """Return it as an event; raise BadRecord where its value is none."""
+        message = self.message
+        return Event(self.record, self.meta, decode(self.record, self.meta) if message is None else message)
 
 
 class Gatekeeper:
@@ -71,14 +90,23 @@ class Gatekeeper:
 
     def __init__(self, *, keyring: KeyRing, topics: TopicCatalog, memory: LogMemory | None = None) -> None:
         self._keyring = keyring
-        self._topics = topics
+        self._allowed = topics.allowed
         self.memory = memory or LogMemory()
 
     def authenticate(self, record: Record) -> ly.EventMeta:
         """Return the meta of an authentic record; raise BadRecord for any other."""
-        return open_record(record, keyring=self._keyring, allowed=self._topics.allowed)
+        return open_record(record, keyring=self._keyring, allowed=self._allowed)
 
-    def is_new(self, record: Record, meta: ly.EventMeta) -> bool:
+    def open(self, record: Record, *, wanted: Container[str]) -> Opened:
+        """Return the meta of an authentic record and, of the types that are `wanted`, its message.
+
+        Raises:
+            BadRecord: it is not authentic.
+        """
+        meta, message = open_event(record, keyring=self._keyring, allowed=self._allowed, wanted=wanted)
+        return Opened(record, meta, message, Place(meta.producer_id, meta.sequence, meta.event_id))
+
+    def is_new(self, record: Record, meta: Chained) -> bool:
         """Return False for a record that stood in this partition before.
 
         Raises:
@@ -89,7 +117,7 @@ class Gatekeeper:
             raise BadRecord(ly.DEAD_LETTER_REASON_CONFLICTING_DUPLICATE, detail)
         return judgement is Judgement.NEW
 
-    def remember(self, record: Record, meta: ly.EventMeta) -> None:
+    def remember(self, record: Record, meta: Chained) -> None:
         """Take note that an event was dealt with, so that it never is again."""
         self.memory.remember(record, meta)
 
@@ -102,3 +130,11 @@ class Gatekeeper:
 def place_of(record: Record) -> Position:
     """Return the partition that a record stands in."""
     return (record.topic, record.partition)
+
+
+def is_stale(event: Event, *, window_seconds: float) -> bool:
+    """Return whether the broker appended an event more than `window_seconds` after its producer issued it.
+
+    Both times are the record's own, so an event is judged alike whenever it is read.
+    """
+    return event.record.append_time_ms - event.meta.time.ToMilliseconds() > window_seconds * 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import reduce
@@ -49,6 +50,8 @@ class Fabric:
         self.topics = topics
         # Weak, so that a long-lived process may open readers by the thousand.
         self._opened: WeakSet[Publisher | Consumer | Reader] = WeakSet()
+        #: Authentic events that readers refused, by reason.
+        self.refused: Counter[str] = Counter()
         self.key_follower = KeyFollower(self)
         self._lines: dict[str, PublisherLine] = {}
         self._handling: dict[str, LatencyHistogram] = {}
@@ -198,6 +201,7 @@ class Fabric:
                 group: GroupMetrics(combined(one.metrics() for one, its in consumers if its == group), latency)
                 for group, latency in handling.items()
             },
+            refused=dict(self.refused),
             conservative=self.conservative(),
             emergency_level=watch.level() if watch else ly.EMERGENCY_LEVEL_UNSPECIFIED,
             emergency_signals=watch.signals if watch else 0,

@@ -24,7 +24,7 @@ from esper.tolaria._claims import RUNS_TOPIC, Claimed
 from esper.tolaria._inbox import CommandInbox, JudgeFactory
 from esper.tolaria._journal import RunFenced, RunInterrupted
 from esper.tolaria._kafka_journal import KafkaJournal
-from esper.tolaria._past import COMMANDS_TOPIC, Past, read_past
+from esper.tolaria._past import COMMANDS_TOPIC, Past, first_command, read_past
 from esper.tolaria._recording import ResumingJournal
 from esper.tolaria._setup import ControllerFactory, TrainingSetup, prepared
 from esper.tolaria._trainer import TolariaTrainer, TrainingDiverged, TrainingResult
@@ -112,7 +112,7 @@ class _Attempt:
             kernel_wait_seconds=settings.kernel_wait_seconds,
         ) as setup:
             past = read_past(self._wiring.fabric, claimed)
-            with self._command_reader(past) as reader:
+            with self._command_reader() as reader:
                 inbox = CommandInbox(
                     run_id=claimed.run_id,
                     attempt=claimed.attempt,
@@ -202,11 +202,11 @@ class _Attempt:
             finished, key=run_id, event_id=derive_id(run_id, "finished", self._claimed.attempt)
         )
 
-    def _command_reader(self, past: Past) -> Reader:
+    def _command_reader(self) -> Reader:
         fabric, claimed = self._wiring.fabric, self._claimed
         commands = (COMMANDS_TOPIC, fabric.partition_of(COMMANDS_TOPIC, claimed.run_id))
         # Commands have no other consumer that would set aside what is forged among them.
         return fabric.reader(
-            {commands: past.commands_from, (RUNS_TOPIC, claimed.partition): claimed.offset + 1},
+            {commands: first_command(fabric, claimed), (RUNS_TOPIC, claimed.partition): claimed.offset + 1},
             rejects=self._wiring.publisher,
         )

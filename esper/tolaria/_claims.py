@@ -90,13 +90,15 @@ class RunClaim:
 
 @dataclass(frozen=True)
 class Claimed:
-    """A run that this worker has won: the request, the attempt, and where its claim stands."""
+    """A run that this worker has won: the request and its append time, the attempt, and where its claim stands."""
 
     request: ly.TrainingRunRequested
     attempt: int
     partition: int
     offset: int
     first_offset: int
+    #: LogAppendTime of the request, milliseconds since the epoch.
+    requested_ms: int = 0
 
     @property
     def run_id(self) -> str:
@@ -166,6 +168,7 @@ def claim(
     worker: str,
     attempt: int,
     home_id: str = "",
+    requested_ms: int = 0,
 ) -> Claimed | None:
     """Claim `attempt` of a run and return it if this worker won; None when another was first.
 
@@ -202,4 +205,5 @@ def claim(
         partition=run.partition,
         offset=run.claim_offset,
         first_offset=run.first_offset,
+        requested_ms=requested_ms,
     )

@@ -110,6 +110,7 @@ def _outcome(
         seed_id=decision.seed_id,
         kernel_digest=decision.kernel_digest,
         late_commands=answer.late,
+        late_commands_unlisted=answer.unlisted,
         gate_verdicts=decision.gate_verdicts,
     )
     outcome.meta.event_id = outcome_event_id(run_id, epoch)

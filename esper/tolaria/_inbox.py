@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
+from esper.core.ports import COMMAND_NOT_YET, COMMAND_REPLAYED, COMMAND_STALE
 from esper.leyline import messages as ly
 from esper.oona import Event
 from esper.tolaria._journal import Answer, RunFenced, RunInterrupted
@@ -23,6 +24,13 @@ REASON_BREAKER_OPEN: Final = "breaker_open"
 MISSES_MAX: Final = 2
 #: How long a read may block, so that a stop is noticed soon; an arriving command ends the read at once.
 _READ_SECONDS_MAX: Final = 0.2
+#: Refused commands that one outcome lists; a flood of them must not make a run's outcomes too large to append.
+_LISTED_MAX: Final = 100
+#: What is set aside for everybody to see, beyond the run's own outcome.
+_SET_ASIDE: Final = {
+    COMMAND_REPLAYED: ly.DEAD_LETTER_REASON_REPLAYED,
+    COMMAND_STALE: ly.DEAD_LETTER_REASON_STALE,
+}
 
 
 class CommandSource(Protocol):
@@ -30,6 +38,9 @@ class CommandSource(Protocol):
 
     def read(self, timeout: float) -> Sequence[Event]:
         """Return the next authentic events; wait up to `timeout` seconds for the first."""
+
+    def set_aside(self, event: Event, *, reason: ly.DeadLetterReason, detail: str) -> None:
+        """Append a dead letter for an authentic event that is not to be acted on."""
 
 
 class CommandJudge(Protocol):
@@ -39,7 +50,10 @@ class CommandJudge(Protocol):
         """Take note of an acknowledged event of the run."""
 
     def refusal(self, command: ly.AdaptationCommand, *, append_time_ms: int) -> str:
-        """Return why `command` may not be applied now; "" if it may. `append_time_ms` is its LogAppendTime."""
+        """Return why `command` may not be applied now; "" if it may. `append_time_ms` is its LogAppendTime.
+
+        `COMMAND_NOT_YET` is an operator's command that names epochs ahead.
+        """
 
 
 #: Makes the judge of one run from its id; weatherlight passes one over Kasmina's CommandVerifier.
@@ -74,9 +88,11 @@ class DecisionBreaker:
 
 
 class CommandInbox:
-    """Hands out the one command that answers a packet, in log order, and lists those that come too late.
+    """Hands out the one command for a packet, in log order, and lists those that may not be applied.
 
-    The caller reports every acknowledged packet and outcome of its run to `fold`.
+    That is the packet's answer, or an operator's command that names the packet's epoch and was there before the
+    answer. An operator's command for epochs ahead waits here; it waits again in whoever reads the log anew. The
+    caller reports every acknowledged packet and outcome of its run to `fold`.
     """
 
     def __init__(
@@ -98,8 +114,11 @@ class CommandInbox:
         self._stop = stop
         self._clock = clock
         self._commands: deque[Event] = deque()
-        self._known: set[str] = set()
+        self._waiting: list[Event] = []
+        #: Event id of every command that was dealt with or waits -> its offset.
+        self._known: dict[str, int] = {}
         self._late: list[ly.LateCommand] = []
+        self._unlisted = 0
         self.breaker = DecisionBreaker()
 
     def recover(self, packets: Iterable[ly.SystemStatePacket], outcomes: Iterable[ly.CommandOutcome]) -> None:
@@ -109,8 +128,8 @@ class CommandInbox:
         for outcome in outcomes:
             self._judge.fold(outcome)
             self.breaker = self.breaker.fold(outcome)
-            self._known.add(outcome.command_event_id)
-            self._known.update(late.event_id for late in outcome.late_commands)
+            self._known[outcome.command_event_id] = outcome.command_offset
+            self._known.update((late.event_id, late.offset) for late in outcome.late_commands)
 
     def fold(self, event: ly.SystemStatePacket | ly.CommandOutcome) -> None:
         """Take note of an acknowledged event of this attempt."""
@@ -161,39 +180,65 @@ class CommandInbox:
                 )
             if isinstance(message, ly.TrainingRunFailed) and message.attempt in (0, self._attempt):
                 raise RunFenced(f"run {self._run_id} was given up", cause=f"{message.reason}: {message.detail}")
-            if isinstance(message, ly.AdaptationCommand) and event.meta.event_id not in self._known:
-                self._commands.append(event)
+            if isinstance(message, ly.AdaptationCommand):
+                self._take_command(event)
+
+    def _take_command(self, event: Event) -> None:
+        known = self._known.get(event.meta.event_id)
+        if known is None:
+            self._known[event.meta.event_id] = event.offset
+            self._commands.append(event)
+        elif event.offset > known:
+            detail = f"it stands at offset {known} already"
+            self._source.set_aside(event, reason=ly.DEAD_LETTER_REASON_REPLAYED, detail=detail)
 
     def _next_applicable(self) -> Event | None:
-        """Judge what has arrived, up to the first command that may be applied."""
+        """Judge what waits and what has arrived, up to the first command that may be applied."""
+        waiting, self._waiting = self._waiting, []
+        self._commands.extendleft(reversed(waiting))
         while self._commands:
             event = self._commands.popleft()
             command = event.message
             assert isinstance(command, ly.AdaptationCommand), "only commands are queued"
-            self._known.add(event.meta.event_id)
             refusal = self._judge.refusal(command, append_time_ms=event.record.append_time_ms)
+            if refusal == COMMAND_NOT_YET:
+                self._waiting.append(event)
+                continue
             if command.training_run_id == self._run_id:
                 self.breaker = self.breaker.heard()
             if not refusal:
                 return event
-            _log.warning("run %s: command %s is not applied: %s", self._run_id, command.command_id, refusal)
-            self._late.append(
-                ly.LateCommand(
-                    command_id=command.command_id,
-                    event_id=event.meta.event_id,
-                    epoch=command.epoch,
-                    reason=refusal,
-                )
-            )
+            self._refuse(event, command, refusal)
         return None
+
+    def _refuse(self, event: Event, command: ly.AdaptationCommand, refusal: str) -> None:
+        _log.warning("run %s: command %s is not applied: %s", self._run_id, command.command_id, refusal)
+        if refusal in _SET_ASIDE:
+            detail = f"{refusal}: command {command.command_id} of run {self._run_id}"
+            self._source.set_aside(event, reason=_SET_ASIDE[refusal], detail=detail)
+        if len(self._late) >= _LISTED_MAX:
+            self._unlisted += 1
+            return
+        self._late.append(
+            ly.LateCommand(
+                command_id=command.command_id,
+                event_id=event.meta.event_id,
+                epoch=command.epoch,
+                reason=refusal,
+                offset=event.offset,
+            )
+        )
 
     def _answer(self, event: Event) -> Answer:
         assert isinstance(event.message, ly.AdaptationCommand), "only commands are answers"
-        return Answer(command=event.message, offset=event.offset, late=self._taken_late())
+        late, unlisted = self._taken_late()
+        return Answer(command=event.message, offset=event.offset, late=late, unlisted=unlisted)
 
     def _no_answer(self, reason: str) -> Answer:
-        return Answer(reason=reason, late=self._taken_late())
+        late, unlisted = self._taken_late()
+        return Answer(reason=reason, late=late, unlisted=unlisted)
 
-    def _taken_late(self) -> tuple[ly.LateCommand, ...]:
+    def _taken_late(self) -> tuple[tuple[ly.LateCommand, ...], int]:
         late, self._late = tuple(self._late), []
-        return late
+        unlisted, self._unlisted = self._unlisted, 0
+        return late, unlisted

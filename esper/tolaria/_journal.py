@@ -27,14 +27,16 @@ class RunFenced(EsperError):
 class Answer:
     """What came of waiting for an epoch's command.
 
-    `command` is None when none came, and `reason` says why ("timeout", "breaker_open"). `late` are
-    commands of the run that may not be applied. `recorded` is set in re-execution: this outcome binds.
+    `command` is None when none came, and `reason` says why ("timeout", "breaker_open"). `late` are commands of
+    the run that may not be applied, `unlisted` counts those beyond them. `recorded` is set in re-execution: this
+    outcome binds.
     """
 
     command: ly.AdaptationCommand | None = None
     reason: str = ""
     offset: int = 0
     late: tuple[ly.LateCommand, ...] = ()
+    unlisted: int = 0
     recorded: ly.CommandOutcome | None = None
 
 

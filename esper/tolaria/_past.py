@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
-from esper.oona import Event, Fabric
+from esper.oona import AtTime, Event, Fabric, offsets_at
 from esper.tolaria._claims import RUNS_TOPIC, Claimed
 from esper.tolaria._recording import Recording
 
@@ -17,15 +17,16 @@ _STATE_TOPIC: Final = "system-state"
 _SEEDS_TOPIC: Final = "seed-events"
 #: A backlog of a million records is read in a minute or two; more than this means that nothing moves.
 _READ_SECONDS: Final = 600.0
+#: Append times are those of the brokers that lead each partition, whose clocks differ a little.
+_CLOCKS_APART_MS: Final = 60_000
 
 
 @dataclass(frozen=True)
 class Past:
-    """Recorded epochs and seed events of a run, and where the commands begin that may still be applied."""
+    """Recorded epochs and seed events of a run."""
 
     recording: Recording = field(default_factory=Recording)
     seed_events: Mapping[str, EventMessage] = field(default_factory=dict)
-    commands_from: int | Literal["begin", "end"] = "end"
 
 
 def read_past(fabric: Fabric, claimed: Claimed) -> Past:
@@ -67,6 +68,17 @@ def past_of(events: Iterable[Event]) -> Past:
             outcomes.append(message)
         elif isinstance(message, ly.SeedStageChanged | ly.GateEvaluated | ly.SeedMoveRejected):
             seed_events.setdefault(event.meta.event_id, message)
-    recording = Recording.of(packets, outcomes)
-    applied = [outcome.command_offset for outcome in recording.outcomes.values() if outcome.command_event_id]
-    return Past(recording, seed_events, max(applied) + 1 if applied else "begin")
+    return Past(Recording.of(packets, outcomes), seed_events)
+
+
+def first_command(fabric: Fabric, claimed: Claimed) -> int:
+    """Return the offset in the run's partition of commands before which none can be for this run.
+
+    Every attempt begins there: an operator's command may wait for epochs that no attempt has reached yet.
+
+    Raises:
+        BrokerUnavailable: no broker answered.
+    """
+    place = (COMMANDS_TOPIC, fabric.partition_of(COMMANDS_TOPIC, claimed.run_id))
+    requested = AtTime(max(0, claimed.requested_ms - _CLOCKS_APART_MS))
+    return offsets_at(fabric, requested, [place])[place]

@@ -120,6 +120,7 @@ class RecordedJournal:
             reason=outcome.reason,
             offset=outcome.command_offset,
             late=tuple(outcome.late_commands),
+            unlisted=outcome.late_commands_unlisted,
             recorded=outcome,
         )
 

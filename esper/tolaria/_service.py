@@ -116,10 +116,18 @@ class _Worker:
         if claimed is not None:
             execute(self._wiring, claimed, self._stop)
 
-    def _claim(self, request: ly.TrainingRunRequested, *, attempt: int) -> Claimed | None:
-        wiring = self._wiring
-        home_id = wiring.fabric.home.home_id
-        return claim(self._book, wiring.publisher, request, worker=wiring.worker, attempt=attempt, home_id=home_id)
+    def _claim(self, requested: Event, *, attempt: int) -> Claimed | None:
+        wiring, request = self._wiring, requested.message
+        assert isinstance(request, ly.TrainingRunRequested), "the topic carries requests only"
+        return claim(
+            self._book,
+            wiring.publisher,
+            request,
+            worker=wiring.worker,
+            attempt=attempt,
+            home_id=wiring.fabric.home.home_id,
+            requested_ms=requested.record.append_time_ms,
+        )
 
     def _give_up(self, run: RunClaim, *, reason: str, detail: str) -> None:
         _log.warning("run %s is given up: %s", run.run_id, detail)
@@ -164,12 +172,12 @@ class _Worker:
         if known is not None and (known.ended or known.producer_id != self._wiring.publisher.producer_id):
             _log.info("run %s was taken before", request.run_id)
             return
-        claimed = self._claim(request, attempt=1)
+        claimed = self._claim(event, attempt=1)
         if claimed is not None:
             self._won.append(claimed)
 
 
-def find_request(fabric: Fabric, run: RunClaim) -> ly.TrainingRunRequested:
+def find_request(fabric: Fabric, run: RunClaim) -> Event:
     """Return the request behind a claim.
 
     Raises:
@@ -179,8 +187,7 @@ def find_request(fabric: Fabric, run: RunClaim) -> ly.TrainingRunRequested:
     with fabric.reader({(REQUESTS_TOPIC, partition): "begin"}) as reader:
         for event in reader.read_to_end(_READ_SECONDS):
             if event.meta.event_id == run.request_event_id:
-                assert isinstance(event.message, ly.TrainingRunRequested), "the topic carries requests only"
-                return event.message
+                return event
     raise IntegrityError(
         f"run {run.run_id} was claimed, but {REQUESTS_TOPIC}-{partition} does not hold its request",
         cause=f"there is no event {run.request_event_id}",

@@ -11,11 +11,11 @@ from google.protobuf.message import Message
 
 from esper.core.errors import IntegrityError
 from esper.core.kernel import BlobMissing, BlobStore, DirectoryBlobStore, check_kernel, get_artifact, verify_artifact
-from esper.leyline import EventMessage
+from esper.leyline import BadRecord, EventMessage
 from esper.leyline import messages as ly
-from esper.oona import Event, Fabric
+from esper.oona import Event, Fabric, is_stale
 from esper.urza._catalog import KernelEntry
-from esper.urza._requests import SOURCE, PrefetchState, Waiting, compile_id, decide, reply_id
+from esper.urza._requests import SOURCE, PrefetchState, Waiting, compile_id, decide, reply_id, request_id_of
 
 _logger = logging.getLogger("esper.urza")
 
@@ -70,10 +70,28 @@ class UrzaPrefetchWorker:
     def _handle(self, event: Event) -> None:
         self._catch_up()
         self._settle(event.meta.subject)
+        if isinstance(event.message, ly.KernelPrefetchRequest):
+            self._check(event, event.message)
+
+    def _check(self, event: Event, request: ly.KernelPrefetchRequest) -> None:
+        """Have a request set aside that nobody is to act on; by the log alone, so at every reading alike.
+
+        Raises:
+            BadRecord: its request id was used before, or it is stale.
+        """
+        first = self._state.replays(request, event.offset)
+        if first is not None:
+            detail = f"request {request_id_of(request)} stands at offset {first} already"
+            raise BadRecord(ly.DEAD_LETTER_REASON_REPLAYED, detail)
+        if self._is_stale(event):
+            raise BadRecord(ly.DEAD_LETTER_REASON_STALE, f"request {request_id_of(request)} came too late")
 
     def _catch_up(self) -> None:
         for event in self._log.read_to_end():
-            self._state.fold(event.message, event.offset)
+            self._state.fold(event.message, event.offset, stale=self._is_stale(event))
+
+    def _is_stale(self, event: Event) -> bool:
+        return is_stale(event, window_seconds=self._fabric.settings.kernel_window_seconds)
 
     def _settle(self, name: str) -> None:
         """Append what the requests for one kernel are due; called again it appends nothing more."""

@@ -28,6 +28,8 @@ class Waiting:
     request_id: str
     message: ly.KernelPrefetchRequest
     offset: int
+    #: Whether its producer sat on it for longer than the window.
+    stale: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,17 +42,22 @@ class Asked:
 
 @dataclass
 class PrefetchState:
-    """All that Urza knows; every part is by kernel id but `answered`, which holds request ids."""
+    """All that Urza knows; every part is by kernel id but `answered` and `requested`, which hold request ids."""
 
     catalogue: dict[str, KernelEntry] = field(default_factory=dict)
     waiting: dict[str, dict[str, Waiting]] = field(default_factory=dict)
     asked: dict[str, Asked] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
+    #: Request id -> offset of the first event that asked under it: only that one is a request.
+    requested: dict[str, int] = field(default_factory=dict)
 
-    def fold(self, message: Message, offset: int) -> None:
-        """Take one more event into the state; folding one again changes nothing."""
+    def fold(self, message: Message, offset: int, *, stale: bool = False) -> None:
+        """Take one more event into the state; folding one again changes nothing.
+
+        `stale` says of a request that its append time lies too far behind its issue time.
+        """
         if isinstance(message, ly.KernelPrefetchRequest):
-            self._fold_request(message, offset)
+            self._fold_request(message, offset, stale=stale)
         elif isinstance(message, ly.CompileRequested):
             known = self.asked.get(message.meta.subject)
             if known is None or known.offset < offset:
@@ -64,11 +71,17 @@ class PrefetchState:
         """Return what waits for a kernel, in the order of the log."""
         return sorted(self.waiting.get(name, {}).values(), key=lambda request: request.offset)
 
-    def _fold_request(self, message: ly.KernelPrefetchRequest, offset: int) -> None:
-        request_id = message.request_id or message.meta.event_id
-        if request_id not in self.answered:
+    def replays(self, message: ly.KernelPrefetchRequest, offset: int) -> int | None:
+        """Return the offset of the event that asked under this one's request id before; None when it is the first."""
+        first = self.requested.get(request_id_of(message), offset)
+        return None if first == offset else first
+
+    def _fold_request(self, message: ly.KernelPrefetchRequest, offset: int, *, stale: bool) -> None:
+        request_id = request_id_of(message)
+        self.requested.setdefault(request_id, offset)
+        if request_id not in self.answered and self.requested[request_id] == offset:
             requests = self.waiting.setdefault(message.meta.subject, {})
-            requests.setdefault(request_id, Waiting(request_id, message, offset))
+            requests.setdefault(request_id, Waiting(request_id, message, offset, stale))
 
     def _fold_reply(self, name: str, request_id: str) -> None:
         self.answered.add(request_id)
@@ -95,8 +108,8 @@ def decide(entry: KernelEntry, requests: Sequence[Waiting], asked: Asked | None,
     none. A compilation answers the requests that stand before it in the log: its success all of them, its
     failure these. Later requests ask anew, so that a passing fault or an older forge does not ban a kernel.
     """
-    errors = [(request, why) for request in requests if (why := contradiction(request.message))]
-    sound = [request for request in requests if not contradiction(request.message)]
+    errors = [(request, why) for request in requests if (why := refusal(request))]
+    sound = [request for request in requests if not refusal(request)]
     if not sound:
         return Answers(errors=errors)
     if entry.artifact_ref and not problem:
@@ -109,6 +122,18 @@ def decide(entry: KernelEntry, requests: Sequence[Waiting], asked: Asked | None,
         errors += [(request, reason) for request in sound if request.offset < asked.offset]
         unanswered = [request for request in sound if request.offset > asked.offset]
     return Answers(errors=errors, compile_for=unanswered[0] if unanswered else None)
+
+
+def request_id_of(request: ly.KernelPrefetchRequest) -> str:
+    """Return the id that a reply names its request by."""
+    return request.request_id or request.meta.event_id
+
+
+def refusal(request: Waiting) -> str:
+    """Return why a request gets no kernel whatever the catalogue holds; "" if it may get one."""
+    if request.stale:
+        return "stale_request: its append time lies too far behind its issue time"
+    return contradiction(request.message)
 
 
 def contradiction(request: ly.KernelPrefetchRequest) -> str:

@@ -6,15 +6,13 @@ import logging
 from collections import OrderedDict
 from typing import Final, Literal
 
-from google.protobuf.message import Message
-
 from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
 from esper.core.errors import IntegrityError, UsageError
 from esper.core.ids import new_event_id
 from esper.core.kernel import BlobMissing, BlobStore, KernelArtifact, check_kernel, get_artifact, kernel_id
 from esper.core.ports import FetchedKernel, KernelUnavailable
 from esper.leyline import messages as ly
-from esper.oona import Fabric, Publisher
+from esper.oona import Event, Fabric, Publisher, is_stale
 from esper.urza._catalog import KernelEntry, fold_catalogue
 
 _logger = logging.getLogger("esper.urza")
@@ -85,8 +83,10 @@ class UrzaRuntime:
                 (topic, partition): start
                 for topic, start in starts.items()
                 for partition in range(fabric.topics[topic].partitions)
-            }
+            },
+            rejects=publisher,
         )
+        self._window_seconds = fabric.settings.kernel_window_seconds
 
     def fetch_kernel(self, request: ly.KernelRequestSpec, *, run_id: str, wait_seconds: float) -> FetchedKernel:
         """Return the kernel for `request`, with parameters of its own, asking for it when it is not there.
@@ -138,18 +138,30 @@ class UrzaRuntime:
         while True:  # ends at the end of the log or at the deadline
             events = self._log.read(0.0 if self._log.at_end() else _POLL_SECONDS)
             for event in events:
-                self._fold(event.message)
+                self._fold(event)
             if self._log.at_end() and not events:
                 return
             if deadline.expired:
                 raise _unavailable(request.blueprint_id, "timeout", "the kernel catalogue could not be read in time")
 
-    def _fold(self, message: Message) -> None:
+    def _fold(self, event: Event) -> None:
+        message = event.message
         if isinstance(message, ly.KernelArtifactReady | ly.KernelArtifactError):
-            if message.request_id in self._pending and self._pending[message.request_id] is None:
-                self._pending[message.request_id] = message
+            if message.request_id in self._pending:
+                self._take_reply(event, message)
         else:
             fold_catalogue(self._catalogue, message)
+
+    def _take_reply(self, event: Event, reply: _Reply) -> None:
+        """Keep the reply to a pending request: the first that is its effect and was not sat on."""
+        if is_stale(event, window_seconds=self._window_seconds):
+            detail = f"the reply to request {reply.request_id} came too late"
+            self._log.set_aside(event, reason=ly.DEAD_LETTER_REASON_STALE, detail=detail)
+        elif self._pending[reply.request_id] is not None:
+            detail = f"request {reply.request_id} has its reply already"
+            self._log.set_aside(event, reason=ly.DEAD_LETTER_REASON_REPLAYED, detail=detail)
+        elif event.meta.causation_id == reply.request_id:
+            self._pending[reply.request_id] = reply
 
     def _ask(self, request: ly.KernelRequestSpec, name: str, run_id: str, deadline: Deadline) -> str:
         """Ask for the kernel and return the digest of its artifact once Urza says that it is there."""
@@ -180,7 +192,7 @@ class UrzaRuntime:
     def _await_reply(self, request_id: str, deadline: Deadline) -> _Reply | None:
         while self._pending[request_id] is None and not deadline.expired:
             for event in self._log.read(min(_POLL_SECONDS, deadline.remaining_seconds)):
-                self._fold(event.message)
+                self._fold(event)
         return self._pending[request_id]
 
     def _open(self, artifact_ref: str, name: str | None, began: float) -> FetchedKernel:

@@ -10,6 +10,7 @@ from esper.weatherlight._members import (
     run_member,
     stop_on_signals,
 )
+from esper.weatherlight._orders import Ordered, RunOrder, await_outcome, order_run
 from esper.weatherlight._readiness import absent
 from esper.weatherlight._requests import check_request
 from esper.weatherlight._supervisor import Supervisor, missing_members
@@ -24,10 +25,13 @@ __all__ = [
     "SUBSYSTEMS",
     "Check",
     "Member",
+    "Ordered",
     "RunFailed",
+    "RunOrder",
     "Supervisor",
     "TrainingRequest",
     "absent",
+    "await_outcome",
     "cancel_run",
     "check_request",
     "check_subsystem",
@@ -35,6 +39,7 @@ __all__ = [
     "interrupt_on_sigterm",
     "members_for_a_while",
     "missing_members",
+    "order_run",
     "run_member",
     "stop_on_signals",
     "train",

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from esper.core.errors import UsageError
 from esper.leyline import messages as ly
 from esper.oona import Fabric
-
-_ENDS = (ly.TrainingRunFinished, ly.TrainingRunFailed)
-#: The one partition of a run is read to its end; a million records take some ten seconds.
-_READ_SECONDS = 60.0
+from esper.weatherlight._run_log import check_open, read_run_log
 
 
 def end_run(fabric: Fabric, run_id: str, reason: str, *, epochs: int) -> None:
@@ -28,17 +24,6 @@ def cancel_run(fabric: Fabric, run_id: str) -> None:
         UsageError: the log knows no such run, or it is over already.
         BrokerUnavailable: no broker answered for `settings.broker_retry_seconds`.
     """
-    partition = fabric.partition_of("runs", run_id)
-    with fabric.reader({("run-requests", partition): "begin", ("runs", partition): "begin"}) as reader:
-        events = [event for event in reader.read_to_end(_READ_SECONDS) if event.meta.subject == run_id]
-    if not events:
-        raise UsageError(f"there is no run {run_id!r} in the log", next_step="`esper runs list` shows all runs")
-    ends = [event.message for event in events if isinstance(event.message, _ENDS)]
-    if ends:
-        raise UsageError(
-            f"run {run_id} cannot be cancelled",
-            cause="it is over: " + ("it finished" if isinstance(ends[0], ly.TrainingRunFinished) else "it failed"),
-            next_step=f"`esper runs show {run_id}` shows how it ended",
-        )
-    epochs = [event.message.epoch for event in events if isinstance(event.message, ly.CommandOutcome)]
-    end_run(fabric, run_id, "cancelled", epochs=max(epochs, default=0))
+    run = read_run_log(fabric, run_id)
+    check_open(run, f"run {run_id} cannot be cancelled")
+    end_run(fabric, run_id, "cancelled", epochs=run.epochs)

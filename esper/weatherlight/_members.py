@@ -6,12 +6,13 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from esper.core.errors import UsageError
 from esper.core.home import Home, member_lock
 from esper.core.settings import Settings
-from esper.oona import Fabric, Service, build_housekeeper
+from esper.oona import Emission, Fabric, Service, build_housekeeper
 
 _log = logging.getLogger("esper.weatherlight")
 
@@ -63,6 +64,11 @@ def _projector(fabric: Fabric, _instance: str) -> Service:
     from esper.projection import build_service
 
     return build_service(fabric)
+
+
+def _emission(fabric: Fabric, member: Member) -> AbstractContextManager[object]:
+    """Return what emits a member's own figures; the housekeeper emits its own with those of the cluster."""
+    return nullcontext() if member.subsystem == "housekeeper" else Emission(fabric)
 
 
 #: Subsystem -> factory. Imports wait until a member is made: only those that train pay for torch.
@@ -141,6 +147,7 @@ def run_member(settings: Settings, member: Member, stop: threading.Event) -> Non
         try:
             service = factory(fabric, member.name)
             _log.info("member %s runs", member.name)
-            service.run(stop)
+            with _emission(fabric, member):
+                service.run(stop)
         finally:
             fabric.close()

@@ -39,7 +39,8 @@ select topic_partition, record_offset, append_time, meta.event_id, meta.producer
   seed_operation, seed_id, kernel_digest, latency_ms, decision_id, gate_verdicts,
   list_transform(late_commands, lambda c: {
     'command_id': c.command_id, 'event_id': c.event_id, 'epoch': c.epoch, 'reason': c.reason
-  }) as late_commands
+  }) as late_commands,
+  late_commands_unlisted
 from CommandOutcome;
 
 insert into run_checkpoints by name
@@ -84,7 +85,7 @@ select topic_partition, record_offset, append_time, meta.event_id, meta.time as 
   seed_operation.operation as seed_operation, seed_operation.slot, seed_operation.blueprint_id,
   seed_operation.parameters, optimizer_adjustment.optimizer_id, optimizer_adjustment.hyperparameters,
   circuit_breaker.desired_state as breaker_state, rollback_payload as rollback, issued_at, issued_by, decision_id,
-  annotations
+  first_epoch, last_epoch, annotations
 from AdaptationCommand;
 
 insert into seed_moves by name

@@ -41,7 +41,8 @@ create table run_outcomes (
   run_id varchar, producer_id varchar, attempt uinteger, epoch uinteger, state_event_id varchar, result varchar, reason varchar,
   command_id varchar, command_event_id varchar, command_offset bigint, command_type varchar, seed_operation varchar,
   seed_id varchar, kernel_digest varchar, latency_ms double, decision_id varchar, gate_verdicts map(varchar, boolean),
-  late_commands struct(command_id varchar, event_id varchar, epoch uinteger, reason varchar)[]
+  late_commands struct(command_id varchar, event_id varchar, epoch uinteger, reason varchar)[],
+  late_commands_unlisted uinteger
 );
 
 create table run_checkpoints (
@@ -81,7 +82,8 @@ create table commands (
   source varchar, causation_id varchar, run_id varchar, command_id varchar, command_type varchar, epoch uinteger,
   seed_id varchar, seed_operation varchar, slot varchar, blueprint_id varchar, parameters map(varchar, double),
   optimizer_id varchar, hyperparameters map(varchar, double), breaker_state varchar, rollback varchar,
-  issued_at timestamptz, issued_by varchar, decision_id varchar, annotations map(varchar, varchar)
+  issued_at timestamptz, issued_by varchar, decision_id varchar, first_epoch uinteger, last_epoch uinteger,
+  annotations map(varchar, varchar)
 );
 
 create table seed_moves (

@@ -171,3 +171,61 @@ def test_the_run_verifier_says_what_its_ledger_says() -> None:
     assert judge.refusal(answer, append_time_ms=ISSUED_MS) == ""
     judge.fold(outcome(1, answer))
     assert judge.refusal(answer, append_time_ms=ISSUED_MS) == "nonce_replayed"
+
+
+def order(first: int, last: int, *, name: str = "o", source: str = "cli") -> ly.AdaptationCommand:
+    """Return an operator's command for the epochs from `first` to `last`."""
+    message = ly.AdaptationCommand(command_id=name, training_run_id=RUN, first_epoch=first, last_epoch=last)
+    message.meta.event_id = f"event-{name}"
+    message.meta.source = source
+    message.meta.time.FromMilliseconds(ISSUED_MS)
+    return message
+
+
+def test_an_operator_s_command_is_applicable_within_its_epochs_once() -> None:
+    """Goal: run and epochs name where an order counts. Method: epochs 2 to 3 of a run, before, within, after."""
+    ordered = order(2, 3)
+    ledger = ledger_of()
+    assert refusal(ledger, ordered) == "not_yet", "the run has no packet yet"
+    ledger = ledger.fold(packet(1))
+    assert refusal(ledger, ordered) == "not_yet"
+    ledger = ledger.fold(outcome(1)).fold(packet(2))
+    assert refusal(ledger, ordered) == "ok"
+    unused = ledger.fold(outcome(2))
+    assert refusal(unused, ordered) == "not_yet", "this edge is over, the next is named too"
+    unused = unused.fold(packet(3))
+    assert refusal(unused, ordered) == "ok"
+    assert refusal(unused.fold(outcome(3)), ordered) == "late_command"
+    used = ledger.fold(outcome(2, ordered)).fold(packet(3))
+    assert refusal(used, ordered) == "nonce_replayed"
+    assert refusal(used, order(2, 3, name="another")) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("ordered", "delay_ms", "reason"),
+    [
+        (order(1, 4, source="tamiyo"), 5, "not_an_operator"),
+        (order(4, 1), 5, "bad_epochs"),
+        (order(0, 4), 5, "bad_epochs"),
+        (order(1, 0), 5, "bad_epochs"),
+        (order(1, 1), 5, "late_command"),
+        (order(1, 4), 60_001, "stale_command"),
+        (order(3, 4), 60_001, "stale_command"),
+        (order(3, 4), 60_000, "not_yet"),
+        (order(1, 2), 5, "ok"),
+    ],
+)
+def test_an_operator_s_command_is_refused_by_name(ordered: ly.AdaptationCommand, delay_ms: int, reason: str) -> None:
+    """Goal: every refusal of an order has its reason. Method: one of each at the edge of epoch 2."""
+    ledger = ledger_of(packet(1), outcome(1), packet(2))
+    assert reason in (*COMMAND_REASONS, "ok")
+    assert refusal(ledger, ordered, delay_ms=delay_ms) == reason
+
+
+def test_neither_packet_nor_cause_lets_an_answer_pass_as_an_order() -> None:
+    """Goal: the epochs decide which rule holds. Method: an answer's cause beside epochs that are over."""
+    ledger = ledger_of(packet(1), outcome(1), packet(2))
+    both = order(1, 1)
+    both.meta.causation_id = "packet-2"
+    both.epoch = 2
+    assert refusal(ledger, both) == "late_command"

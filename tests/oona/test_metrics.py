@@ -10,7 +10,7 @@ import pytest
 from esper.core.clock import Deadline
 from esper.core.ids import new_event_id, new_run_id
 from esper.leyline import messages as ly
-from esper.oona import ConsumerMetrics, Event, Fabric, PublisherMetrics, build_housekeeper
+from esper.oona import ConsumerMetrics, Emission, Event, Fabric, PublisherMetrics, build_housekeeper, list_dead_letters
 from esper.oona._latency import LatencyHistogram
 from esper.oona.housekeeping._metrics import (
     FabricMetrics,
@@ -87,6 +87,7 @@ def test_every_figure_has_its_point() -> None:
                 latency(0.002),
             )
         },
+        refused={"STALE": 8, "REPLAYED": 9},
         conservative=("publish breaker of tolaria",),
         emergency_level=ly.EMERGENCY_LEVEL_HALT,
         emergency_signals=6,
@@ -104,8 +105,10 @@ def test_every_figure_has_its_point() -> None:
     assert values(points, "oona.breaker.consume_state", group="esper.tamiyo") == [ly.CIRCUIT_STATE_CLOSED]
     assert values(points, "oona.retry.total") == [5]
     assert values(points, "oona.dead_letter.total", reason="UNSIGNED") == [1]
-    assert values(points, "oona.stale.dropped") == [2]
-    assert values(points, "oona.replay.dropped") == [3]
+    assert values(points, "oona.stale.dropped", group="esper.tamiyo") == [2]
+    assert values(points, "oona.replay.dropped", group="esper.tamiyo") == [3]
+    assert values(points, "oona.stale.dropped", group="none") == [8]
+    assert values(points, "oona.replay.dropped", group="none") == [9]
     assert values(points, "oona.conservative_mode") == [1.0]
     assert values(points, "oona.emergency.level") == [ly.EMERGENCY_LEVEL_HALT]
     assert values(points, "oona.emergency.total") == [6]
@@ -176,6 +179,34 @@ def test_the_housekeeper_emits_them_at_its_interval(broker: RunningBroker) -> No
     assert names >= {"oona.queue_depth", "oona.queue_depth_max", "oona.conservative_mode", "oona.retry.total"}
     assert names >= {"oona.breaker.publish_state", "oona.breaker.consume_state", "oona.publish.total"}
     assert values(list(found[-1].metrics), "oona.queue_depth", group="esper.housekeeping")
+
+
+def test_every_other_member_emits_its_own(broker: RunningBroker) -> None:
+    """Goal: what a process counts leaves it, refused commands too. Method: a reader refuses; read the packets."""
+    settings = broker.settings.model_copy(update={"metrics_seconds": 0.2})
+    run_id = new_run_id()
+    with Fabric.open(settings, member="tolaria-3") as fabric, fabric.publisher("tolaria") as publisher:
+        _, begin = fabric.cluster.watermarks([("telemetry", 0)])[("telemetry", 0)]
+        publisher.publish(packet(run_id, 1), key=run_id)
+        place = ("system-state", fabric.partition_of("system-state", run_id))
+        with fabric.reader({place: "begin"}, rejects=publisher) as reader:
+            (event,) = [one for one in reader.read_to_end() if one.meta.subject == run_id]
+            reader.set_aside(event, reason=ly.DEAD_LETTER_REASON_STALE, detail="a test")
+            reader.set_aside(event, reason=ly.DEAD_LETTER_REASON_REPLAYED, detail="a test")
+        deadline = Deadline(60.0)
+        found: list[ly.TelemetryPacket] = []
+        with Emission(fabric), fabric.reader({("telemetry", 0): begin}) as reader:
+            while not found:
+                assert not deadline.expired
+                packets = [cast("ly.TelemetryPacket", one.message) for one in reader.read(0.5)]
+                found = [one for one in packets if one.system_health.indicators["member"] == "tolaria-3"]
+        letters = [row for row in list_dead_letters(fabric) if (row.topic, row.offset) == (event.topic, event.offset)]
+    points = list(found[0].metrics)
+    assert found[0].source_subsystem == "tolaria"
+    assert values(points, "oona.stale.dropped") == values(points, "oona.replay.dropped") == [1]
+    assert values(points, "oona.publish.total", source="tolaria")[0] >= 1
+    assert values(points, "oona.queue_depth_max") == [], "only the housekeeper asks for those"
+    assert [row.reason for row in letters] == ["STALE"], "one letter for one record"
 
 
 def emitted(fabric: Fabric, begin: int) -> list[ly.TelemetryPacket]:

@@ -49,6 +49,7 @@ class Script:
     clock: ManualClock
     events: list[tuple[float, Event]] = field(default_factory=list)
     reads: list[float] = field(default_factory=list)
+    letters: list[tuple[int, str]] = field(default_factory=list)
     offset: int = 0
 
     def at(self, seconds: float, message: EventMessage, *, key: str = RUN, delay_ms: int = 0) -> int:
@@ -56,6 +57,10 @@ class Script:
         self.offset += 1
         self.events.append((seconds, event(message, offset=self.offset, key=key, append_time_ms=1000 + delay_ms)))
         return self.offset
+
+    def set_aside(self, event: Event, *, reason: ly.DeadLetterReason, detail: str) -> None:
+        assert detail
+        self.letters.append((event.offset, ly.DeadLetterReason.Name(reason).removeprefix("DEAD_LETTER_REASON_")))
 
     def read(self, timeout: float) -> Sequence[Event]:
         self.reads.append(timeout)
@@ -284,3 +289,73 @@ def test_the_breaker_is_a_fold_of_the_outcomes(plan: list[tuple[bool, bool]]) ->
             scene.script.at(scene.clock.monotonic(), answer_to(epoch))
         folded = folded.fold(scene.outcome(epoch, scene.epoch(epoch)))
         assert folded == scene.inbox.breaker
+
+
+def order(first: int, last: int, *, name: str = "order") -> ly.AdaptationCommand:
+    """Return an operator's command for the epochs from `first` to `last`."""
+    command = ly.AdaptationCommand(command_id=name, training_run_id=RUN, first_epoch=first, last_epoch=last)
+    command.meta.event_id = derive_id(name)
+    command.meta.source = "cli"
+    command.meta.time.FromMilliseconds(1000)
+    return command
+
+
+def name_of(answer: Answer) -> str:
+    return answer.command.command_id if answer.command is not None else answer.reason
+
+
+def test_an_operator_s_command_waits_for_its_epoch_and_goes_before_the_answer(scene: Scene) -> None:
+    """Goal: an order is applied at the first edge that it names. Method: one for 2 to 3, answers to all four."""
+    scene.script.at(0.0, order(2, 3))
+    found = []
+    for epoch in (1, 2, 3, 4):
+        scene.script.at(scene.clock.monotonic(), answer_to(epoch))
+        found.append(scene.epoch(epoch))
+    assert [name_of(answer) for answer in found] == ["c1", "order", "c3", "c4"]
+    assert [late(answer) for answer in found] == [[], [], [("c2", 2, "late_command")], []]
+
+
+def test_an_order_whose_epochs_pass_is_listed_as_late(scene: Scene) -> None:
+    """Goal: no order lives on beyond its epochs. Method: it comes in epoch 2 and names epoch 1 only."""
+    scene.epoch(1)
+    scene.script.at(scene.clock.monotonic(), order(1, 1))
+    assert late(scene.epoch(2)) == [("order", 0, "late_command")]
+
+
+def test_a_waiting_order_survives_its_worker(scene: Scene) -> None:
+    """Goal: an order is a matter of the log, not of a process. Method: read by one inbox, applied by the next."""
+    scene.script.at(0.0, order(3, 3))
+    outcomes = [scene.outcome(epoch, scene.epoch(epoch)) for epoch in (1, 2)]
+    scene.inbox, scene.script.offset = scene.fresh_inbox(attempt=2), 0
+    scene.inbox.recover([scene.packet(1), scene.packet(2)], outcomes)
+    scene.script.at(scene.clock.monotonic(), order(3, 3))
+    assert name_of(scene.epoch(3)) == "order"
+    assert name_of(scene.epoch(4)) in ("timeout", "breaker_open")
+
+
+def test_copies_are_set_aside_and_never_applied(scene: Scene) -> None:
+    """Goal: one use for each command. Method: an order and an answer come again, the same event or under another."""
+    first, answered = scene.script.at(0.0, order(1, 9)), scene.script.at(0.0, answer_to(2))
+    assert name_of(scene.epoch(1)) == "order"
+    assert name_of(scene.epoch(2)) == "c2"
+    again, renamed = order(1, 9), order(1, 9)
+    renamed.meta.event_id = "another-event"
+    copies = [scene.script.at(scene.clock.monotonic(), message) for message in (again, renamed, answer_to(2))]
+    third = scene.epoch(3)
+    assert name_of(third) == "timeout"
+    assert late(third) == [("order", 0, "nonce_replayed")]
+    assert scene.script.letters == [(copies[0], "REPLAYED"), (copies[2], "REPLAYED"), (copies[1], "REPLAYED")]
+    assert min(copies) > max(first, answered)
+
+
+def test_a_flood_of_refused_commands_is_counted_and_its_listing_ends(scene: Scene) -> None:
+    """Goal: an outcome stays small enough to append. Method: 5,000 stale orders and one good answer in one epoch."""
+    for number in range(5_000):
+        scene.script.at(0.0, order(1, 9, name=f"flood-{number}"), delay_ms=3 * 86_400_000)
+    scene.script.at(0.0, answer_to(1))
+    answer = scene.epoch(1)
+    assert name_of(answer) == "c1"
+    assert (len(answer.late), answer.unlisted) == (100, 4_900)
+    assert len(scene.script.letters) == 5_000
+    assert {reason for _, reason in scene.script.letters} == {"STALE"}
+    assert (len(scene.epoch(2).late), scene.epoch(2).unlisted) == (0, 0)

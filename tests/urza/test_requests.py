@@ -169,3 +169,23 @@ def test_order_between_topics_does_not_matter(rng: random.Random, repeats: int) 
         state.fold(message, offset)
     assert state == expected
     assert [each.request_id for each in state.of(NAME)] == ["three"]
+
+
+def test_a_stale_request_is_refused_and_asks_nobody() -> None:
+    """Goal: what its sender sat on gets no kernel. Method: one stale and one fresh request for a new kernel."""
+    state = PrefetchState()
+    state.fold(wanted("old"), 0, stale=True)
+    assert told(state) == ([], {"old": "stale_request: its append time lies too far behind its issue time"}, None)
+    state.fold(wanted("new"), 1)
+    assert told(state)[2] == "new"
+
+
+def test_a_request_id_is_used_once() -> None:
+    """Goal: a copy is no request, before and after the reply. Method: the same id at later offsets, in any state."""
+    state = state_of(wanted("one"), wanted("one"))
+    assert (state.replays(wanted("one"), 0), state.replays(wanted("one"), 1)) == (None, 0)
+    assert [request.offset for request in state.of(NAME)] == [0]
+    state.fold(ly.KernelArtifactReady(meta=meta(), request_id="one"), 0)
+    state.fold(wanted("one"), 2)
+    assert state.of(NAME) == []
+    assert state.replays(wanted("one"), 2) == 0

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from google.protobuf.timestamp_pb2 import Timestamp
 
+from esper.core.clock import SYSTEM_CLOCK, Deadline
 from esper.core.errors import IntegrityError
 from esper.core.kernel import DirectoryBlobStore, KernelArtifact, load_kernel, make_artifact, put_artifact
 from esper.core.ports import BlueprintRuntime, KernelUnavailable
 from esper.karn import KarnCatalog, catalogue
+from esper.leyline import EventMessage, Record
 from esper.leyline import messages as ly
-from esper.oona import Fabric
+from esper.oona import Fabric, list_dead_letters
 from esper.tezzeret import TezzeretCompiler
 from esper.urza import ArtifactCache, UrzaRuntime, build_service
 from esper.urza._catalog import KernelEntry
 from esper.urza._requests import compile_id
+from tests.oona.log import append, signed_record
 from tests.urza.harness import DEADLINE_SECONDS, Log, forge, fresh_request, running, urza
 
 WAIT = DEADLINE_SECONDS
@@ -284,3 +289,72 @@ def test_cache_keeps_what_was_used_last() -> None:
     assert cache.get("b") is None
     assert cache.get("a") is artifacts["a"]
     assert load_kernel(artifacts["c"]).plan.parameters == artifacts["c"].manifest.parameters
+
+
+def request_of(log: Log, request_id: str) -> ly.KernelPrefetchRequest:
+    """Return a request for the log's kernel under an id."""
+    return ly.KernelPrefetchRequest(
+        request_id=request_id, blueprint_id="BP002", training_run_id="run-7", kernel_id=log.name, request=log.request
+    )
+
+
+def append_signed(
+    fabric: Fabric, log: Log, message: EventMessage, *, source: str, age_seconds: int, cause: str = ""
+) -> Record:
+    """Append an event that its sender issued that many seconds ago; return its record."""
+    issued = Timestamp(seconds=SYSTEM_CLOCK.now_ns() // 1_000_000_000 - age_seconds)
+    record = signed_record(fabric, message, key=log.name, source=source, time=issued, causation_id=cause)
+    return append(fabric, [record])[0]
+
+
+def letters_of(fabric: Fabric, record: Record) -> list[str]:
+    """Return the reasons for which a record was set aside."""
+    return [row.reason for row in list_dead_letters(fabric) if (row.topic, row.offset) == (record.topic, record.offset)]
+
+
+@pytest.mark.usefixtures("members")
+def test_stale_and_repeated_requests_are_set_aside(fabric: Fabric, log: Log) -> None:
+    """Goal: one use for a request id, and none for what came too late. Method: a stale one, a good one, its copies."""
+    stale = append_signed(fabric, log, request_of(log, "stale-" + log.name), source="kasmina", age_seconds=3_600)
+    (refused,) = log.wait(ly.KernelArtifactError)
+    assert refused.reason.startswith("stale_request")
+    assert log.of(ly.CompileRequested) == []
+    good = "good-" + log.name
+    append_signed(fabric, log, request_of(log, good), source="kasmina", age_seconds=1)
+    log.wait(ly.KernelArtifactReady)
+    copies = [append_signed(fabric, log, request_of(log, good), source="kasmina", age_seconds=1) for _ in range(3)]
+    deadline = Deadline(DEADLINE_SECONDS)
+    while not all(letters_of(fabric, copy) for copy in copies):
+        assert not deadline.expired
+    assert [letters_of(fabric, one) for one in (stale, *copies)] == [["STALE"], *[["REPLAYED"]] * 3]
+    assert [reply.request_id for reply in log.of(ly.KernelArtifactReady)] == [good]
+
+
+def test_a_reply_counts_for_its_own_request_and_in_time(fabric: Fabric, runtime: UrzaRuntime, log: Log) -> None:
+    """Goal: no old or foreign reply answers a request. Method: three wrong ones and the right one, in this order."""
+    found: list[str] = []
+
+    def fetch() -> None:
+        try:
+            runtime.fetch_kernel(log.request, run_id="run-7", wait_seconds=WAIT)
+        except KernelUnavailable as error:
+            found.append(error.reason)
+
+    thread = threading.Thread(target=fetch)
+    thread.start()
+    (request,) = log.wait(ly.KernelPrefetchRequest)
+
+    def reply(reason: str, *, age_seconds: int, cause: str) -> Record:
+        error = ly.KernelArtifactError(request_id=request.request_id, kernel_id=log.name, reason=reason)
+        return append_signed(fabric, log, error, source="urza", age_seconds=age_seconds, cause=cause)
+
+    stale = reply("old: stale", age_seconds=3_600, cause=request.request_id)
+    reply("foreign: not caused by the request", age_seconds=0, cause="another-event")
+    reply("right: refused", age_seconds=0, cause=request.request_id)
+    thread.join(WAIT)
+    assert found == ["right"]
+    with pytest.raises(KernelUnavailable):
+        runtime.fetch_kernel(
+            log.request, run_id="run-7", wait_seconds=0.01
+        )  # Its letters are settled by the next read.
+    assert letters_of(fabric, stale) == ["STALE"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from google.protobuf.message import Message
 
-from esper.core.clock import Deadline
+from esper.core.clock import SYSTEM_CLOCK
 from esper.core.errors import UsageError
 from esper.leyline import BadRecord, Record
 from esper.leyline import messages as ly
@@ -49,7 +49,8 @@ class Consumer:
 
     An event whose handler failed 5 times is parked, and its key with it: the key's later events wait until
     somebody redrives or discards the parked one, then are handled in their order; other keys go on. A handler
-    may take longer than `settings.member_poll_seconds`: its member keeps its partitions meanwhile.
+    that raises BadRecord refuses its event for good: it becomes a dead letter of that reason, and its key goes on.
+    A handler may take longer than `settings.member_poll_seconds`: its member keeps its partitions meanwhile.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Consumer:
         """
         self._membership.check()
         self._hear_first()
-        taken, wait, commit_due = 0, timeout, Deadline(_COMMIT_EVERY_SECONDS)
+        taken, wait, commit_at = 0, timeout, SYSTEM_CLOCK.monotonic() + _COMMIT_EVERY_SECONDS
         if self._parking.active and not self._membership.paused and self._redrive(limit):
             wait = 0.0
         while taken < limit and not self._stop.is_set():
@@ -142,9 +143,9 @@ class Consumer:
             if not self._deal_with(record):
                 break
             taken += 1
-            if commit_due.expired:
+            if SYSTEM_CLOCK.monotonic() >= commit_at:
                 self._membership.commit()
-                commit_due = Deadline(_COMMIT_EVERY_SECONDS)
+                commit_at = SYSTEM_CLOCK.monotonic() + _COMMIT_EVERY_SECONDS
         self._membership.commit()
         return taken
 
@@ -239,20 +240,25 @@ class Consumer:
         return True
 
     def _process(self, record: Record) -> None:
-        meta = self._gate.authenticate(record)
-        if not self._gate.is_new(record, meta) or (self._parking.active and self._parking.is_known(record)):
+        opened = self._gate.open(record, wanted=self._handlers)
+        place = opened.place
+        if not self._gate.is_new(record, place) or (self._parking.active and self._parking.is_known(record)):
             self._counters.deduplicated += 1
             return
-        handler = self._handlers.get(meta.type)
+        handler = self._handlers.get(opened.meta.type)
         if handler is None:
             self._counters.filtered += 1
         else:
-            event = self._gate.decode(record, meta)
+            event = opened.event()
             if self._parking.active and self._parking.must_wait(record):
                 self._park(record, ly.DEAD_LETTER_REASON_WAITS_FOR_KEY, Failed(_WAITS, 0))
             else:
-                self._handle(handler, event)
-        self._gate.remember(record, meta)
+                try:
+                    self._handle(handler, event)
+                except BadRecord:
+                    self._gate.remember(record, place)  # Refused for good: a copy of it is not asked about again.
+                    raise
+        self._gate.remember(record, place)
 
     def _handle(self, handler: Handler, event: Event) -> None:
         """Handle an event, or park it when it is poison."""
@@ -307,10 +313,10 @@ class Consumer:
         try:
             meta = self._gate.authenticate(record)
             event = self._gate.decode(record, meta)
+            handler = self._handlers.get(meta.type)
+            failed = self._attempt(handler, event) if handler is not None else None
         except BadRecord as bad:
             return Failed(f"it may no longer be believed: {bad}", 1)
-        handler = self._handlers.get(meta.type)
-        failed = self._attempt(handler, event) if handler is not None else None
         if failed is None:
             self._counters.redriven += 1
             if self._breaker.strained:

@@ -9,9 +9,10 @@ from typing import Final
 
 from confluent_kafka import KafkaException
 
-from esper.core.clock import Deadline
+from esper.core.clock import SYSTEM_CLOCK
 from esper.core.errors import BrokerUnavailable, EsperError
 from esper.core.rng import jitter
+from esper.leyline import BadRecord
 from esper.oona._counters import Counters
 from esper.oona._events import Event, Handler
 from esper.oona._failures import error_of, passes
@@ -39,21 +40,22 @@ def attempt(
     """Call the handler until it succeeds; return why not when the event is poison.
 
     Raises:
+        BadRecord: the handler refuses the event for good; it is set aside and its key goes on.
         Left: a stop came, or the partition was taken away, while the event was being retried.
         EsperError: it kept failing for a passing reason until the retry time was over.
         BrokerUnavailable: the handler found no broker; whoever raised it has waited the retry time already.
     """
     failures, backoff, poison_backoff = 0, _BACKOFF_FIRST_SECONDS, _POISON_BACKOFF_FIRST_SECONDS
-    deadline = Deadline(retry_seconds)
+    began = SYSTEM_CLOCK.monotonic()
     while True:  # ends by success, after ATTEMPTS_MAX, at the deadline, or by a stop
         try:
             handler(event)
-        except BrokerUnavailable:
+        except (BadRecord, BrokerUnavailable):
             raise
         except Exception as error:  # The poison handler: whatever a handler raises ends here.
             _logger.info("%s-%d-%d failed: %r", event.topic, event.partition, event.offset, error)
             if is_passing(error):
-                if deadline.expired:
+                if SYSTEM_CLOCK.monotonic() - began >= retry_seconds:
                     raise
                 wait, backoff = backoff, min(2 * backoff, _BACKOFF_MAX_SECONDS)
             else:

@@ -38,6 +38,12 @@ _PROBE_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 5.0
 _DRAIN_POLL_SECONDS: Final = 0.005
 _CONFIRM_POLL_SECONDS: Final = 0.005
+#: Messages that are taken from librdkafka at a time, cheapest at 500.
+_BATCH: Final = 500
+#: While they last, librdkafka is asked this often what else there is: partitions that go, commits, errors.
+_SERVE_EVERY_SECONDS: Final = 0.05
+#: A reader slower than its fetcher fills the queue again and again; by default each time costs it a second's pause.
+_FETCH_BACKOFF_MS: Final = 10
 
 
 class Membership:
@@ -77,7 +83,10 @@ class Membership:
         self._next: dict[Position, int] = {}
         self._uncommitted: set[Position] = set()
         self._gained: list[Position] = []
-        #: Records that came while they were held back.
+        #: Messages that were taken from librdkafka and are not asked for yet, in their order.
+        self._fetched: deque[KafkaMessage] = deque()
+        self._serve_at = 0.0
+        #: Records that came while they were held back, or after those messages.
         self._early: deque[Record] = deque()
         self._committing = self._commit_refused = False
         self._paused = self._held_back = False
@@ -118,7 +127,7 @@ class Membership:
             if self._held_back:
                 self._let_flow()
             try:
-                record = self._early_record() or self._poll(timeout)
+                record = self._take(timeout)
                 self._watch.raise_failure()
             except Fenced as error:
                 self._rejoin(error)
@@ -243,12 +252,42 @@ class Membership:
         if not self._paused:
             self._consumer.resume(self._consumer.assignment())
 
-    def _early_record(self) -> Record | None:
-        return self._early.popleft() if self._early and not self._paused else None
+    def _take(self, timeout: float) -> Record | None:
+        """Return the next record in the order in which they came; what was fetched came before what came early."""
+        if self._paused:
+            return self._poll(timeout)
+        if not self._fetched and not self._early:
+            self._fetch(timeout)
+        elif SYSTEM_CLOCK.monotonic() >= self._serve_at:
+            self._serve(0.0)
+        if self._fetched:
+            return self._record_of(self._fetched.popleft())
+        return self._early.popleft() if self._early else None
+
+    def _fetch(self, timeout: float) -> None:
+        """Take what librdkafka holds, waiting up to `timeout` seconds for the first message."""
+        first = self._consumer.poll(timeout)
+        self.stood_still = False
+        self._serve_at = SYSTEM_CLOCK.monotonic() + _SERVE_EVERY_SECONDS
+        if first is None:
+            return
+        self._fetched.append(first)
+        generation = self.generation
+        rest = self._consumer.consume(_BATCH - 1, 0)
+        self._fetched.extend(rest)  # Not sooner: partitions may go while they are collected, and this with them.
+        if self.generation != generation:
+            self._keep_fetched(lambda place: place in self._next)
+
+    def _keep_fetched(self, is_kept: Callable[[Position], bool]) -> None:
+        """Drop the messages of partitions that are not kept; errors stay, whatever they are about."""
+        self._fetched = deque(
+            message for message in self._fetched if message.error() is not None or is_kept(_place_of_message(message))
+        )
 
     def _poll(self, timeout: float) -> Record | None:
         message = self._consumer.poll(timeout)
         self.stood_still = False
+        self._serve_at = SYSTEM_CLOCK.monotonic() + _SERVE_EVERY_SECONDS
         return self._record_of(message)
 
     def _serve(self, timeout: float) -> None:
@@ -283,6 +322,7 @@ class Membership:
         self._forget(list(self._next))
         self._disconnect()
         self._committing = False
+        self._fetched.clear()  # What is left are errors of the old connection.
         self._consumer = self._join()
 
     def _disconnect(self) -> None:
@@ -429,7 +469,15 @@ class Membership:
             self._next.pop(place, None)
             self._uncommitted.discard(place)
         self._early = deque(record for record in self._early if place_of(record) not in places)
+        self._keep_fetched(lambda place: place not in places)
         self._gained = [place for place in self._gained if place not in places]
+
+
+def _place_of_message(message: KafkaMessage) -> Position:
+    topic, partition = message.topic(), message.partition()
+    assert topic is not None, "a message without error has a topic"
+    assert partition is not None, "a message without error has a partition"
+    return (topic, partition)
 
 
 def _config(cluster: Cluster, *, group: str, instance: str) -> ClientConfig:
@@ -449,7 +497,10 @@ def _config(cluster: Cluster, *, group: str, instance: str) -> ClientConfig:
         "partition.assignment.strategy": "range",
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
+        # We write no transactions; an open one of a stranger would hide everything behind it for as long as it likes.
+        "isolation.level": "read_uncommitted",
         # Positions are given at each assignment; one that the log no longer holds must stop the member.
         "auto.offset.reset": "error",
         "fetch.error.backoff.ms": 100,
+        "fetch.queue.backoff.ms": _FETCH_BACKOFF_MS,
     }

@@ -32,6 +32,8 @@ _BREAKER_STATES: Final = {
     "HALF_OPEN": ly.CIRCUIT_STATE_HALF_OPEN,
     "OPEN": ly.CIRCUIT_STATE_OPEN,
 }
+#: Stands for all readers of a process, which have no group.
+_READERS: Final = "none"
 #: From the best to the worst.
 _BREAKERS: Final = ("CLOSED", "HALF_OPEN", "OPEN")
 
@@ -62,6 +64,8 @@ class FabricMetrics:
 
     sources: Mapping[str, SourceMetrics] = field(default_factory=dict)
     groups: Mapping[str, GroupMetrics] = field(default_factory=dict)
+    #: Authentic events that readers without a group refused, by reason: stale commands, copies of used ones.
+    refused: Mapping[str, int] = field(default_factory=dict)
     #: Why the fabric is in conservative mode; empty when it is not.
     conservative: tuple[str, ...] = ()
     emergency_level: ly.EmergencyLevel = ly.EMERGENCY_LEVEL_UNSPECIFIED
@@ -72,12 +76,14 @@ class FabricMetrics:
 QueueDepths = Mapping[tuple[str, str], int]
 
 
-def metric_points(metrics: FabricMetrics, depths: QueueDepths) -> list[ly.MetricPoint]:
-    """Return the points of one snapshot; pure."""
+def metric_points(metrics: FabricMetrics, depths: QueueDepths | None) -> list[ly.MetricPoint]:
+    """Return the points of one snapshot, without queue depths where they were not asked for; pure."""
     return [
-        *_queue_points(depths),
+        *(_queue_points(depths) if depths is not None else ()),
         *(point for source, found in sorted(metrics.sources.items()) for point in _source_points(source, found)),
         *(point for group, found in sorted(metrics.groups.items()) for point in _group_points(group, found)),
+        _point("oona.stale.dropped", metrics.refused.get("STALE", 0), "records", group=_READERS),
+        _point("oona.replay.dropped", metrics.refused.get("REPLAYED", 0), "records", group=_READERS),
         _point("oona.conservative_mode", 1.0 if metrics.conservative else 0.0),
         _point("oona.emergency.level", metrics.emergency_level),
         _point("oona.emergency.total", metrics.emergency_signals, "signals"),
@@ -85,9 +91,17 @@ def metric_points(metrics: FabricMetrics, depths: QueueDepths) -> list[ly.Metric
 
 
 def metrics_packet(
-    metrics: FabricMetrics, depths: QueueDepths, *, source: str, events: tuple[ly.TelemetryEvent, ...] = ()
+    metrics: FabricMetrics,
+    depths: QueueDepths | None,
+    *,
+    source: str,
+    member: str = "",
+    events: tuple[ly.TelemetryEvent, ...] = (),
 ) -> ly.TelemetryPacket:
-    """Return the telemetry packet of one snapshot, its meta still empty; WARNING in conservative mode."""
+    """Return the telemetry packet of one snapshot, its meta still empty; WARNING in conservative mode.
+
+    `member` names the process among those of its source.
+    """
     degraded = bool(metrics.conservative)
     status = ly.HEALTH_STATUS_DEGRADED if degraded else ly.HEALTH_STATUS_HEALTHY
     return ly.TelemetryPacket(
@@ -96,7 +110,9 @@ def metrics_packet(
         level=ly.TELEMETRY_LEVEL_WARNING if degraded else ly.TELEMETRY_LEVEL_INFO,
         metrics=metric_points(metrics, depths),
         events=events,
-        system_health=ly.SystemHealth(status=status, summary="; ".join(metrics.conservative)),
+        system_health=ly.SystemHealth(
+            status=status, summary="; ".join(metrics.conservative), indicators={"member": member}
+        ),
     )
 
 

@@ -61,7 +61,9 @@ class Reports:
         depths = queue_depths(self._fabric.cluster, self._fabric.topics)
         metrics = self._fabric.metrics()
         events = tuple(_held(decision) for decision in self._retained if decision.reason)
-        packet = metrics_packet(metrics, depths, source=self._publisher.source, events=events)
+        packet = metrics_packet(
+            metrics, depths, source=self._publisher.source, member=self._fabric.member, events=events
+        )
         self._publisher.submit(packet, key=self._publisher.source)
 
     def retain(self) -> list[RetentionDecision]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("esper.oona.retention")
 
 _REQUEST_SECONDS: Final = 10.0
+#: Kafka's answer where no record is as young as was asked.
+_NONE_SINCE: Final = -1
 #: Where a partition's record size is looked at: so many places, so many records at each.
 _SAMPLES: Final = 8
 _SAMPLE_RECORDS: Final = 20
@@ -204,12 +206,14 @@ def first_that_fits(low: int, high: int, *, bytes_max: int, record_bytes: float)
 
 
 def _first_since(fabric: Fabric, places: Sequence[Position], since_ms: int) -> dict[Position, int]:
-    """Return the first offset appended at or after a time; -1 where there is none."""
+    """Return the first offset appended at or after a time; -1 where there is none, and nothing for what is unknown."""
     spec: OffsetSpec = OffsetSpec.for_timestamp(max(0, since_ms))
     asked = {TopicPartition(*place): spec for place in places}
     futures = fabric.cluster.admin.list_offsets(asked, request_timeout=_REQUEST_SECONDS)
     what = "the age of records cannot be asked"
-    return {(place.topic, place.partition): answer_of(future, what).offset for place, future in futures.items()}
+    found = {(place.topic, place.partition): answer_of(future, what).offset for place, future in futures.items()}
+    # librdkafka may answer -1001 right after a restart of the broker: an age that is not known has expired nothing.
+    return {place: offset for place, offset in found.items() if offset >= _NONE_SINCE}
 
 
 def _mean_record_bytes(fabric: Fabric, place: Position, low: int, high: int) -> float:

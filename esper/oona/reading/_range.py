@@ -12,7 +12,7 @@ from confluent_kafka import TopicPartition
 
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import UsageError
-from esper.oona._cluster import Position
+from esper.oona._cluster import Position, check_offsets
 from esper.oona._events import Event
 from esper.oona._kafka_admin import OffsetSpec
 from esper.oona.reading._reader import Only
@@ -166,7 +166,9 @@ def _offsets_at_time(fabric: Fabric, time_ms: int, places: Sequence[Position]) -
         spec = OffsetSpec.for_timestamp(time_ms)
         asked = {TopicPartition(*place): spec for place in places}
         futures = cluster.admin.list_offsets(asked, request_timeout=_REQUEST_SECONDS)
-        return {(place.topic, place.partition): future.result().offset for place, future in futures.items()}
+        found = {(place.topic, place.partition): future.result().offset for place, future in futures.items()}
+        check_offsets(found, least=_NO_SUCH_OFFSET)
+        return found
 
     found = cluster.watch(what).retrying(what, ask)
     after = [place for place, offset in found.items() if offset == _NO_SUCH_OFFSET]

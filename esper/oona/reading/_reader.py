@@ -12,7 +12,8 @@ from confluent_kafka import Message as KafkaMessage
 
 from esper.core.clock import Deadline
 from esper.core.errors import NotReadyError, UsageError
-from esper.leyline import BadRecord, Record
+from esper.leyline import EVENT_TYPES, BadRecord, Record
+from esper.leyline import messages as ly
 from esper.oona._cluster import ClientConfig, Cluster, Position, gathering
 from esper.oona._counters import ConsumerMetrics, Counters, reason_name
 from esper.oona._events import Event, Gatekeeper, record_of
@@ -59,6 +60,7 @@ class Reader:
         self._gate = Gatekeeper(keyring=fabric.keyring, topics=fabric.topics)
         self._letters = DeadLetterWriter(fabric, rejects, group=_NO_GROUP) if rejects else None
         self._counters = Counters()
+        self._refused = fabric.refused
         self._at_end: set[Position] = set()
         self._closed = False
         self._next = _resolve(fabric.cluster, positions)
@@ -114,6 +116,19 @@ class Reader:
                 )
             events += self.read(min(deadline.remaining_seconds, 1.0), on_reject=on_reject)
         return events
+
+    def set_aside(self, event: Event, *, reason: ly.DeadLetterReason, detail: str) -> None:
+        """Append a dead letter for an authentic event that its reader refuses; the next `read` waits for it.
+
+        The letter needs no key to wait, unlike that of a handler which failed. Without `rejects` it is only counted.
+
+        Raises:
+            BrokerUnavailable: the topic of dead letters could not be read or written.
+        """
+        self._counters.dead_lettered[reason_name(reason)] += 1
+        self._refused[reason_name(reason)] += 1
+        if self._letters is not None:
+            self._letters.write(event.record, reason=reason, detail=detail, attempts=1)
 
     def positions(self) -> dict[Position, int]:
         """Return the offset of the next record of each partition."""
@@ -174,15 +189,15 @@ class Reader:
     def _admit(self, record: Record, on_reject: OnReject | None) -> Event | None:
         """Return the record's event if it is authentic and new."""
         try:
-            meta = self._gate.authenticate(record)
-            if not self._gate.is_new(record, meta):
+            opened = self._gate.open(record, wanted=EVENT_TYPES)
+            if not self._gate.is_new(record, opened.place):
                 self._counters.deduplicated += 1
                 return None
-            event = self._gate.decode(record, meta)
+            event = opened.event()
         except BadRecord as bad:
             self._reject(record, bad, on_reject)
             return None
-        self._gate.remember(record, meta)
+        self._gate.remember(record, opened.place)
         self._counters.handled += 1
         return event
 
@@ -233,8 +248,12 @@ def _reader_config(cluster: Cluster) -> ClientConfig:
         "group.id": _NO_GROUP,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
+        # We write no transactions; an open one of a stranger would hide everything behind it for as long as it likes.
+        "isolation.level": "read_uncommitted",
         "enable.partition.eof": True,
         # A position that the log no longer holds must stop the reader, not move it in silence.
         "auto.offset.reset": "error",
         "fetch.error.backoff.ms": 100,
+        # By default a reader slower than its fetcher costs itself a pause of a second, again and again.
+        "fetch.queue.backoff.ms": 10,
     }

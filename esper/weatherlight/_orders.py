@@ -1,0 +1,172 @@
+"""An operator's command to a run: checked against the log, appended, and followed to its outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from esper.core.clock import SYSTEM_CLOCK, Clock
+from esper.core.errors import OperationFailed, UsageError
+from esper.core.ids import new_event_id
+from esper.leyline import messages as ly
+from esper.oona import Event, Fabric
+from esper.weatherlight._run_log import RunLog, check_open, read_run_log
+
+#: The source whose commands name epochs instead of answering a packet.
+_OPERATOR: Final = "cli"
+_POLL_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True)
+class RunOrder:
+    """What an operator wants of a run: an operation on a seed, and at the edges of which epochs.
+
+    `operation` is a name of `SeedOperation` in lower case ("cull"). `epochs` are the first and the last one, None
+    for every epoch that is left: the command is applied once, at the first edge among them.
+    """
+
+    operation: str
+    seed_id: str = ""
+    slot: str = ""
+    blueprint_id: str = ""
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    epochs: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """An operator's command as it stands in the log."""
+
+    run_id: str
+    command_id: str
+    event_id: str
+    offset: int
+    first_epoch: int
+    last_epoch: int
+
+
+def order_run(fabric: Fabric, run_id: str, order: RunOrder, *, clock: Clock = SYSTEM_CLOCK) -> Ordered:
+    """Append the command of an operator to a run; whoever trains it says in an outcome what became of it.
+
+    Raises:
+        UsageError: there is no such run, it is over, or the run cannot be told this.
+        BrokerUnavailable: no broker answered, or the command was not acknowledged, within
+            `settings.broker_retry_seconds`.
+    """
+    run = read_run_log(fabric, run_id)
+    check_open(run, f"run {run_id} takes no commands")
+    first, last = _epochs(run, order.epochs)
+    wish = _seed_operation(run, order)
+    command = ly.AdaptationCommand(
+        version=1,
+        command_id=f"cmd-{new_event_id()}",
+        command_type=ly.COMMAND_SEED,
+        target_seed_id=order.seed_id,
+        training_run_id=run_id,
+        issued_by=_OPERATOR,
+        seed_operation=wish,
+        first_epoch=first,
+        last_epoch=last,
+    )
+    command.issued_at.FromNanoseconds(clock.now_ns())
+    with fabric.publisher(_OPERATOR) as publisher:
+        receipt = publisher.publish(command, key=run_id, correlation_id=run_id)
+    return Ordered(run_id, command.command_id, receipt.event_id, receipt.offset, first, last)
+
+
+def await_outcome(fabric: Fabric, ordered: Ordered) -> ly.CommandOutcome:
+    """Return the outcome that names the command, as soon as it is in the log.
+
+    Raises:
+        OperationFailed: the command was refused unapplied, or the run ended before it could be applied.
+        BrokerUnavailable: no broker answered for `settings.broker_retry_seconds`.
+    """
+    place = ("runs", fabric.partition_of("runs", ordered.run_id))
+    with fabric.reader({place: "begin"}) as reader:
+        while True:  # ends with the command's outcome, its refusal, or the run
+            for event in reader.read(_POLL_SECONDS):
+                outcome = _outcome_of(event, ordered)
+                if outcome is not None:
+                    return outcome
+
+
+def _outcome_of(event: Event, ordered: Ordered) -> ly.CommandOutcome | None:
+    message = event.message
+    if event.meta.subject != ordered.run_id:
+        return None
+    if isinstance(message, ly.CommandOutcome):
+        if message.command_id == ordered.command_id:
+            return message
+        reasons = [late.reason for late in message.late_commands if late.command_id == ordered.command_id]
+        if reasons:
+            raise _lost(ordered, f"{reasons[0]} at epoch {message.epoch}")
+    if isinstance(message, ly.TrainingRunFinished | ly.TrainingRunFailed):
+        raise _lost(ordered, "the run ended first")
+    return None
+
+
+def _lost(ordered: Ordered, cause: str) -> OperationFailed:
+    return OperationFailed(
+        f"command {ordered.command_id} was not applied",
+        cause=cause,
+        next_step=f"`esper runs show {ordered.run_id}` shows every epoch with its outcome",
+    )
+
+
+def _epochs(run: RunLog, wanted: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the epochs that a command is to name."""
+    planned = run.request.epochs if run.request is not None else 0
+    following = run.epochs + 1
+    # A loop of the user's own may not say how long it is.
+    first, last = wanted or (following, max(planned, following) if planned else 2**31)
+    if not 0 < first <= last:
+        raise UsageError(f"{first}-{last} are no epochs", cause="the first is 1 and the last is not before it")
+    if last < following:
+        raise UsageError(
+            f"run {run.run_id} takes no command for epochs up to {last}",
+            cause=f"epoch {run.epochs} has its outcome already",
+            next_step=f"Name epochs from {following} on",
+        )
+    if planned and first > planned:
+        raise UsageError(
+            f"run {run.run_id} takes no command for epochs from {first} on", cause=f"it has {planned} epochs"
+        )
+    return first, last
+
+
+def _seed_operation(run: RunLog, order: RunOrder) -> ly.CommandSeedOperation:
+    from esper.kasmina import PATHS  # torch comes with it
+
+    known = {ly.SeedOperation.Name(one).removeprefix("SEED_OP_").lower(): one for one in PATHS}
+    if order.operation not in known:
+        raise UsageError(f"there is no operation {order.operation!r}", cause=f"a seed knows {', '.join(sorted(known))}")
+    operation = known[order.operation]
+    if operation == ly.SEED_OP_GERMINATE:
+        _check_germination(run, order)
+    elif not order.seed_id:
+        raise UsageError(
+            f"{order.operation} needs a seed", next_step="Name one with --seed; `esper runs show` lists them"
+        )
+    return ly.CommandSeedOperation(
+        operation=operation, blueprint_id=order.blueprint_id, slot=order.slot, parameters=order.parameters
+    )
+
+
+def _check_germination(run: RunLog, order: RunOrder) -> None:
+    from esper.karn import catalogue
+
+    blueprint = catalogue().get(order.blueprint_id)
+    if blueprint is None:
+        raise UsageError(
+            f"there is no blueprint {order.blueprint_id!r}",
+            next_step="`esper blueprints list` shows what may be grafted",
+        )
+    blueprint.check(order.parameters)
+    slots = [slot.slot for slot in run.packet.slots] if run.packet is not None else []
+    if not order.slot or (slots and order.slot not in slots):
+        raise UsageError(
+            f"run {run.run_id} has no slot {order.slot!r}",
+            cause=f"it has {', '.join(slots)}" if slots else "its slots are known after its first epoch",
+            next_step="Name one with --slot",
+        )
