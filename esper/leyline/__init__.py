@@ -2,6 +2,7 @@
 
 from esper.leyline.ed25519 import PrivateKey, PublicKey
 from esper.leyline.records import (
+    CLOCK_SKEW_MS_MAX,
     SIGNATURE_HEADER,
     TYPE_HEADER,
     VALUE_BYTES_MAX,
@@ -9,6 +10,7 @@ from esper.leyline.records import (
     BadRecord,
     Record,
     decode,
+    open_event,
     open_record,
 )
 from esper.leyline.registry import EVENT_TYPES, PACKAGE, EventMessage, full_name, short_name, type_of
@@ -28,6 +30,7 @@ from esper.leyline.signing import (
 )
 
 __all__ = [
+    "CLOCK_SKEW_MS_MAX",
     "EVENT_TYPES",
     "HMAC_ALGORITHM",
     "KEY_OPERATOR",
@@ -56,6 +59,7 @@ __all__ = [
     "fold_key_event",
     "full_name",
     "mac_of",
+    "open_event",
     "open_record",
     "short_name",
     "speaks_about_keys",

@@ -8,13 +8,13 @@ is not canonical.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, cast
 
 from google.protobuf.message import DecodeError, Message
 
-from esper.leyline.registry import EVENT_TYPES
+from esper.leyline.registry import EVENT_TYPES, EventMessage
 from esper.leyline.signing import KEY_ID_BYTES, Envelope, KeyRing, Verdict
 from esper.leyline.v1 import operations_pb2 as ops
 from esper.leyline.v1.meta_pb2 import AnyEvent, EventMeta
@@ -24,12 +24,19 @@ TYPE_HEADER: Final = "type"
 #: 8 MiB for an inline artifact plus its message around it; larger values are refused before any parse.
 VALUE_BYTES_MAX: Final = 9 * 1024 * 1024
 _EVENT_ID_LENGTH: Final = 32
+#: Most that the time of an event may lie after the broker's: as far as Kerberos lets clocks differ (RFC 4120, 5.5.2).
+#: No setting, so that a log is judged tomorrow as it is today.
+CLOCK_SKEW_MS_MAX: Final = 300_000
+#: 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z, the range that timestamp.proto states.
+_TIME_SECONDS_MIN: Final = -62_135_596_800
+_TIME_SECONDS_MAX: Final = 253_402_300_799
+_NANOS_PER_SECOND: Final = 1_000_000_000
 
 #: Whether records of (topic, type, source) are expected; topics/*.yaml answers.
 Allowed = Callable[[str, str, str], bool]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Record:
     """One Kafka record, exactly as it was read."""
 
@@ -40,6 +47,25 @@ class Record:
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
     append_time_ms: int = 0
+
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: tuple[tuple[str, bytes | None], ...] = (),
+        append_time_ms: int = 0,
+    ) -> None:
+        # One is made for every record read. What `dataclass` would write takes five times as long, as long as its MAC.
+        _set_topic(self, topic)
+        _set_partition(self, partition)
+        _set_offset(self, offset)
+        _set_key(self, key)
+        _set_value(self, value)
+        _set_headers(self, headers)
+        _set_append_time_ms(self, append_time_ms)
 
     def header(self, name: str) -> bytes | None:
         """Return the only header called `name`; None when absent or given more than once."""
@@ -53,6 +79,16 @@ class Record:
     def value_digest(self) -> str:
         """SHA-256 of the value, 64 hexadecimal digits."""
         return hashlib.sha256(self.value or b"").hexdigest()
+
+
+_SLOTS: Final = vars(Record)
+_set_topic: Final = _SLOTS["topic"].__set__
+_set_partition: Final = _SLOTS["partition"].__set__
+_set_offset: Final = _SLOTS["offset"].__set__
+_set_key: Final = _SLOTS["key"].__set__
+_set_value: Final = _SLOTS["value"].__set__
+_set_headers: Final = _SLOTS["headers"].__set__
+_set_append_time_ms: Final = _SLOTS["append_time_ms"].__set__
 
 
 class BadRecord(Exception):
@@ -80,12 +116,13 @@ def _text(raw: bytes | None) -> str | None:
         return None
 
 
-def _authenticate(record: Record, keyring: KeyRing) -> tuple[str, str, bytes]:
-    """Return (key, type, signature) of a record whose signature holds; raise BadRecord otherwise."""
-    if not record.value:
+def _authenticate(record: Record, keyring: KeyRing) -> tuple[str, str, bytes, bytes]:
+    """Return (key, type, signature, value) of a record whose signature holds; raise BadRecord otherwise."""
+    value = record.value
+    if not value:
         raise BadRecord(ops.DEAD_LETTER_REASON_EMPTY, "the record has no value")
-    if len(record.value) > VALUE_BYTES_MAX:
-        raise BadRecord(ops.DEAD_LETTER_REASON_TOO_LARGE, f"{len(record.value)} bytes, at most {VALUE_BYTES_MAX}")
+    if len(value) > VALUE_BYTES_MAX:
+        raise BadRecord(ops.DEAD_LETTER_REASON_TOO_LARGE, f"{len(value)} bytes, at most {VALUE_BYTES_MAX}")
     signature = record.header(SIGNATURE_HEADER)
     key, type_name = _text(record.key), _text(record.header(TYPE_HEADER))
     if signature is None:
@@ -93,14 +130,13 @@ def _authenticate(record: Record, keyring: KeyRing) -> tuple[str, str, bytes]:
         raise BadRecord(reason, detail)
     if key is None or type_name is None:
         raise BadRecord(ops.DEAD_LETTER_REASON_INCONSISTENT, "the key or the type header is missing or not UTF-8")
-    envelope = Envelope(record.topic, record.partition, key, type_name, record.value)
-    verdict = keyring.verify(envelope, signature)
+    verdict = keyring.verify(Envelope(record.topic, record.partition, key, type_name, value), signature)
     if verdict is not Verdict.GOOD:
         reason, detail = _VERDICTS[verdict]
         raise BadRecord(reason, detail)
     if keyring.revocations:
         _check_not_revoked(record, keyring, signature[:KEY_ID_BYTES].hex())
-    return key, type_name, signature
+    return key, type_name, signature, value
 
 
 def _check_not_revoked(record: Record, keyring: KeyRing, key_id: str) -> None:
@@ -119,7 +155,21 @@ def _inconsistency(meta: EventMeta, key: str, type_name: str) -> str:
         return "meta.event_id is missing or malformed"
     if not meta.producer_id or meta.sequence == 0:
         return "meta.producer_id or meta.sequence is missing"
+    time = meta.time
+    if not (_TIME_SECONDS_MIN <= time.seconds <= _TIME_SECONDS_MAX and 0 <= time.nanos < _NANOS_PER_SECOND):
+        return "meta.time is no time"
     return ""
+
+
+def _check_time(record: Record, meta: EventMeta) -> None:
+    """Refuse what claims to be made after it was appended: it would never grow stale."""
+    if record.append_time_ms <= 0:
+        return  # Not appended yet, so that there is nothing to compare with.
+    time = meta.time
+    ahead_ms = time.seconds * 1_000 + time.nanos // 1_000_000 - record.append_time_ms
+    if ahead_ms > CLOCK_SKEW_MS_MAX:
+        detail = f"its time lies {ahead_ms // 1_000} s after its append, {CLOCK_SKEW_MS_MAX // 1_000} s are believed"
+        raise BadRecord(ops.DEAD_LETTER_REASON_FUTURE_TIME, detail)
 
 
 def open_record(record: Record, *, keyring: KeyRing, allowed: Allowed) -> EventMeta:
@@ -128,31 +178,57 @@ def open_record(record: Record, *, keyring: KeyRing, allowed: Allowed) -> EventM
     Raises:
         BadRecord: it is not; the reason is one of the contract's.
     """
-    key, type_name, signature = _authenticate(record, keyring)
-    assert record.value is not None, "an authenticated record has a value"
+    return open_event(record, keyring=keyring, allowed=allowed, wanted=())[0]
+
+
+def open_event(
+    record: Record, *, keyring: KeyRing, allowed: Allowed, wanted: Container[str]
+) -> tuple[EventMeta, Message | None]:
+    """Return what `open_record` does and, of the types that are `wanted`, the message that holds this meta.
+
+    The value is parsed once for both, not twice. No message where it does not decode as its type: `decode` says so.
+
+    Raises:
+        BadRecord: as `open_record`.
+    """
+    key, type_name, signature, value = _authenticate(record, keyring)
     if type_name not in EVENT_TYPES:
         raise BadRecord(ops.DEAD_LETTER_REASON_UNKNOWN_TYPE, f"type {type_name!r} is not in this contract")
-    try:
-        meta = AnyEvent.FromString(record.value).meta
-    except DecodeError as error:
-        raise BadRecord(ops.DEAD_LETTER_REASON_UNDECODABLE, "the value is not a protobuf event") from error
+    message = _decoded(value, type_name) if type_name in wanted else None
+    meta = _meta_of(value) if message is None else cast("EventMessage", message).meta
     problem = _inconsistency(meta, key, type_name)
     if problem:
         raise BadRecord(ops.DEAD_LETTER_REASON_INCONSISTENT, problem)
-    if not allowed(record.topic, type_name, meta.source):
-        detail = f"topic {record.topic} takes no {type_name} from {meta.source!r}"
+    topic, source = record.topic, meta.source
+    if not allowed(topic, type_name, source):
+        detail = f"topic {topic} takes no {type_name} from {source!r}"
         raise BadRecord(ops.DEAD_LETTER_REASON_NOT_ALLOWED, detail)
     problem = keyring.signer_problem(
         signature,
         type_name=type_name,
-        source=meta.source,
-        topic=record.topic,
+        source=source,
+        topic=topic,
         partition=record.partition,
         offset=record.offset,
     )
     if problem:
         raise BadRecord(ops.DEAD_LETTER_REASON_WRONG_SIGNER, problem)
-    return meta
+    _check_time(record, meta)
+    return meta, message
+
+
+def _decoded(value: bytes, type_name: str) -> Message | None:
+    try:
+        return EVENT_TYPES[type_name].FromString(value)
+    except DecodeError:
+        return None
+
+
+def _meta_of(value: bytes) -> EventMeta:
+    try:
+        return AnyEvent.FromString(value).meta
+    except DecodeError as error:
+        raise BadRecord(ops.DEAD_LETTER_REASON_UNDECODABLE, "the value is not a protobuf event") from error
 
 
 def decode(record: Record, meta: EventMeta) -> Message:

@@ -33,6 +33,9 @@ SIGNER_SIGNATURE_BYTES: Final = KEY_ID_BYTES + ED25519_SIGNATURE_BYTES
 SECRET_BYTES_MIN: Final = 32
 #: Longer ones are nobody's; they must not fill the memory of those who only refuse them.
 _KEPT_KEY_CHARACTERS_MAX: Final = 256
+_BLOCK_BYTES: Final = 64
+_INNER_PAD: Final = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER_PAD: Final = bytes(byte ^ 0x5C for byte in range(256))
 #: What changes a model, brings a kernel into it, or takes a key away.
 SIGNER_TYPES: Final = frozenset(
     full_name(name)
@@ -60,10 +63,10 @@ class Envelope(NamedTuple):
 
     def signed_bytes(self, domain: bytes = _DOMAIN) -> bytes:
         """Return the length-prefixed fields: 4-byte big-endian lengths, then the bytes."""
-        short = len(self.key) <= _KEPT_KEY_CHARACTERS_MAX and len(self.type_name) <= _KEPT_KEY_CHARACTERS_MAX
-        place = _kept_place if short else _place
-        before = place(domain, self.topic, self.partition, self.key, self.type_name)
-        return before + len(self.value).to_bytes(4, "big") + self.value
+        topic, partition, key, type_name, value = self
+        short = len(key) <= _KEPT_KEY_CHARACTERS_MAX and len(type_name) <= _KEPT_KEY_CHARACTERS_MAX
+        before = (_kept_place if short else _place)(domain, topic, partition, key, type_name)
+        return before + len(value).to_bytes(4, "big") + value
 
 
 def _place(domain: bytes, topic: str, partition: int, key: str, type_name: str) -> bytes:
@@ -86,13 +89,36 @@ def _mac_key(secret: bytes) -> bytes:
     return hmac.digest(secret, _KEY_DOMAIN + b"\x01", "sha256")
 
 
+class KeyedHash:
+    """HMAC-SHA256 under one key of at most 64 bytes (RFC 2104), keyed once.
+
+    Two hashes that stand after the padded key are copied for each MAC, as the RFC's section 4 suggests: half the
+    time of `hmac.digest`, which keys anew, and a third less than a copy of an `hmac.HMAC`.
+    """
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        assert len(key) <= _BLOCK_BYTES, "a longer key would have to be hashed first"
+        padded = key.ljust(_BLOCK_BYTES, b"\0")
+        self._inner = hashlib.sha256(padded.translate(_INNER_PAD))
+        self._outer = hashlib.sha256(padded.translate(_OUTER_PAD))
+
+    def mac(self, content: bytes) -> bytes:
+        """Return the 32 bytes of the MAC of `content`."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(content)
+        outer.update(inner.digest())
+        return outer.digest()
+
+
 @dataclass(frozen=True)
 class KeySet:
     """What a ring holds at one time; never changed, only replaced as a whole."""
 
     signing_key_id: bytes
-    #: Key id -> a pre-keyed HMAC: copied for each record, that is a third cheaper than keying it anew.
-    macs: Mapping[bytes, hmac.HMAC]
+    #: Key id -> the MAC under that key.
+    macs: Mapping[bytes, KeyedHash]
     #: Key id -> a source's public key.
     public_keys: Mapping[bytes, PublicKey]
     #: Source -> the key that it signs with.
@@ -124,7 +150,7 @@ class KeySet:
         publics = [*public_keys, *(key.public for key in private_keys)]
         return cls(
             signing_key_id=bytes.fromhex(fingerprint(signing)),
-            macs={key_id: hmac.new(key, digestmod=hashlib.sha256) for key_id, key in secrets.items()},
+            macs={key_id: KeyedHash(key) for key_id, key in secrets.items()},
             public_keys={key.key_id: key for key in publics},
             private_keys={key.public.source: key for key in private_keys},
             signers_required=signers_required,
@@ -173,7 +199,7 @@ class KeyRing:
         if keys.signers_required and envelope.type_name in SIGNER_TYPES:
             signer = keys.private_keys[source]
             return signer.public.key_id + signer.sign(envelope.signed_bytes(_SIGNER_DOMAIN))
-        return keys.signing_key_id + _mac(keys.macs[keys.signing_key_id], envelope)
+        return keys.signing_key_id + keys.macs[keys.signing_key_id].mac(envelope.signed_bytes())
 
     def verify(self, envelope: Envelope, signature: bytes | None) -> Verdict:
         """Check `signature`: MACs in constant time, with equal work for known and unknown keys.
@@ -186,7 +212,7 @@ class KeyRing:
             return self._verify_signer(envelope, signature)
         keys = self.keys
         known = keys.macs.get(signature[:KEY_ID_BYTES])
-        expected = _mac(known or keys.macs[keys.signing_key_id], envelope)
+        expected = (known or keys.macs[keys.signing_key_id]).mac(envelope.signed_bytes())
         matches = hmac.compare_digest(expected, signature[KEY_ID_BYTES:])
         if known is None:
             return Verdict.UNKNOWN_KEY
@@ -216,12 +242,6 @@ class KeyRing:
         if owner is None or owner.source != source:
             return f"{source!r} does not sign with key {signature[:KEY_ID_BYTES].hex()}"
         return ""
-
-
-def _mac(keyed: hmac.HMAC, envelope: Envelope) -> bytes:
-    mac = keyed.copy()
-    mac.update(envelope.signed_bytes())
-    return mac.digest()
 
 
 def mac_of(signature: bytes) -> bytes:

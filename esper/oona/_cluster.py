@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from confluent_kafka import KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from esper.core.errors import BrokerUnavailable
@@ -208,7 +208,8 @@ class Cluster:
             admin = self.admin  # Held until its answers are there, whatever another thread puts in its place.
             futures = admin.list_offsets(asked, request_timeout=_REQUEST_SECONDS)
             try:
-                return {(place.topic, place.partition): future.result().offset for place, future in futures.items()}
+                found = {(place.topic, place.partition): future.result().offset for place, future in futures.items()}
+                check_offsets(found)
             except KafkaException as exception:
                 if lacks_leader(error_of(exception)):
                     self._raise_if_hidden({topic for topic, _ in wanted})
@@ -216,12 +217,21 @@ class Cluster:
                 # asks who leads now; a fresh one does.
                 self._admin = None
                 raise
+            return found
 
         earliest: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # confluent_kafka lacks it
         latest: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # as above
         low = self._watch.retrying(what, lambda: ask(earliest), seconds=seconds)
         high = self._watch.retrying(what, lambda: ask(latest), seconds=seconds)
         return {place: (low[place], high[place]) for place in wanted}
+
+
+def check_offsets(found: Mapping[Position, int], *, least: int = 0) -> None:
+    """Raise what passes where librdkafka answers neither offset nor error, but -1001: seen right after a restart."""
+    unknown = sorted(f"{topic}-{partition}" for (topic, partition), offset in found.items() if offset < least)
+    if unknown:
+        cause = f"no offset was answered for {', '.join(unknown)}"
+        raise KafkaException(KafkaError(KafkaError.OFFSET_NOT_AVAILABLE, cause))
 
 
 def _passwords_of(settings: Settings, home: Home) -> Principals | None:

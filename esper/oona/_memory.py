@@ -13,14 +13,15 @@ import binascii
 import hashlib
 from collections import OrderedDict
 from enum import Enum
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple, Protocol
 
 from esper.leyline import Record
-from esper.leyline import messages as ly
 
 #: 64 bits tell producers apart; a chance collision among a million lives has odds of about 3 in 10^8.
 _PRODUCER_BYTES: Final = 8
 _SEQUENCE_BYTES: Final = 6
+_SEQUENCE_MAX: Final = 2 ** (8 * _SEQUENCE_BYTES) - 1
 _ENTRY_BYTES: Final = _PRODUCER_BYTES + _SEQUENCE_BYTES
 #: Kafka's default limit for an offset's metadata is 4,096 bytes, which base64 fills to three quarters.
 _METADATA_ENTRIES_MAX: Final = 216
@@ -31,6 +32,30 @@ _PRODUCERS_MAX: Final = 100_000
 #: Recent events of a partition whose payload is remembered, to tell a copy from a contradiction.
 _RECENT_MAX: Final = 1_024
 _META_TAG: Final = 0x0A
+
+
+class Chained(Protocol):
+    """Who wrote a record, and as which of his: an EventMeta, or a `Place` taken from one."""
+
+    @property
+    def producer_id(self) -> str:
+        """One life of one producer."""
+
+    @property
+    def sequence(self) -> int:
+        """From 1, counted per producer and partition."""
+
+    @property
+    def event_id(self) -> str:
+        """32 hexadecimal digits."""
+
+
+class Place(NamedTuple):
+    """What is remembered of an event; it stays what it was whatever a handler does with the event's message."""
+
+    producer_id: str
+    sequence: int
+    event_id: str
 
 
 class Judgement(Enum):
@@ -82,12 +107,13 @@ class HighWater:
         return (_COMPLETE if complete else _PARTIAL) + base64.b64encode(packed).decode()
 
     def _raise(self, digest: bytes, sequence: int) -> None:
-        # A sequence beyond 2^48 cannot be honest; capped, it still counts as the highest.
-        highest = max(self._sequences.get(digest, 0), min(sequence, 2 ** (8 * _SEQUENCE_BYTES) - 1))
-        self._sequences[digest] = highest
-        self._sequences.move_to_end(digest)
-        if len(self._sequences) > _PRODUCERS_MAX:
-            self._sequences.popitem(last=False)
+        sequences = self._sequences
+        if sequence > sequences.get(digest, -1):
+            # A sequence beyond 2^48 cannot be honest; capped, it still counts as the highest.
+            sequences[digest] = sequence if sequence <= _SEQUENCE_MAX else _SEQUENCE_MAX
+        sequences.move_to_end(digest)
+        if len(sequences) > _PRODUCERS_MAX:
+            sequences.popitem(last=False)
 
 
 class _Recent:
@@ -104,9 +130,10 @@ class _Recent:
     def event_at(self, producer_id: str, sequence: int) -> str | None:
         return self._ids.get((producer_id, sequence))
 
-    def add(self, meta: ly.EventMeta, payload: bytes) -> None:
-        self._payloads[(meta.producer_id, meta.event_id)] = (meta.sequence, payload)
-        self._ids[(meta.producer_id, meta.sequence)] = meta.event_id
+    def add(self, meta: Chained, payload: bytes) -> None:
+        producer, sequence, event = meta.producer_id, meta.sequence, meta.event_id
+        self._payloads[(producer, event)] = (sequence, payload)
+        self._ids[(producer, sequence)] = event
         if len(self._payloads) > _RECENT_MAX:
             (producer_id, _), (sequence, _) = self._payloads.popitem(last=False)
             self._ids.pop((producer_id, sequence), None)
@@ -121,9 +148,10 @@ class LogMemory:
 
     def high_water(self, topic: str, partition: int) -> HighWater:
         """Return the high-water sequences of a partition."""
-        return self._high.setdefault((topic, partition), HighWater())
+        high_water = self._high.get((topic, partition))
+        return high_water if high_water is not None else self._high.setdefault((topic, partition), HighWater())
 
-    def judge(self, record: Record, meta: ly.EventMeta) -> tuple[Judgement, str]:
+    def judge(self, record: Record, meta: Chained) -> tuple[Judgement, str]:
         """Return what an authentic record is, and in words why it is a conflict.
 
         Events of one producer are compared with each other only: two attempts of one run may name their
@@ -142,10 +170,13 @@ class LogMemory:
             return Judgement.CONFLICT, f"sequence {meta.sequence} of {meta.producer_id} was event {other} before"
         return Judgement.DUPLICATE, ""
 
-    def remember(self, record: Record, meta: ly.EventMeta) -> None:
+    def remember(self, record: Record, meta: Chained) -> None:
         """Take note that a record was dealt with."""
         self.high_water(record.topic, record.partition).advance(meta.producer_id, meta.sequence)
-        recent = self._recent.setdefault((record.topic, record.partition), _Recent())
+        place = (record.topic, record.partition)
+        recent = self._recent.get(place)
+        if recent is None:
+            recent = self._recent[place] = _Recent()
         recent.add(meta, payload_digest(record.value or b""))
 
 
@@ -162,6 +193,8 @@ def _meta_end(value: bytes) -> int:
     """Return where the leading field 1 (tag, varint length, bytes) ends; 0 when there is none."""
     if not value or value[0] != _META_TAG:
         return 0
+    if len(value) > 2 and value[2] < 0x80 <= value[1]:  # A meta has 128 bytes and more, hardly ever 16 KiB.
+        return 3 + (value[1] & 0x7F | value[2] << 7)
     length, shift = 0, 0
     for index in range(1, min(len(value), 6)):
         length |= (value[index] & 0x7F) << shift
@@ -171,5 +204,7 @@ def _meta_end(value: bytes) -> int:
     return 0
 
 
+#: A producer writes many events, and few write at a time.
+@lru_cache(maxsize=4096)
 def _producer_digest(producer_id: str) -> bytes:
     return hashlib.sha256(producer_id.encode()).digest()[:_PRODUCER_BYTES]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pyarrow as pa
@@ -37,6 +37,9 @@ class Judged:
     #: Its row in the batch's table of its type; None where nobody wanted it decoded.
     row: int | None = None
     bad: BadRecord | None = None
+    producer_id: str = ""
+    #: From 1 within its producer and partition.
+    sequence: int = 0
 
     @property
     def place(self) -> Position:
@@ -83,7 +86,9 @@ class Admission:
             meta = open_record(record, keyring=self._keyring, allowed=self._allowed)
         except BadRecord as bad:
             return Judged(record, bad=bad)
-        return Judged(record, type_name=meta.type, event_id=meta.event_id)
+        return Judged(
+            record, type_name=meta.type, event_id=meta.event_id, producer_id=meta.producer_id, sequence=meta.sequence
+        )
 
     def _decode(self, type_name: str, indices: Sequence[int], judged: list[Judged]) -> pa.Table:
         """Decode the records at `indices`; note in `judged` each one's row, or what is wrong with it."""
@@ -97,7 +102,7 @@ class Admission:
         good = [indices[number] for number in decoded.good]
         for row, (index, attempt) in enumerate(zip(good, attempts, strict=True)):
             one = judged[index]
-            judged[index] = Judged(one.record, one.type_name, one.event_id, attempt, row)
+            judged[index] = replace(one, attempt=attempt, row=row)
         return _with_places([judged[index].record for index in good], decoded.rows)
 
 

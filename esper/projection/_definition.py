@@ -36,7 +36,7 @@ from esper.oona import TopicCatalog
 from esper.projection import _sqltree as sqltree
 
 #: Part of every version: what the engine makes of a folder. Raise it when that changes.
-ENGINE_FORMAT: Final = 1
+ENGINE_FORMAT: Final = 2
 FILES: Final = ("projection.yaml", "schema.sql", "fold.sql", "views.sql")
 #: Every fact table has them: the place in the log that a row comes from.
 PLACE_COLUMNS: Final = {"topic_partition": "INTEGER", "record_offset": "BIGINT"}

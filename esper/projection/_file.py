@@ -22,10 +22,12 @@ from esper.projection._ledger import (
     Disposition,
     Entry,
     EventKey,
+    ProducerKey,
     Progress,
     advance,
     classify,
     event_key,
+    highest_sequences,
     ledger_table,
     progress_table,
 )
@@ -37,7 +39,7 @@ _SCHEMA: Final = (
     "create table esper.progress (topic varchar, topic_partition integer, topic_id varchar, first_offset bigint,"
     " next_offset bigint, read bigint, applied bigint, filtered bigint, deduplicated bigint, discarded bigint)",
     "create table esper.records (topic varchar, topic_partition integer, record_offset bigint, disposition varchar,"
-    " reason varchar, event_id varchar, attempt uinteger)",
+    " reason varchar, event_id varchar, attempt uinteger, producer_id varchar, sequence ubigint)",
 )
 _COUNTS: Final = ("next_offset", "read", "applied", "filtered", "deduplicated", "discarded")
 
@@ -60,6 +62,7 @@ class ProjectionFile:
         try:
             self._cursor = _prepared(database, definition, path)
             self._progress = {one.place: one for one in read_progress(self._cursor)}
+            self._high = _read_high(self._cursor)
         except BaseException:
             database.detach(definition.name)
             raise
@@ -95,13 +98,14 @@ class ProjectionFile:
         if not mine:
             return 0
         with transaction(self._cursor):
-            entries = classify(mine, types=self.definition.types, known=self._known(mine))
+            entries = classify(mine, types=self.definition.types, known=self._known(mine), high=self._high)
             progress = advance(self._progress, entries)
             self._insert_ledger(entries)
             self._insert_facts(entries, batch.rows)
             self._write_progress(list(progress.values()))
             self._before_commit()
         self._progress = {**self._progress, **progress}
+        self._high |= highest_sequences(entries)
         return len(mine)
 
     def close(self) -> None:
@@ -182,6 +186,14 @@ class ProjectionFile:
 
 
 assert set(_COUNTS) < set(PROGRESS_SCHEMA.names), "what changes are columns of the progress"
+
+
+def _read_high(cursor: duckdb.DuckDBPyConnection) -> dict[ProducerKey, int]:
+    rows = cursor.execute(
+        "select topic, topic_partition, producer_id, max(sequence) from esper.records"
+        " where disposition = 'applied' group by all"
+    ).fetchall()
+    return {ProducerKey(*key): sequence for *key, sequence in rows}
 
 
 def _attach(database: Database, definition: Definition, path: Path) -> None:

@@ -21,7 +21,7 @@ class Disposition(StrEnum):
     APPLIED = "applied"
     #: Authentic, but of a type that this projection does not take.
     FILTERED = "filtered"
-    #: The event stood earlier in the same partition.
+    #: The event stood earlier in the same partition, or its producer was further on already.
     DEDUPLICATED = "deduplicated"
     #: Must not be believed; a dead letter names it.
     DISCARDED = "discarded"
@@ -34,6 +34,14 @@ class EventKey(NamedTuple):
     partition: int
     event_id: str
     attempt: int | None
+
+
+class ProducerKey(NamedTuple):
+    """One life of one producer on one partition, in which sequences grow."""
+
+    topic: str
+    partition: int
+    producer_id: str
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,8 @@ LEDGER_SCHEMA: Final = pa.schema(
         ("reason", pa.string()),
         ("event_id", pa.string()),
         ("attempt", pa.uint32()),
+        ("producer_id", pa.string()),
+        ("sequence", pa.uint64()),
     ]
 )
 
@@ -100,22 +110,46 @@ def event_key(one: Judged) -> EventKey:
     return EventKey(*one.place, one.event_id, one.attempt)
 
 
-def classify(judged: Iterable[Judged], *, types: AbstractSet[str], known: AbstractSet[EventKey]) -> list[Entry]:
-    """Give each record its disposition; `known` are the events applied before. The first offset wins."""
-    seen = set(known)
+def producer_key(one: Judged) -> ProducerKey:
+    """Return what identifies the life of an authentic event's producer within its partition."""
+    return ProducerKey(*one.place, one.producer_id)
+
+
+def classify(
+    judged: Iterable[Judged],
+    *,
+    types: AbstractSet[str],
+    known: AbstractSet[EventKey],
+    high: Mapping[ProducerKey, int],
+) -> list[Entry]:
+    """Give each record its disposition. The first offset wins.
+
+    `known` are the events applied before, `high` the highest sequences among them: as for every reader of the log, one
+    that is not above its producer's highest was there already. What is filtered moves nothing on, for nobody asks
+    whether it is a copy.
+    """
+    seen, highest = set(known), dict[ProducerKey, int]()
     entries = []
     for one in judged:
+        producer = producer_key(one)
         if one.bad is not None:
             disposition = Disposition.DISCARDED
         elif one.type_name not in types:
             disposition = Disposition.FILTERED
-        elif event_key(one) in seen:
+        elif event_key(one) in seen or one.sequence <= highest.get(producer, high.get(producer, 0)):
             disposition = Disposition.DEDUPLICATED
         else:
             disposition = Disposition.APPLIED
             seen.add(event_key(one))
+            highest[producer] = one.sequence
         entries.append(Entry(one, disposition))
     return entries
+
+
+def highest_sequences(entries: Iterable[Entry]) -> dict[ProducerKey, int]:
+    """Return the highest sequences of the producers whose events were applied; those applied later are higher."""
+    applied = (entry.judged for entry in entries if entry.disposition is Disposition.APPLIED)
+    return {producer_key(one): one.sequence for one in applied}
 
 
 def advance(progress: Mapping[Position, Progress], entries: Sequence[Entry]) -> dict[Position, Progress]:
@@ -154,6 +188,8 @@ def ledger_table(entries: Sequence[Entry]) -> pa.Table:
         [one.reason for one in judged],
         [one.event_id for one in judged],
         [one.attempt for one in judged],
+        [one.producer_id for one in judged],
+        [one.sequence for one in judged],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(values, LEDGER_SCHEMA, strict=True)]
     return pa.Table.from_arrays(arrays, schema=LEDGER_SCHEMA)

@@ -27,6 +27,7 @@ class DeadLetterReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEAD_LETTER_REASON_WRONG_SIGNER: _ClassVar[DeadLetterReason]
     DEAD_LETTER_REASON_STALE: _ClassVar[DeadLetterReason]
     DEAD_LETTER_REASON_REPLAYED: _ClassVar[DeadLetterReason]
+    DEAD_LETTER_REASON_FUTURE_TIME: _ClassVar[DeadLetterReason]
 
 class KeyAlgorithm(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -50,6 +51,7 @@ DEAD_LETTER_REASON_REVOKED_KEY: DeadLetterReason
 DEAD_LETTER_REASON_WRONG_SIGNER: DeadLetterReason
 DEAD_LETTER_REASON_STALE: DeadLetterReason
 DEAD_LETTER_REASON_REPLAYED: DeadLetterReason
+DEAD_LETTER_REASON_FUTURE_TIME: DeadLetterReason
 KEY_ALGORITHM_UNSPECIFIED: KeyAlgorithm
 KEY_ALGORITHM_HMAC_SHA256: KeyAlgorithm
 KEY_ALGORITHM_ED25519: KeyAlgorithm

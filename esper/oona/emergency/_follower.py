@@ -10,9 +10,11 @@ from weakref import WeakSet
 
 from esper.core.clock import SYSTEM_CLOCK
 from esper.core.errors import BrokerUnavailable, EsperError
+from esper.leyline import CLOCK_SKEW_MS_MAX
 from esper.leyline import messages as ly
 from esper.oona._events import Event, Handler
 from esper.oona.emergency._state import EmergencyState
+from esper.oona.reading._range import AtTime, offsets_at
 from esper.oona.reading._reader import Reader
 
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("esper.oona.emergency")
 
 EMERGENCY: Final = "emergency"
-#: Of a long history only the end can be in force.
+_PLACE: Final = (EMERGENCY, 0)
+#: Of a long history only the end is of interest.
 _HISTORY_RECORDS: Final = 10_000
 _READ_SECONDS: Final = 0.25
 _CLOSE_SECONDS: Final = 5.0
@@ -113,9 +116,7 @@ class EmergencyWatch:
             self._caught_up.set()
 
     def _follow(self) -> None:
-        place = (EMERGENCY, 0)
-        low, high = self._fabric.cluster.watermarks([place])[place]
-        with Reader(self._fabric, {place: max(low, high - _HISTORY_RECORDS)}, rejects=None) as reader:
+        with Reader(self._fabric, {_PLACE: self._start()}, rejects=None) as reader:
             for event in reader.read_to_end(self._fabric.settings.broker_retry_seconds):
                 self._hear(event)
             self.following = True
@@ -123,6 +124,13 @@ class EmergencyWatch:
             while not self._closing.is_set():
                 for event in reader.read(_READ_SECONDS):
                     self._hear(event)
+
+    def _start(self) -> int:
+        """Return where to begin: no later than what may be in force, however much was written behind it since."""
+        low, high = self._fabric.cluster.watermarks([_PLACE])[_PLACE]
+        since_ms = int(_now_ms() - self._state.hold_seconds * 1000) - CLOCK_SKEW_MS_MAX
+        in_force = offsets_at(self._fabric, AtTime(since_ms), [_PLACE])[_PLACE]
+        return max(low, min(high - _HISTORY_RECORDS, in_force))
 
     def _hear(self, event: Event) -> None:
         signal = cast("ly.EmergencySignal", event.message)

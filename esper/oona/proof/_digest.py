@@ -8,6 +8,7 @@ headers in order and append time, each behind its length. A record can therefore
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final
 
@@ -19,6 +20,7 @@ EMPTY: Final = bytes(DIGEST_BYTES)
 #: Length that stands for "absent", which differs from "empty"; no field is that long.
 _ABSENT: Final = struct.pack(">I", 0xFFFF_FFFF)
 _NUMBER_BYTES: Final = 8
+_KEPT_NAME_CHARACTERS_MAX: Final = 64
 _OFFSET: Final = struct.Struct(">Iq").pack
 _LENGTH: Final = struct.Struct(">I").pack
 
@@ -35,10 +37,22 @@ def record_hash(record: Record) -> bytes:
         _LENGTH(len(headers)),
     ]
     for name, content in headers:
-        encoded = name.encode()
-        parts += _LENGTH(len(encoded)), encoded, _ABSENT if content is None else _LENGTH(len(content)), content or b""
+        parts += (
+            _kept_name(name) if len(name) <= _KEPT_NAME_CHARACTERS_MAX else _name(name),
+            _ABSENT if content is None else _LENGTH(len(content)),
+            content or b"",
+        )
     parts.append(_OFFSET(_NUMBER_BYTES, record.append_time_ms))
     return sha256(b"".join(parts)).digest()
+
+
+def _name(name: str) -> bytes:
+    encoded = name.encode()
+    return _LENGTH(len(encoded)) + encoded
+
+
+#: All records of ours have the same names; a stranger's long ones are not kept.
+_kept_name = lru_cache(maxsize=64)(_name)
 
 
 def advance(digest: bytes, hashed: bytes) -> bytes:

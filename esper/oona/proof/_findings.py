@@ -24,6 +24,7 @@ class Kind(StrEnum):
     UNDECODABLE = "undecodable"
     UNKNOWN_TYPE = "unknown_type"
     INCONSISTENT = "inconsistent"
+    FUTURE_TIME = "future_time"
     #: The topic does not take this type, or not from this source.
     WRITER = "writer"
     #: Records of a producer, or offsets, are missing before this place.
@@ -57,6 +58,7 @@ _KINDS: Final[dict[int, Kind]] = {
     ly.DEAD_LETTER_REASON_TOO_LARGE: Kind.TOO_LARGE,
     ly.DEAD_LETTER_REASON_REVOKED_KEY: Kind.REVOKED_KEY,
     ly.DEAD_LETTER_REASON_WRONG_SIGNER: Kind.WRONG_SIGNER,
+    ly.DEAD_LETTER_REASON_FUTURE_TIME: Kind.FUTURE_TIME,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from esper.leyline import Allowed, KeyRing, Record, open_record
@@ -17,11 +18,7 @@ Judge = Callable[[Record], ly.EventMeta]
 
 def make_judge(*, keyring: KeyRing, allowed: Allowed) -> Judge:
     """Return a judge by signature, contract and topic files."""
-
-    def judge(record: Record) -> ly.EventMeta:
-        return open_record(record, keyring=keyring, allowed=allowed)
-
-    return judge
+    return partial(open_record, keyring=keyring, allowed=allowed)
 
 
 def fabric_judge(fabric: Fabric) -> Judge:

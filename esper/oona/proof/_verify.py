@@ -95,7 +95,8 @@ class PartitionCheck:
         offset = record.offset
         if offset != self._next:
             self._add_misplaced(offset)
-        self._cross(offset)
+        if offset >= self._walk.next_signed:
+            self._cross(offset)
         self._walk.take(record)
         self._next = max(self._next, offset + 1)
         self._records += 1

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from esper.leyline import Record
 from esper.oona.proof._digest import EMPTY, advance, record_hash
 from esper.oona.proof._evidence import Boundary
+
+#: Beyond every offset, which Kafka counts in 63 bits.
+_NOWHERE: Final = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class SignedWalk:
         """
         self._pending = [one for one in boundaries if start < one.next_offset <= end]
         self._at = 0
+        #: The next signed place; one that no record reaches when there is none.
+        self.next_signed = self._signed_at(0)
         self._behind = max((one.next_offset for one in boundaries if one.next_offset <= start), default=0)
         self._digest = _digest_at(boundaries, start)
         self._start = start
@@ -51,6 +57,7 @@ class SignedWalk:
         while self._at < len(self._pending) and self._pending[self._at].next_offset <= offset:
             boundary = self._pending[self._at]
             self._at += 1
+            self.next_signed = self._signed_at(self._at)
             known = self._digest is not None
             agrees = not known or self._digest == boundary.digest
             mismatch = Mismatch(self._start, boundary)
@@ -64,6 +71,9 @@ class SignedWalk:
             if not agrees and not self._in_mismatch:
                 yield mismatch
             self._in_mismatch = not agrees
+
+    def _signed_at(self, index: int) -> int:
+        return self._pending[index].next_offset if index < len(self._pending) else _NOWHERE
 
     def beyond(self, offset: int) -> Boundary | None:
         """Return the last signed place after `offset`, if there is one."""

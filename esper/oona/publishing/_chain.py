@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from esper.leyline import messages as ly
 from esper.oona._cluster import Position
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(NamedTuple):
     """One record of a producer on one partition; offset -1: not known yet."""
 
     sequence: int = 0

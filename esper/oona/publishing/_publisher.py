@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, Self, cast
 
 from confluent_kafka import KafkaError, KafkaException
@@ -12,9 +13,10 @@ from confluent_kafka import Message as KafkaMessage
 from google.protobuf.message import Message as ProtobufMessage
 
 from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
-from esper.core.errors import BrokerUnavailable, EsperError, UsageError
+from esper.core.errors import BrokerUnavailable, EsperError, NotReadyError, UsageError
 from esper.core.ids import derive_id, new_event_id, new_producer_id
 from esper.leyline import (
+    CLOCK_SKEW_MS_MAX,
     SIGNATURE_HEADER,
     TYPE_HEADER,
     VALUE_BYTES_MAX,
@@ -45,6 +47,8 @@ SCHEMA_VERSION: Final = 1
 _EXPIRY_SLACK_SECONDS: Final = 10.0
 #: Under lasting pressure the number of dropped telemetry packets is published this often.
 _REPORT_EVERY_SECONDS: Final = 1.0
+_NANOSECONDS: Final = 1_000_000_000
+_NANOSECONDS_PER_MS: Final = 1_000_000
 
 
 def _never() -> bool:
@@ -85,6 +89,8 @@ class Publisher:
         self._dead: EsperError | None = None
         self._failed_life = self._ended = self._closed = False
         self._submitted = self._acknowledged = self._failed = 0
+        #: Class of a message -> its type's name and the topic that takes it from this source.
+        self._routes: dict[type[EventMessage], tuple[str, TopicSpec]] = {}
         self._sampler = TelemetrySampler(begins_records=cluster.settings.telemetry_backlog_records)
         self._reported_at = clock.monotonic()
         self._order = threading.Lock()
@@ -117,6 +123,7 @@ class Publisher:
         Raises:
             BrokerUnavailable: not acknowledged within `settings.broker_retry_seconds`; the publisher is dead. Or
                 the publish breaker is open.
+            NotReadyError: this machine's clock is too far ahead of the broker's; the publisher is dead.
             UsageError: no topic carries the type, this source may not write it, the key is empty, it is too large.
         """
         spec = self._prepare(message, key, causation_id, correlation_id, event_id, priority)
@@ -235,8 +242,9 @@ class Publisher:
         priority: ly.MessagePriority,
     ) -> TopicSpec:
         """Return the topic of a message, and fill everything of its meta that does not depend on the chain."""
-        type_name = type_of(message)
-        spec = writable_topic(self._topics, type_name, source=self.source, key=key)
+        type_name, spec = self._routes.get(type(message)) or self._find_route(message)
+        if not key:
+            raise _without_key(type_name, spec)
         meta = message.meta
         meta.event_id = event_id or meta.event_id or new_event_id()
         meta.type = type_name
@@ -248,6 +256,12 @@ class Publisher:
         meta.producer_id = self.producer_id
         meta.priority = priority
         return spec
+
+    def _find_route(self, message: EventMessage) -> tuple[str, TopicSpec]:
+        type_name = type_of(message)
+        route = (type_name, writable_topic(self._topics, type_name, source=self.source))
+        self._routes[type(message)] = route
+        return route
 
     def _keeps_telemetry(self) -> bool:
         if self._dead is not None:
@@ -277,14 +291,17 @@ class Publisher:
             self._queue.await_room(self._what)
         with self._order:
             self._raise_if_dead()
-            return self._append(message, spec.name, partition)
+            pending = self._append(message, spec.name, partition)
+        self._queue.serve()
+        return pending
 
     def _append(self, message: EventMessage, topic: str, partition: int, *, patient: bool = True) -> Pending:
         """Link, serialise, sign and enqueue; the caller holds the lock that keeps the chain in order."""
         meta = message.meta
         place = (topic, partition)
         last = self._chain.last(place)
-        meta.time.FromNanoseconds(self._clock.now_ns())
+        now_ns = self._clock.now_ns()
+        meta.time.seconds, meta.time.nanos = divmod(now_ns, _NANOSECONDS)
         meta.sequence = last.sequence + 1
         meta.previous_mac = last.mac
         value = cast("ProtobufMessage", message).SerializeToString(deterministic=True)
@@ -295,11 +312,12 @@ class Publisher:
                 cause=f"it has {len(value)} bytes, a record holds at most {VALUE_BYTES_MAX}",
                 next_step="Put large content into the blob store and name its digest",
             )
-        signature = self._keyring.sign(Envelope(topic, partition, meta.subject, meta.type, value), source=self.source)
+        key, type_name = meta.subject, meta.type
+        signature = self._keyring.sign(Envelope(topic, partition, key, type_name, value), source=self.source)
         self._line.admit(what)
         since, seconds_max = self._clock.monotonic(), self._retry_seconds + _EXPIRY_SLACK_SECONDS
         pending = Pending(meta.event_id, what, seconds_max=seconds_max, since=since)
-        self._enqueue(place, meta, value, signature, pending, patient=patient)
+        self._enqueue(place, meta, value, signature, pending, now_ns // _NANOSECONDS_PER_MS, patient=patient)
         self._submitted += 1
         return pending
 
@@ -310,17 +328,14 @@ class Publisher:
         value: bytes,
         signature: bytes,
         pending: Pending,
+        issued_ms: int,
         *,
         patient: bool,
     ) -> None:
         sequence, mac = meta.sequence, mac_of(signature)
 
-        def delivered(error: KafkaError | None, report: KafkaMessage) -> None:
-            if error is not None:
-                self._on_failure(pending, place[0], error)
-            else:
-                self._on_acknowledged(pending, place, sequence, mac, report)
-
+        # Not a closure, whose cells would make the collector's work for each record in flight three times as long.
+        delivered = partial(self._on_delivery, pending, place, sequence, mac, issued_ms)
         headers: Headers = [(SIGNATURE_HEADER, signature), (TYPE_HEADER, meta.type)]
         if self._tracing:
             trace = trace_for(correlation_id=meta.correlation_id, event_id=meta.event_id)
@@ -334,16 +349,41 @@ class Publisher:
 
     # After the queue; these run in the thread that serves deliveries ----------------------------------------
 
-    def _on_acknowledged(
-        self, pending: Pending, place: Position, sequence: int, mac: bytes, report: KafkaMessage
+    def _on_delivery(
+        self,
+        pending: Pending,
+        place: Position,
+        sequence: int,
+        mac: bytes,
+        issued_ms: int,
+        error: KafkaError | None,
+        report: KafkaMessage,
     ) -> None:
-        offset = report.offset()
+        if error is not None:
+            self._on_failure(pending, place[0], error)
+        else:
+            self._on_acknowledged(pending, place, sequence, mac, report, issued_ms)
+
+    def _on_acknowledged(
+        self, pending: Pending, place: Position, sequence: int, mac: bytes, report: KafkaMessage, issued_ms: int
+    ) -> None:
+        offset, append_time_ms = report.offset(), report.timestamp()[1]
         assert offset is not None, "a delivered record has an offset"
         self._acknowledged += 1
         self._chain.acknowledge(place, sequence, mac, offset)
+        if issued_ms - append_time_ms > CLOCK_SKEW_MS_MAX:
+            pending.settle(None, self._die(self._clock_ahead(issued_ms - append_time_ms)))
+            return
         self._line.succeeded()
         self._line.latency.observe(self._clock.monotonic() - pending.since)
-        pending.settle(Receipt(place[0], place[1], offset, report.timestamp()[1], pending.event_id), None)
+        pending.settle(Receipt(place[0], place[1], offset, append_time_ms, pending.event_id), None)
+
+    def _clock_ahead(self, ahead_ms: int) -> EsperError:
+        return NotReadyError(
+            self._what,
+            cause=f"this machine's clock is {ahead_ms / 1_000:.0f} s ahead of the broker's, so that nobody believes it",
+            next_step="Set both clocks by the same time server",
+        )
 
     def _on_failure(self, pending: Pending, topic: str, error: KafkaError) -> None:
         self._failed += 1
@@ -408,11 +448,11 @@ class Publisher:
             raise type(self._dead)(self._dead.what, cause=self._dead.cause, next_step=self._dead.next_step)
 
 
-def writable_topic(topics: TopicCatalog, type_name: str, *, source: str, key: str) -> TopicSpec:
+def writable_topic(topics: TopicCatalog, type_name: str, *, source: str) -> TopicSpec:
     """Return the topic that takes events of a type from `source`.
 
     Raises:
-        UsageError: none does, or the key is empty.
+        UsageError: none does.
     """
     spec = topics.topic_of(type_name)
     if not spec.admits(source):
@@ -421,10 +461,12 @@ def writable_topic(topics: TopicCatalog, type_name: str, *, source: str, key: st
             cause=f"topic {spec.name} takes it from {', '.join(spec.writers)}",
             next_step=f"Add the source to topics/{spec.name}.yaml if it should",
         )
-    if not key:
-        raise UsageError(
-            f"{short_name(type_name)} cannot be published",
-            cause="its key is empty",
-            next_step=f"Topic {spec.name} is keyed by {spec.key}",
-        )
     return spec
+
+
+def _without_key(type_name: str, spec: TopicSpec) -> UsageError:
+    return UsageError(
+        f"{short_name(type_name)} cannot be published",
+        cause="its key is empty",
+        next_step=f"Topic {spec.name} is keyed by {spec.key}",
+    )

@@ -9,7 +9,7 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from esper.core.clock import Clock, Deadline
+from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
 from esper.core.errors import BrokerUnavailable, EsperError
 from esper.oona._cluster import RECORD_BYTES_MAX, ClientConfig, Cluster, Position
 
@@ -22,6 +22,11 @@ _BACKPRESSURE_SECONDS: Final = 0.005
 #: How long the delivery thread waits for a report before it looks whether it should end.
 _POLL_SECONDS: Final = 0.05
 _WARM_UP_SECONDS: Final = 1.0
+#: From this backlog on, whoever submits serves the delivery reports himself, once every so many records.
+_SERVED_FROM_RECORDS: Final = 8
+_SERVED_EVERY_RECORDS: Final = 16
+#: For so long afterwards the delivery thread stands aside.
+_ASIDE_SECONDS: Final = 0.002
 
 Headers = list[tuple[str, str | bytes | None]]
 OnDelivery = Callable[[KafkaError | None, Message], None]
@@ -29,6 +34,10 @@ OnDelivery = Callable[[KafkaError | None, Message], None]
 
 class SendQueue:
     """librdkafka's idempotent producer with a thread that serves its delivery reports.
+
+    The client takes and gives back the interpreter for each report. A thread that submits without pause gives it up
+    to another one only after 5 ms, so that it had better serve the reports of its backlog itself (`serve`). One
+    thread serves at a time: the reports of a partition are heard in their order.
 
     `check` raises when nothing may be sent any more; `give_up` hears that the queue stayed full for too long and
     returns what is to be raised; `on_tick` runs in the delivery thread after each look for reports and must
@@ -54,6 +63,9 @@ class SendQueue:
         self._retry_seconds = cluster.settings.broker_retry_seconds
         self._records_max = QUEUE_RECORDS_MAX
         self._closing = threading.Event()
+        self._serving = threading.Lock()
+        self._unserved = 0
+        self._aside_until = 0.0
         self._producer = Producer(_producer_config(cluster) | {"error_cb": on_error})
         self._deliveries = threading.Thread(target=self._serve_deliveries, name=name, daemon=True)
 
@@ -115,9 +127,23 @@ class SendQueue:
             else:
                 return
 
+    def serve(self) -> None:
+        """Serve the delivery reports that are there, if the backlog is long and it is time; called after each `put`."""
+        self._unserved += 1  # Two threads may lose a count between them, which serves a little later.
+        if self._unserved < _SERVED_EVERY_RECORDS or len(self._producer) < _SERVED_FROM_RECORDS:
+            return
+        self._unserved = 0
+        self._aside_until = SYSTEM_CLOCK.monotonic() + _ASIDE_SECONDS
+        if self._serving.acquire(blocking=False):
+            try:
+                self._producer.poll(0)
+            finally:
+                self._serving.release()
+
     def flush(self, deadline: Deadline) -> None:
-        """Wait until nothing waits for its acknowledgement, at most until the deadline."""
-        self._producer.flush(min(deadline.remaining_seconds, 1.0))
+        """Wait until nothing waits for its acknowledgement, a second at most and not beyond the deadline."""
+        with self._serving:
+            self._producer.flush(min(deadline.remaining_seconds, 1.0))
 
     def discard(self) -> None:
         """Give up what waits, so that nobody waits in vain; its delivery reports say so."""
@@ -143,7 +169,11 @@ class SendQueue:
         with suppress(KafkaException):
             self._producer.list_topics(timeout=_WARM_UP_SECONDS)
         while not self._closing.is_set():
-            self._producer.poll(_POLL_SECONDS)
+            if SYSTEM_CLOCK.monotonic() < self._aside_until:
+                self._closing.wait(_ASIDE_SECONDS)
+            else:
+                with self._serving:
+                    self._producer.poll(_POLL_SECONDS)
             self._on_tick()
 
 
