@@ -18,7 +18,6 @@ from esper.core.home import Home
 from esper.core.settings import Settings
 from esper.oona import Cluster, Fabric, TopicCatalog, apply_topics, describe_topics
 from esper.oona.broker import LocalBroker
-from esper.projection import delete_all, fresh_query, replay, verify
 from esper.weatherlight import SUBSYSTEMS, TrainingRequest, members_for_a_while, train
 
 _LATENCY_SQL = """
@@ -67,6 +66,8 @@ def _run_both(fabric: Fabric, *, epochs: int, seed: int) -> dict[str, dict[str, 
 
 
 def _latency(fabric: Fabric, run_ids: list[str]) -> dict[str, Any]:
+    from esper.projection import fresh_query
+
     with fresh_query(fabric) as query:
         row: dict[str, Any] = query(_LATENCY_SQL, run_ids).to_pylist()[0]
     return row
@@ -79,6 +80,8 @@ def _events(fabric: Fabric) -> dict[str, int]:
 
 def _prove(fabric: Fabric) -> dict[str, Any]:
     """Delete every projection, rebuild all from the log, and compare with yet another replay."""
+    from esper.projection import delete_all, replay, verify
+
     deleted = delete_all(fabric)
     say(f"{deleted} projection files deleted; rebuilding them from the log ...")
     rows = replay(fabric)

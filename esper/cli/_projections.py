@@ -1,4 +1,7 @@
-"""`esper replay`, `esper projections ...` and `esper sql`: what is derived from the log."""
+"""`esper replay`, `esper projections ...` and `esper sql`: what is derived from the log.
+
+DuckDB and Arrow take half a second to import, so each command imports what it reads projections with.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,6 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from esper.cli._console import JsonFlag, emit_json, emit_records, emit_table, err, open_fabric, say, settings
 from esper.core.errors import IntegrityError, UsageError
-from esper.projection import list_projections, query
-from esper.projection import replay as replay_projections
-from esper.projection import verify as verify_projections
 
 #: More columns than this make a table whose words break; rows are then printed one below the other.
 _COLUMNS_MAX = 10
@@ -27,6 +27,8 @@ def replay(
     json: JsonFlag = False,
 ) -> None:
     """Rebuild projections from the first record of the log. Example: esper replay runs"""
+    from esper.projection import replay as replay_projections
+
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
         line = bar.add_task("replaying", total=None)
@@ -45,6 +47,8 @@ def replay(
 @projections.command("list")
 def list_(json: JsonFlag = False) -> None:
     """List the projections with version, offsets and lag. Example: esper projections list"""
+    from esper.projection import list_projections
+
     rows = list_projections(open_fabric())
     if json:
         emit_json(rows)
@@ -58,6 +62,8 @@ def verify(json: JsonFlag = False) -> None:
 
     Example: esper projections verify --json
     """
+    from esper.projection import verify as verify_projections
+
     document = verify_projections(open_fabric())
     if json:
         emit_json(document)
@@ -77,6 +83,8 @@ def sql(
 
     Example: esper sql "select run_id, epoch, command_type, reward from field_reports limit 5"
     """
+    from esper.projection import query
+
     table = query(statement, settings=settings())
     _check_names(table.column_names)
     rows = table.to_pylist(maps_as_pydicts="lossy")

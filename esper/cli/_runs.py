@@ -10,7 +10,6 @@ import typer
 from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, say
 from esper.core.errors import UsageError
 from esper.leyline import messages as ly
-from esper.projection import fresh_query, run_document, runs_list
 from esper.weatherlight import RunOrder, await_outcome, cancel_run, order_run
 
 runs = typer.Typer(no_args_is_help=True, help="Training runs, as the log tells of them. Example: esper runs list")
@@ -23,6 +22,8 @@ _DIGEST_SHOWN = 12
 @runs.command("list")
 def list_(json: JsonFlag = False) -> None:
     """List all runs with their state. Example: esper runs list"""
+    from esper.projection import fresh_query, runs_list
+
     with fresh_query(open_fabric()) as query:
         rows = runs_list(query)
     if json:
@@ -34,6 +35,8 @@ def list_(json: JsonFlag = False) -> None:
 @runs.command()
 def show(run_id: Annotated[str, typer.Argument(help="Id of the run.")], json: JsonFlag = False) -> None:
     """Show one run: every epoch with its command and outcome. Example: esper runs show run-92955d72d813 --json"""
+    from esper.projection import fresh_query, run_document
+
     with fresh_query(open_fabric()) as query:
         document = run_document(query, run_id)
     if document is None:

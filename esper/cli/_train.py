@@ -13,7 +13,6 @@ from esper.cli._console import JsonFlag, emit_json, emit_table, err, open_fabric
 from esper.core.errors import UsageError
 from esper.leyline import messages as ly
 from esper.oona import Fabric
-from esper.projection import catch_up
 from esper.weatherlight import (
     SUBSYSTEMS,
     TrainingRequest,
@@ -118,6 +117,8 @@ def train(
         except KeyboardInterrupt:
             say("interrupted: the run ends as cancelled; `esper runs list` shows it")
             raise
+    from esper.projection import catch_up
+
     # The members started here are gone, the projector among them: what they wrote last is folded now.
     catch_up(fabric)
     if json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from esper.tamiyo import check_policy
 from esper.weatherlight._training import TrainingRequest
 
 
@@ -14,8 +13,10 @@ def check_request(request: TrainingRequest) -> None:
     Raises:
         UsageError: unknown task, host, policy or slot, or a number out of its range.
     """
-    check_policy(request.policy, request.policy_parameters)
     # Tasks are made of tensors: only a command that trains pays for importing torch.
+    from esper.tamiyo import check_policy
+
+    check_policy(request.policy, request.policy_parameters)
     from esper.tolaria import check_device_name, check_hyperparameters, check_slots, check_task
 
     check_hyperparameters(request.hyperparameters)

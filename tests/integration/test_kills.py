@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from esper.core.home import Home
 from esper.core.settings import load_settings
+from esper.oona import Fabric
 from esper.oona.broker import LocalBroker
 from tests.integration.driver import Esper, eventually, finish, kill
 
 TRAIN = ["--task", "mnist1d", "--host", "mlp", "--policy", "heuristic", "--seed", "3"]
 #: With batches of two samples an epoch of mnist1d takes half a second on an idle core, more than one under coverage:
-#: twenty of them outlast the seconds that a look at the log and a kill take.
+#: twelve of them outlast a kill and the start of a process.
 SLOW = [*TRAIN, "--hyper", "batch_size=2"]
-EPOCHS = 20
+EPOCHS = 12
 Note = Callable[[str, object], None]
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(600)]
@@ -37,7 +39,16 @@ def types(esper: Esper, run_id: str) -> Counter[str]:
 
 
 def wait_for_epoch(esper: Esper, epoch: int) -> None:
-    eventually(lambda: epoch in epochs_logged(esper), what=f"epoch {epoch} is logged")
+    """Wait until a run's packet of that epoch is in the log; followed here, as a command would take seconds to look."""
+    with ExitStack() as stack:
+        fabric = stack.enter_context(Fabric.open(load_settings(_env_file=None, home=esper.home), member="cli"))
+        places = dict.fromkeys(fabric.topics.partitions("system-state"), "begin")
+        reader = stack.enter_context(fabric.reader(places))
+
+        def logged() -> bool:
+            return any(event.message.current_epoch >= epoch for event in reader.read(0.2))  # type: ignore[attr-defined]  # packets only
+
+        eventually(logged, what=f"epoch {epoch} is logged")
 
 
 def test_a_killed_tamiyo_costs_only_the_epochs_it_missed(esper: Esper, record_property: Note) -> None:

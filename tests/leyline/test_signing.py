@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,6 +133,28 @@ def test_every_kind_of_bad_record_has_its_reason(monkeypatch: pytest.MonkeyPatch
     assert reason_of(good, allowed=False) == "NOT_ALLOWED"
     monkeypatch.setattr(records, "VALUE_BYTES_MAX", 3)
     assert reason_of(good) == "TOO_LARGE"
+
+
+APPENDED_MS = 1_800_000_000_000
+
+
+@pytest.mark.parametrize(("ahead_ms", "believed"), [(-(10**12), True), (0, True), (300_000, True), (300_001, False)])
+def test_what_was_made_after_its_append_is_not_believed(ahead_ms: int, believed: bool) -> None:
+    """Goal: no event is fresh for ever. Method: times around the broker's own, and a record without append time."""
+    time = Timestamp()
+    time.FromMilliseconds(APPENDED_MS + ahead_ms)
+    record = record_of(claimed(time=time), append_time_ms=APPENDED_MS)
+    if believed:
+        assert open_record(record, keyring=RING, allowed=lambda *_: True).time == time
+    else:
+        assert reason_of(record) == "FUTURE_TIME"
+    assert open_record(replace(record, append_time_ms=0), keyring=RING, allowed=lambda *_: True).time == time
+
+
+@pytest.mark.parametrize("time", [Timestamp(seconds=253_402_300_800), Timestamp(seconds=-(2**63)), Timestamp(nanos=-1)])
+def test_what_is_no_time_is_not_believed(time: Timestamp) -> None:
+    """Goal: whoever shows or compares a time finds one. Method: times outside the range of protobuf's own."""
+    assert reason_of(record_of(claimed(time=time))) == "INCONSISTENT"
 
 
 @pytest.mark.parametrize(

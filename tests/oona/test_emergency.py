@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from esper.core.clock import Deadline
 from esper.core.ids import derive_id, new_run_id
+from esper.leyline import Record
 from esper.leyline import messages as ly
 from esper.oona import Event, Fabric
 from esper.oona.emergency._follower import EMERGENCY
 from esper.oona.emergency._state import EmergencyState, emergency_signal
 from tests.conftest import RunningBroker
-from tests.oona.log import fresh_group, packet, poll_until, read_run
+from tests.oona.log import append, fresh_group, packet, poll_until, read_run
 
 LEVELS = [
     ly.EMERGENCY_LEVEL_NOTICE,
@@ -212,3 +213,17 @@ def test_defect_1_conservative_mode_latch(broker: RunningBroker) -> None:
         ]
         _, after = fabric.cluster.watermarks([(EMERGENCY, 0)])[(EMERGENCY, 0)]
         assert after == before, "nothing was rerouted"
+
+
+def test_a_flood_of_junk_hides_no_signal_in_force(secluded: Fabric) -> None:
+    """Whoever starts late still hears it: raise a signal, bury it under 10,001 records of nobody, and start."""
+    junk = Record("emergency", 0, -1, b"oona", b"junk")
+    with secluded.publisher("oona") as publisher:
+        publisher.raise_emergency(ly.EMERGENCY_LEVEL_CONSERVATIVE, "buried")
+        try:
+            append(secluded, [junk] * 10_001)
+            with Fabric.open(secluded.settings, member="late") as late:
+                late.emergencies.await_following()
+                assert late.emergencies.level() == ly.EMERGENCY_LEVEL_CONSERVATIVE
+        finally:
+            publisher.raise_emergency(ly.EMERGENCY_LEVEL_NOTICE, "over")

@@ -6,9 +6,10 @@ import socket
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from esper.core.clock import Deadline
 from esper.core.errors import BrokerUnavailable, EsperError, NotReadyError, SecretError
@@ -17,6 +18,7 @@ from esper.core.ids import new_run_id
 from esper.core.settings import Settings, load_settings
 from esper.leyline import messages as ly
 from esper.oona import Cluster, Consumer, Event, Fabric, Reader, TopicCatalog, plan_topics
+from esper.oona.reading._range import AtTime, offsets_at
 from tests.conftest import RunningBroker, StartBroker
 from tests.oona.log import fresh_group, packet, read_run
 
@@ -213,6 +215,27 @@ def test_broker_that_stays_away_ends_everybody_in_time(start_broker: StartBroker
         publisher.close()
         with pytest.raises(BrokerUnavailable):
             Cluster.open(running.settings)
+
+
+def test_an_answer_without_an_offset_is_asked_for_again(fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    """librdkafka may answer -1001 and no error after a restart: let it do so for each end and for a time."""
+    run_id = new_run_id()
+    place = ("system-state", fabric.partition_of("system-state", run_id))
+    with fabric.publisher("tolaria") as publisher:
+        receipt = publisher.publish(packet(run_id, 1), key=run_id)
+    real, unknown = AdminClient.list_offsets, iter([True, False, True, False, True])
+
+    def sometimes_nothing(*arguments: Any, **options: Any) -> Any:
+        futures = real(*arguments, **options)
+        if next(unknown, False):
+            for future in futures.values():
+                future.result().offset = -1001
+        return futures
+
+    monkeypatch.setattr(AdminClient, "list_offsets", sometimes_nothing)
+    assert fabric.cluster.watermarks([place])[place][1] > receipt.offset
+    assert offsets_at(fabric, AtTime(receipt.append_time_ms), [place])[place] <= receipt.offset
+    assert next(unknown, None) is None
 
 
 def read_for(reader: Reader, deadline: Deadline) -> None:

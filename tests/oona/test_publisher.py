@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from esper.core.errors import BrokerUnavailable, UsageError
+from esper.core.clock import SystemClock
+from esper.core.errors import BrokerUnavailable, NotReadyError, UsageError
 from esper.core.ids import derive_id, new_run_id
-from esper.leyline import SIGNATURE_HEADER, VALUE_BYTES_MAX, mac_of, open_record
+from esper.leyline import CLOCK_SKEW_MS_MAX, SIGNATURE_HEADER, VALUE_BYTES_MAX, mac_of, open_record
 from esper.leyline import messages as ly
 from esper.oona import Event, Fabric, Publisher
 from tests.oona.log import packet, read_run
@@ -169,3 +170,25 @@ def test_impatient_caller_is_told_and_the_event_goes_on(fabric: Fabric) -> None:
             pending.result(timeout=0.0)
         assert pending.result().event_id
     assert len(read_run(fabric, "system-state", run_id)) == 1
+
+
+class FastClock(SystemClock):
+    """A clock that is ahead of the broker's by more than is believed."""
+
+    def now_ns(self) -> int:
+        return super().now_ns() + 2 * CLOCK_SKEW_MS_MAX * 1_000_000
+
+
+def test_a_clock_that_is_ahead_is_told_and_its_events_are_not_believed(fabric: Fabric) -> None:
+    """An event that nobody will believe is no success: publish by a clock ten minutes ahead, and read the log."""
+    run_id, line = new_run_id(), fabric._line("tolaria")
+    publisher = Publisher(fabric.cluster, keyring=fabric.keyring, topics=fabric.topics, line=line, clock=FastClock())
+    with pytest.raises(NotReadyError, match=r"clock is \d+ s ahead of the broker's"):
+        publisher.publish(packet(run_id, 1), key=run_id)
+    with pytest.raises(NotReadyError, match="clock"):
+        publisher.publish(packet(run_id, 2), key=run_id)
+    publisher.close()
+    assert read_run(fabric, "system-state", run_id) == []
+    with fabric.publisher("tolaria") as successor:
+        successor.publish(packet(run_id, 1), key=run_id)
+    assert [event.meta.producer_id for event in read_run(fabric, "system-state", run_id)] == [successor.producer_id]

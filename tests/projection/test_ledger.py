@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from esper.leyline import BadRecord, Record
 from esper.leyline import messages as ly
 from esper.projection._admission import Judged
-from esper.projection._ledger import Disposition, Progress, advance, classify, event_key, ledger_table
+from esper.projection._ledger import (
+    Disposition,
+    Progress,
+    advance,
+    classify,
+    event_key,
+    highest_sequences,
+    ledger_table,
+)
 
 _BAD = BadRecord(ly.DEAD_LETTER_REASON_UNSIGNED, "no signature")
 
@@ -24,7 +32,9 @@ def _records(draw: st.DrawFn) -> list[Judged]:
         record = Record("runs", partition, offset, b"key", b"value")
         if draw(st.booleans()):
             event_id, attempt = draw(st.sampled_from("abc")), draw(st.sampled_from([None, 1, 2]))
-            judged.append(Judged(record, draw(st.sampled_from(["mine", "other"])), event_id, attempt, row=0))
+            type_name, producer_id = draw(st.sampled_from(["mine", "other"])), draw(st.sampled_from("xyz"))
+            sequence = draw(st.integers(1, 20))
+            judged.append(Judged(record, type_name, event_id, attempt, 0, producer_id=producer_id, sequence=sequence))
         else:
             judged.append(Judged(record, bad=_BAD))
     return judged
@@ -37,7 +47,7 @@ def _progress() -> dict[tuple[str, int], Progress]:
 @given(_records())
 def test_every_record_has_one_disposition(judged: list[Judged]) -> None:
     """Whatever is read, the ledger has a line for each offset and the counts add up to what was read."""
-    entries = classify(judged, types={"mine"}, known=set())
+    entries = classify(judged, types={"mine"}, known=set(), high={})
     after = {**_progress(), **advance(_progress(), entries)}
 
     assert [entry.judged for entry in entries] == judged
@@ -53,16 +63,36 @@ def test_every_record_has_one_disposition(judged: list[Judged]) -> None:
 @given(_records(), st.integers(0, 20))
 def test_a_cut_anywhere_changes_nothing(judged: list[Judged], cut: int) -> None:
     """Dispositions do not depend on where a batch ends: fold at once, and in two parts that know of each other."""
-    whole = classify(judged, types={"mine"}, known=set())
-    first = classify(judged[:cut], types={"mine"}, known=set())
+    whole = classify(judged, types={"mine"}, known=set(), high={})
+    first = classify(judged[:cut], types={"mine"}, known=set(), high={})
     applied = {event_key(entry.judged) for entry in first if entry.disposition is Disposition.APPLIED}
-    second = classify(judged[cut:], types={"mine"}, known=applied)
+    second = classify(judged[cut:], types={"mine"}, known=applied, high=highest_sequences(first))
     assert first + second == whole
+
+
+def _line(*events: tuple[str, str, int]) -> list[str]:
+    """Return the dispositions of (type, event id, sequence) of one producer."""
+    judged = [
+        Judged(Record("runs", 0, offset, b"", b""), kind, event_id, 1, 0, producer_id="p", sequence=sequence)
+        for offset, (kind, event_id, sequence) in enumerate(events)
+    ]
+    return [entry.disposition.value for entry in classify(judged, types={"mine"}, known=set(), high={})]
 
 
 def test_two_attempts_are_two_events() -> None:
     """Attempts name their events alike on purpose: both are facts, a third copy of one of them is none."""
-    records = [Record("runs", 0, offset, b"", b"") for offset in range(3)]
-    judged = [Judged(record, "mine", "same", attempt, 0) for record, attempt in zip(records, (1, 2, 1), strict=True)]
-    entries = classify(judged, types={"mine"}, known=set())
+    judged = [
+        Judged(Record("runs", 0, offset, b"", b""), "mine", "same", attempt, 0, producer_id="p", sequence=offset + 1)
+        for offset, attempt in enumerate((1, 2, 1))
+    ]
+    entries = classify(judged, types={"mine"}, known=set(), high={})
     assert [entry.disposition.value for entry in entries] == ["applied", "applied", "deduplicated"]
+
+
+def test_a_sequence_that_was_there_is_not_applied_again() -> None:
+    """As for a consumer, a producer's sequences grow: a new event with an old one is none, and copies move nothing."""
+    applied, filtered, deduplicated = "applied", "filtered", "deduplicated"
+    assert _line(("mine", "a", 1), ("mine", "b", 2), ("mine", "c", 1)) == [applied, applied, deduplicated]
+    assert _line(("mine", "a", 1), ("other", "b", 5), ("mine", "c", 2)) == [applied, filtered, applied]
+    # What was no new event moves nothing: the genuine second one goes on.
+    assert _line(("mine", "a", 1), ("mine", "a", 9), ("mine", "b", 2)) == [applied, deduplicated, applied]

@@ -30,6 +30,11 @@ def test_fabric_needs_no_torch(package: str) -> None:
     assert modules_after_importing(package).isdisjoint({"torch", "duckdb", "pyarrow"})
 
 
+def test_commands_start_light() -> None:
+    """Whoever asks for the broker's state waits for no analytics: import the whole tree of commands, look what came."""
+    assert modules_after_importing("esper.cli._app").isdisjoint({"torch", "duckdb", "pyarrow", "numpy"})
+
+
 COMPILED = """
 import json, sys
 from esper.core.kernel import load_kernel, make_artifact

@@ -79,7 +79,8 @@ def test_limit_whatever_lies_after_the_last_checkpoint(recorded: Recorded) -> No
     end = signed_ends(log)[STATE][-1]
     records = list(log.partitions[STATE])
     assert len(records) > end, "the recording has records that only the last two checkpoints cover"
-    for altered in (records[:end], [*records[:-1], replace(records[-1], append_time_ms=1)]):
+    later = replace(records[-1], append_time_ms=records[-1].append_time_ms + 86_400_000)
+    for altered in (records[:end], [*records[:-1], later]):
         verdict = verified(recorded, with_records(log, STATE, altered))
         assert verdict.ok
         assert any("no checkpoint covers yet" in limit for limit in verdict.not_claimed)
@@ -141,7 +142,7 @@ def test_old_telemetry_may_be_deleted(recorded: Recorded) -> None:
         log = with_records(recorded.log, place, list(recorded.log.partitions[place])[cut:])
         assert verified(recorded, log).ok
         altered = list(log.partitions[place])
-        altered[-1] = replace(altered[-1], append_time_ms=1)
+        altered[-1] = replace(altered[-1], append_time_ms=altered[-1].append_time_ms + 1)
         assert verified(recorded, with_records(log, place, altered)).bad[0].kind == "checkpoint"
 
 
