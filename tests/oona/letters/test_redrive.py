@@ -31,8 +31,7 @@ from esper.oona.letters._dead_letters import DeadLetterWriter
 from esper.oona.letters._parking_log import Parking
 from tests.campaigns import WHOLE
 from tests.conftest import RunningBroker
-from tests.oona.log import append, fresh_group, poll_to_end, poll_until, read_run, run_on_partition
-from tests.oona.parking import (
+from tests.oona.letters.parking import (
     TOPIC,
     Poisoned,
     join,
@@ -41,8 +40,9 @@ from tests.oona.parking import (
     publish_steps,
     rows_of,
 )
+from tests.oona.log import append, fresh_group, poll_to_end, poll_until, read_run, run_on_partition
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 Note = Callable[[str, object], None]
 
 
@@ -486,7 +486,7 @@ def test_a_member_killed_between_any_two_steps_of_a_redrive_loses_and_overtakes_
     for kill in (*KILLS, None):
         name = ",".join(map(str, kill)) if kill else ""
         arguments = [str(broker.settings.home), group, str(effects), run_id, name]
-        command = [sys.executable, "-m", "tests.oona.test_redrive", *arguments]
+        command = [sys.executable, "-m", "tests.oona.letters.test_redrive", *arguments]
         codes.append(subprocess.run(command, cwd=REPOSITORY, timeout=120, check=False).returncode)
     assert codes[-1] == 0
     assert codes[:-1] == [-signal.SIGKILL] * len(KILLS), "each step was reached"

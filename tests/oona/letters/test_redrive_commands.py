@@ -6,8 +6,8 @@ from esper.core.ids import new_run_id
 from esper.oona import Fabric
 from tests.conftest import RunningBroker
 from tests.integration.driver import Esper
+from tests.oona.letters.parking import Poisoned, join, poll_until_nothing_is_parked, publish_steps
 from tests.oona.log import fresh_group, poll_to_end
-from tests.oona.parking import Poisoned, join, poll_until_nothing_is_parked, publish_steps
 
 
 def test_a_parked_key_is_listed_redriven_and_discarded_by_command(broker: RunningBroker, fabric: Fabric) -> None:

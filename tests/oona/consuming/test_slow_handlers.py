@@ -14,9 +14,9 @@ from esper.leyline import Record
 from esper.leyline import messages as ly
 from esper.oona import Consumer, Event, Fabric, list_dead_letters
 from tests.conftest import RunningBroker, StartBroker
+from tests.oona.letters.parking import TOPIC, Poisoned, join, publish_steps, rows_of
+from tests.oona.letters.test_redrive import run_in_thread, wait_for
 from tests.oona.log import fresh_group, poll_to_end, poll_until, run_on_partition
-from tests.oona.parking import TOPIC, Poisoned, join, publish_steps, rows_of
-from tests.oona.test_redrive import run_in_thread, wait_for
 
 #: The shortest that librdkafka allows: not below the session of six seconds.
 SHORT = {"member_poll_seconds": 6.0}
