@@ -17,6 +17,7 @@ from esper.weatherlight import examine
 def init(json: JsonFlag = False) -> None:
     """Make the home: its folders and its signing key. Changes nothing that is there. Example: esper init"""
     home = Home.create(settings())
+    home.check_secret(settings())
     if json:
         emit_json({"home": str(home.root), "key_fingerprint": home.key_fingerprint})
     else:
@@ -37,6 +38,7 @@ def up(
     """Start the local broker of the home and apply the topics; it outlives this command. Example: esper up"""
     current = settings()
     home = Home.create(current)
+    home.check_secret(current)
     bootstrap = LocalBroker(home, current).start(secure=secure)
     changes = apply_topics(Cluster.open(current, home=home), TopicCatalog.load(current)).changes
     if json:

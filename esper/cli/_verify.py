@@ -41,6 +41,8 @@ def _show(verdict: Verdict) -> None:
         emit_table([one.document() for one in verdict.bad], ["topic", "partition", "offset", "kind", "detail"])
     state = "no fault was found" if verdict.ok else f"{verdict.bad_total} FAULTS, the first ones are listed"
     say(f"{verdict.records} records were read: {state}")
+    if verdict.checkpoints:
+        say(f"last checkpoint: number {verdict.last_number}, digest {verdict.last_digest.hex()}")
     for claim in verdict.claims:
         say(f"checked: {claim}")
     for limit in verdict.not_claimed:

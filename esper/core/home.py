@@ -28,7 +28,7 @@ import psutil
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from esper.core._ring_files import older_secrets, private_keys, public_keys
+from esper.core._ring_files import drop_secret, older_secrets, private_keys, public_keys
 from esper.core._secret import make_key, previous_secrets, signing_secret
 from esper.core._stamps import ProcessStamp, read_stamp, write_atomically, write_stamp
 from esper.core.errors import Busy, NotReadyError, SecretError, SettingsError, UsageError
@@ -211,6 +211,37 @@ class Home:
         except OSError as error:
             raise unwritable(self.root, error) from error
         return self._rotation_by_environment(settings)
+
+    def check_secret(self, settings: Settings) -> None:
+        """Refuse a secret of the environment that is not this home's; nothing is read or written besides.
+
+        Raises:
+            SecretError: it is another one, and the home's own is not among the previous ones.
+        """
+        bound = self.key_fingerprint
+        if settings.leyline_secret is None or bound is None:
+            return
+        found = fingerprint(signing_secret(self.root, settings))
+        if bound != found and bound not in {fingerprint(secret) for secret in previous_secrets(settings)}:
+            raise _foreign_secret(self.root, found=found, bound=bound)
+
+    def resume_rotation(self, rotation: Rotation, newest_key_id: str) -> Rotation | None:
+        """Return the rotation that an earlier process began and the log tells of, in place of one begun just now.
+
+        None where the secret of `newest_key_id` is not kept here: then this home is not the one that made it.
+
+        Raises:
+            SecretError: a kept secret cannot be used.
+            SettingsError: the home cannot be written.
+        """
+        secret = older_secrets(self.root).get(newest_key_id)
+        if secret is None or rotation.secret is None:
+            return None
+        try:
+            drop_secret(self.root, rotation.key_id)
+        except OSError as error:
+            raise unwritable(self.root, error) from error
+        return Rotation(newest_key_id, rotation.previous_key_id, secret)
 
     def finish_rotation(self, rotation: Rotation) -> None:
         """Sign with the new secret from now on, and be bound to it; raises SettingsError, Busy."""

@@ -58,11 +58,10 @@ class NonceLedger:
     packets: Mapping[str, int] = field(default_factory=dict)
     outcomes: Mapping[str, str] = field(default_factory=dict)
     command_ids: frozenset[str] = frozenset()
-
-    @property
-    def latest_packet(self) -> str:
-        """Event id of the state packet with the highest epoch; "" before the first."""
-        return max(self.packets, key=self.packets.__getitem__, default="")
+    #: Event ids of the commands that outcomes name.
+    command_events: frozenset[str] = frozenset()
+    #: Event id of the state packet with the highest epoch; "" before the first.
+    latest_packet: str = ""
 
     @property
     def epoch(self) -> int:
@@ -95,18 +94,20 @@ class NonceLedger:
     def _asked(self, event_id: str, epoch: int) -> NonceLedger:
         if epoch in self.packets.values():
             return self
-        return replace(self, packets={**self.packets, event_id: epoch})
+        latest = event_id if epoch > self.epoch else self.latest_packet
+        return replace(self, packets={**self.packets, event_id: epoch}, latest_packet=latest)
 
     def _answered(self, outcome: ly.CommandOutcome) -> NonceLedger:
         if outcome.state_event_id in self.outcomes:
             return self
         outcomes = {**self.outcomes, outcome.state_event_id: outcome.command_event_id}
         used = self.command_ids | {outcome.command_id} if outcome.command_id else self.command_ids
-        return replace(self, outcomes=outcomes, command_ids=used)
+        events = self.command_events | {outcome.command_event_id} if outcome.command_event_id else self.command_events
+        return replace(self, outcomes=outcomes, command_ids=used, command_events=events)
 
     def used(self, command: ly.AdaptationCommand) -> bool:
         """Whether an outcome of the run already names this command, by its own id or its record's."""
-        return command.command_id in self.command_ids or command.meta.event_id in self.outcomes.values()
+        return command.command_id in self.command_ids or command.meta.event_id in self.command_events
 
 
 @dataclass(frozen=True)

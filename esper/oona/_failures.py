@@ -157,14 +157,26 @@ def translate(error: KafkaError, what: str) -> EsperError:
         )
     # A fenced static member is told so by _FATAL, which an idempotent producer's end is called, too.
     if code in _FENCED and (code != KafkaError._FATAL or "fenced" in cause):
-        return Fenced(
-            what,
-            cause=f"another process took this member's place ({cause})",
-            next_step="`esper status` lists the members; run one process under each name",
-        )
+        return _fenced(what, cause)
     if code in _AWAY:
         return BrokerUnavailable(what, cause=cause, next_step=_NEXT_START)
     return OperationFailed(what, cause=f"{error.name()}: {cause}", next_step="The broker's log says more")
+
+
+def translate_for_member(error: KafkaError, what: str) -> EsperError:
+    """Return our error for Kafka's as a group's member meets it.
+
+    Nothing is fatal to a member but that it was fenced, and a commit is told only that something was.
+    """
+    return _fenced(what, error.str()) if error.code() == KafkaError._FATAL else translate(error, what)
+
+
+def _fenced(what: str, cause: str) -> Fenced:
+    return Fenced(
+        what,
+        cause=f"another process took this member's place ({cause})",
+        next_step="`esper status` lists the members; run one process under each name",
+    )
 
 
 def is_existing_topic(error: EsperError) -> bool:

@@ -115,6 +115,8 @@ class CommandInbox:
         self._clock = clock
         self._commands: deque[Event] = deque()
         self._waiting: list[Event] = []
+        #: Whether what waits is to be judged again: a packet came since it was.
+        self._due = True
         #: Event id of every command that was dealt with or waits -> its offset.
         self._known: dict[str, int] = {}
         self._late: list[ly.LateCommand] = []
@@ -134,6 +136,7 @@ class CommandInbox:
     def fold(self, event: ly.SystemStatePacket | ly.CommandOutcome) -> None:
         """Take note of an acknowledged event of this attempt."""
         self._judge.fold(event)
+        self._due = True
 
     def check(self) -> None:
         """Take in what has arrived.
@@ -194,8 +197,10 @@ class CommandInbox:
 
     def _next_applicable(self) -> Event | None:
         """Judge what waits and what has arrived, up to the first command that may be applied."""
-        waiting, self._waiting = self._waiting, []
-        self._commands.extendleft(reversed(waiting))
+        if self._due:  # Once for each packet, however often is looked for its command: thousands may wait.
+            waiting, self._waiting = self._waiting, []
+            self._commands.extendleft(reversed(waiting))
+            self._due = False
         while self._commands:
             event = self._commands.popleft()
             command = event.message

@@ -16,7 +16,7 @@ from esper.core.errors import (
     NotReadyError,
     OperationFailed,
 )
-from esper.oona._failures import BrokerWatch, Fenced, Refused, answer_of, passes, translate
+from esper.oona._failures import BrokerWatch, Fenced, Refused, answer_of, passes, translate, translate_for_member
 
 
 def watch(clock: ManualClock) -> BrokerWatch:
@@ -50,6 +50,14 @@ def test_fatal_means_fenced_only_when_it_says_so() -> None:
     fenced = KafkaError(KafkaError._FATAL, "Static consumer fenced by other consumer with same group.instance.id")
     assert isinstance(translate(fenced, "what"), Busy)
     assert isinstance(translate(KafkaError(KafkaError._FATAL, "out of order sequence"), "what"), OperationFailed)
+
+
+def test_to_a_member_nothing_else_is_fatal() -> None:
+    """A commit of a fenced member is told no more than "Fatal error": translate it for a member, and another error."""
+    fatal = KafkaError(KafkaError._FATAL, "Local: Fatal error")
+    assert isinstance(translate_for_member(fatal, "what"), Fenced)
+    other = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED, "denied")
+    assert isinstance(translate_for_member(other, "what"), Refused)
 
 
 def test_settling_cluster_passes() -> None:

@@ -63,6 +63,7 @@ class BrokerProcess:
         goes back to the default, because an ignored SIGTERM would be inherited.
         """
         assert self.marker in command, "the process could not be recognised again"
+        inherited = [fd for fd in _open_files() if fd > 2 and os.get_inheritable(fd)]
         write = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
         pid = os.posix_spawn(
             command[0],
@@ -72,6 +73,8 @@ class BrokerProcess:
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, str(self.output_path), write, 0o644),
                 (os.POSIX_SPAWN_DUP2, 1, 2),
+                # A lock or a pipe of whoever called us would otherwise be held for as long as the process lives.
+                *((os.POSIX_SPAWN_CLOSE, fd) for fd in inherited),
             ],
             setsid=True,
             setsigmask=[],
@@ -140,3 +143,17 @@ def tail(path: Path, *, lines: int) -> list[str]:
     except FileNotFoundError:
         return []
     return [line for line in text.splitlines() if line.strip() and not line.startswith("\t")][-lines:]
+
+
+def _open_files() -> list[int]:
+    """Return the numbers of this process's open files; the one that lists them is closed again by then."""
+    numbers = [int(entry.name) for entry in Path("/dev/fd").iterdir()]
+    return [fd for fd in numbers if _is_open(fd)]
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from confluent_kafka import Consumer as KafkaConsumer
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
 from esper.core.errors import IntegrityError, NotReadyError
 from esper.leyline import BadRecord
@@ -63,13 +63,20 @@ def committed_offsets(
     Raises:
         BrokerUnavailable: no broker answered within the retry time.
     """
-    asked = [TopicPartition(*place) for place in places]
-    answer = watch.retrying("the group's offsets cannot be read", lambda: consumer.committed(asked, _REQUEST_SECONDS))
+    what, asked = "the group's offsets cannot be read", [TopicPartition(*place) for place in places]
+
+    def ask() -> list[TopicPartition]:
+        answer: list[TopicPartition] = consumer.committed(asked, _REQUEST_SECONDS)
+        error = next((found.error for found in answer if found.error is not None), None)
+        if error is not None:  # Without its offset the group would seem to have read nothing yet.
+            raise KafkaException(error)
+        return answer
+
     return {
         (found.topic, found.partition): Committed(
             offset=found.offset if found.offset >= 0 else None, metadata=found.metadata or ""
         )
-        for found in answer
+        for found in watch.retrying(what, ask)
     }
 
 

@@ -25,7 +25,7 @@ from esper.oona._failures import (
     ends_consumer,
     error_of,
     is_outside_log,
-    translate,
+    translate_for_member,
 )
 from esper.oona.consuming._assignment import committed_offsets, restore_memory, start_offset
 
@@ -350,7 +350,7 @@ class Membership:
         if is_outside_log(error) and self._skip_expired(message):
             return None
         if ends_consumer(error):
-            raise translate(error, self._what)
+            raise translate_for_member(error, self._what)
         _logger.info("%s: %s", self._what, error.str())
         self._watch.on_error(error)
         return None
@@ -404,7 +404,7 @@ class Membership:
             elif problem.code() in NO_LONGER_MINE:
                 self._commit_refused = True
             else:
-                self._watch.fail(translate(problem, self._what))
+                self._watch.fail(translate_for_member(problem, self._what))
             _logger.info("%s: offsets were not committed: %s", self._what, problem.str())
 
     def _offset_of(self, place: Position) -> TopicPartition:
@@ -427,6 +427,8 @@ class Membership:
         self.generation += 1
         if self._paused or self._held_back:
             consumer.pause(partitions)
+        else:  # One that was paused when it was taken away would stay so for ever: librdkafka does not forget it.
+            consumer.resume(partitions)
 
     def _starts(self, consumer: KafkaConsumer, places: Sequence[Position]) -> dict[Position, int]:
         """Return where each partition begins, and restore what the group knows of it."""

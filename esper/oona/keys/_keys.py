@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from esper.core.clock import SYSTEM_CLOCK, Clock
-from esper.core.errors import SecretError, UsageError
+from esper.core.errors import OperationFailed, SecretError, UsageError
 from esper.core.home import Home, unwritable
 from esper.core.keys import (
     LOOK_SECONDS,
+    Rotation,
     SignerRotation,
     begin_signer_rotation,
     finish_signer_rotation,
@@ -93,12 +94,14 @@ def rotate_key(settings: Settings) -> KeyChange:
     """Replace the secret that signs; the present one goes on to verify.
 
     The new secret verifies in every process of the home before the log tells of it, and the log tells of it,
-    signed by the present one, before anything is signed with it.
+    signed by the present one, before anything is signed with it. A rotation that ended between these two steps
+    is brought to its end instead of beginning another.
 
     Raises:
         UsageError: the secret comes by environment and is changed there.
-        SecretError: the secret is not the home's.
+        SecretError: the secret is not the home's, or the log knows a newer one that is not here.
         Busy: another process changes the keys.
+        OperationFailed: the log does not count the event.
         BrokerUnavailable, NotReadyError: the log cannot be written; the present secret goes on to sign.
     """
     home = Home.open(settings)
@@ -106,7 +109,10 @@ def rotate_key(settings: Settings) -> KeyChange:
         _check_reachable(settings)
         rotation, vouching = home.begin_rotation(settings)
         with Fabric.open(vouching, member=KEY_OPERATOR) as fabric:
-            if fabric.keyring.revocations.newest_key_id != rotation.key_id:
+            newest = fabric.keyring.revocations.newest_key_id
+            if not _has_authority(fabric) and newest != rotation.key_id:
+                rotation = _resumed(home, rotation, newest)
+            if newest != rotation.key_id:
                 _tell(
                     fabric,
                     ly.KeyRotated(
@@ -116,8 +122,43 @@ def rotate_key(settings: Settings) -> KeyChange:
                     ),
                     key_id=rotation.key_id,
                 )
+        _check_counted(vouching, lambda known: known.newest_key_id == rotation.key_id, rotation.key_id)
         home.finish_rotation(rotation)
     return KeyChange(rotation.key_id, rotation.previous_key_id, HMAC_ALGORITHM)
+
+
+def _resumed(home: Home, rotation: Rotation, newest: str) -> Rotation:
+    """Return the rotation that brought `newest` into the log and did not come to its end here."""
+    begun = home.resume_rotation(rotation, newest)
+    if begun is None:
+        raise _outdated(newest, rotation.previous_key_id)
+    return begun
+
+
+def _outdated(newest: str, signing: str) -> SecretError:
+    return SecretError(
+        f"nothing that this home says about keys counts: it signs with {signing}",
+        cause=f"the log knows the newer key {newest}, and only the newest speaks about keys",
+        next_step="Run `esper keys rotate`: it ends a rotation that was interrupted here. Where the newer key was made "
+        "elsewhere, put that home's `key` and `keys/` here",
+    )
+
+
+def _has_authority(fabric: Fabric) -> bool:
+    """Return whether the log counts what this process says about keys."""
+    keys, newest = fabric.keyring.keys, fabric.keyring.revocations.newest_key_id
+    return keys.signers_required or newest in ("", fabric.keyring.signing_key_id)
+
+
+def _check_counted(settings: Settings, counted: Callable[[Revocations], bool], key_id: str) -> None:
+    """Read the log anew and refuse to call done what it does not count."""
+    with Fabric.open(settings, member=KEY_OPERATOR) as fabric:
+        if not counted(fabric.keyring.revocations):
+            raise OperationFailed(
+                f"what was said about key {key_id} does not count",
+                cause="another process spoke about keys meanwhile, or this one may not",
+                next_step="`esper keys list` shows what counts; then try again",
+            )
 
 
 def rotate_signer(settings: Settings, source: str) -> KeyChange:
@@ -159,6 +200,8 @@ def revoke_key(settings: Settings, key_id: str, *, reason: str = "", clock: Cloc
 
     Raises:
         UsageError: there is no such key, or it signs at present.
+        SecretError: the log knows a newer key than the one that signs here.
+        OperationFailed: the log does not count the event.
         BrokerUnavailable, NotReadyError: the log cannot be read or written.
     """
     home = Home.open(settings)
@@ -166,12 +209,15 @@ def revoke_key(settings: Settings, key_id: str, *, reason: str = "", clock: Cloc
         known = fabric.keyring.revocations.boundaries.get(key_id)
         if known is not None:
             return KeyRevocation(key_id, _named(known), new=False)
+        if not _has_authority(fabric):
+            raise _outdated(fabric.keyring.revocations.newest_key_id, fabric.keyring.signing_key_id)
         _check_revocable(fabric, key_id)
         _wait_for_pick_up(home, clock)
         places = [place for spec in fabric.topics for place in fabric.topics.partitions(spec.name)]
         ends = {place: high for place, (_, high) in fabric.cluster.as_principal("admin").watermarks(places).items()}
         effective = [ly.PartitionOffset(topic=t, partition=p, offset=end) for (t, p), end in sorted(ends.items())]
         _tell(fabric, ly.KeyRevoked(key_id=key_id, effective_from=effective, reason=reason), key_id=key_id)
+        _check_counted(settings, lambda known: key_id in known.boundaries, key_id)
     return KeyRevocation(key_id, _named(ends), new=True)
 
 

@@ -17,6 +17,7 @@ from esper.oona.proof._checkpoint import BadCheckpoint, open_content
 from esper.oona.proof._digest import EMPTY, advance, record_hash
 from esper.oona.proof._evidence import Boundary, add_boundaries
 from esper.oona.proof._findings import Finding, Findings, Kind
+from esper.oona.proof._searched import Searched, limits_of, missing_of, not_searched_of, searched_of, subject_run
 
 #: Where findings stand that are not about a record: the "topic" of a bundle, with line numbers for offsets.
 BUNDLE_PLACE: Final = "bundle"
@@ -25,13 +26,15 @@ _CLAIMS: Final = (
     "completeness of each partition's range: between its first and last checkpoint no record was added, removed or "
     "moved, those given by their hash alone included",
     "checkpoints: each was signed with the log key",
+    "sections: of a run, every partition in which it lies was searched beyond the last signed place that this bundle "
+    "holds, and every record found there is shown",
     "blobs: each is what its SHA-256 says",
     "seal: whoever holds the log key made this bundle, and no byte of it was changed",
 )
 _NOT_CLAIMED: Final = (
     "record signatures: they are HMACs, which only a holder of the secret can check; `esper verify` does",
-    "what the records say that are given by their hash alone; that none of them belongs to the subject is the "
-    "exporter's word, under its seal",
+    "what the records say that are given by their hash alone; that none of them, nor of a partition that is "
+    "not shown, belongs to the subject is the exporter's word, under its seal",
     "that what was signed is true, or was appended at the time that it states",
 )
 
@@ -49,6 +52,7 @@ class AuditVerdict:
     checkpoints: int
     bad: Sequence[Finding]
     bad_total: int
+    not_searched: Sequence[str] = ()
 
     @property
     def ok(self) -> bool:
@@ -70,7 +74,7 @@ class AuditVerdict:
             "bad_total": self.bad_total,
             "first_bad": self.bad[0].document() if self.bad else None,
             "claims": list(_CLAIMS),
-            "not_claimed": [*omitted, *_NOT_CLAIMED],
+            "not_claimed": [*omitted, *limits_of(self.not_searched), *_NOT_CLAIMED],
         }
 
 
@@ -112,8 +116,12 @@ class _Check:
         self._boundaries: dict[Position, list[Boundary]] = {}
         self._clusters: set[str] = set()
         self._section: _Section | None = None
-        self._seen: set[Position] = set()
+        #: How many records each section shows.
+        self._shown: dict[Position, int] = {}
+        self._searched: dict[Position, Searched] = {}
+        self._not_searched: frozenset[str] = frozenset()
         self._subject: dict[str, Any] | None = None
+        self._run_id: str | None = None
         self._cluster_id = ""
         self._records = self._hidden = self._blobs = self._omitted = self._checkpoints = 0
 
@@ -139,6 +147,7 @@ class _Check:
             self._add(1, Kind.BUNDLE, "its checkpoints are another cluster's")
         if not self._records:
             self._add(reader.lines, Kind.BUNDLE, "the bundle shows no record")
+        self._judge_searched(reader.lines)
         return AuditVerdict(
             subject=self._subject or {},
             cluster_id=self._cluster_id,
@@ -149,7 +158,24 @@ class _Check:
             checkpoints=self._checkpoints,
             bad=list(self._findings),
             bad_total=self._findings.total,
+            not_searched=sorted(self._not_searched),
         )
+
+    def _judge_searched(self, line: int) -> None:
+        """Name what of a run's partitions is left out."""
+        if self._run_id is None:
+            return
+        for missing in missing_of(
+            self._run_id,
+            searched=self._searched,
+            not_searched=self._not_searched,
+            shown=self._shown,
+            signed=self._boundaries,
+        ):
+            if missing.place is None:
+                self._add(line, Kind.BUNDLE, missing.detail)
+            else:
+                self._findings.add(Finding(*missing.place, 0, Kind.TRUNCATED, missing.detail))
 
     def _dispatch(self, document: dict[str, Any]) -> None:
         if "record" in document:
@@ -160,6 +186,13 @@ class _Check:
             self._begin_section(document["partition"])
         elif "checkpoint" in document:
             self._checkpoint(decode(document["checkpoint"]), decode(document.get("signature")))
+        elif "searched" in document:
+            stated = searched_of(document["searched"])
+            if stated.place in self._searched:
+                raise BadBundle(f"{stated.topic}-{stated.partition} was searched twice")
+            self._searched[stated.place] = stated
+        elif "not_searched" in document:
+            self._not_searched |= not_searched_of(document["not_searched"])
         elif "blob" in document:
             self._blob(document["blob"], document.get("content"))
         elif "omitted" in document:
@@ -176,6 +209,7 @@ class _Check:
         subject = document.get("subject")
         if not isinstance(subject, dict) or not isinstance(document.get("cluster_id"), str):
             raise BadBundle("the first line lacks its subject or cluster")
+        self._run_id = subject_run(subject)
         self._subject, self._cluster_id = subject, document["cluster_id"]
         if document.get("public_key") != self._public_key.hex():
             raise BadBundle("the bundle was made with another log key than the one given")
@@ -193,9 +227,9 @@ class _Check:
         place = (found["topic"], number(found.get("partition")))
         start, end = number(found.get("start")), number(found.get("end"))
         boundaries = self._boundaries.get(place, [])
-        if any(one.topic_id != found.get("topic_id") for one in boundaries) or place in self._seen:
+        if any(one.topic_id != found.get("topic_id") for one in boundaries) or place in self._shown:
             raise BadBundle(f"{place[0]}-{place[1]} comes twice, or its topic is not the one that was signed")
-        self._seen.add(place)
+        self._shown[place] = 0
         signed = {one.next_offset: one for one in boundaries}
         fresh = any(one.first_offset == start for one in boundaries)
         digest = signed[start].digest if start in signed else EMPTY
@@ -207,6 +241,7 @@ class _Check:
         section = self._current()
         record = record_of(found, topic=section.topic, partition=section.partition)
         self._records += 1
+        self._shown[(section.topic, section.partition)] += 1
         if record.offset != section.next_offset:
             what = f"the record of offset {record.offset} stands in the place of offset {section.next_offset}"
             self._fault(section, section.next_offset, Kind.GAP, what)

@@ -6,6 +6,8 @@
 {"partition": {"topic", "partition", "topic_id", "start", "end"}}
 {"record": {"offset", "key", "value", "headers", "append_time_ms"}}    a record that is shown, in full
 {"hashes": [...]}                                  records in between that are not shown: their 32-byte hashes
+{"searched": {"topic", "partition", "partitions", "topic_id", "end", "shown"}}    about a run: where it was looked for
+{"not_searched": [topics]}
 {"blob": sha256, "content"} or {"omitted": sha256, "bytes"}
 {"seal": sha256 of every line before, "signature"}
 ```

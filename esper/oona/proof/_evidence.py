@@ -97,10 +97,12 @@ def add_boundaries(boundaries: dict[Position, list[Boundary]], content: ly.LogCh
 
 def _take_links(record: Record, judge: Judge, evidence: Evidence) -> None:
     try:
-        judge(record)
+        meta = judge(record)
         started = ly.ProducerStarted.FromString(record.value or b"")
     except (BadRecord, DecodeError):
         return  # The walk over the log names it.
+    if started.predecessor_id.partition(":")[0] != meta.source:
+        return  # Only a source's own successor knows what it had acknowledged.
     for link in started.links:
         found = Link(started.predecessor_id, link.sequence, link.mac)
         evidence.links.setdefault((link.topic, link.partition), {})[link.offset] = found

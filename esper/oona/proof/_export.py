@@ -17,8 +17,9 @@ from esper.oona.proof._checkpoint import CHECKPOINT_TYPE, OPERATIONS, BadCheckpo
 from esper.oona.proof._digest import record_hash
 from esper.oona.proof._evidence import Boundary, add_boundaries, boundary_after, boundary_before
 from esper.oona.proof._log import Bounds, RecordLog, Span
+from esper.oona.proof._searched import Searched, Signed, refuse_lost
 from esper.oona.topics._partitioner import partition_for
-from esper.oona.topics._specs import TopicCatalog
+from esper.oona.topics._specs import TopicCatalog, TopicSpec
 
 #: Topics whose records a run refers to by digest: what it was grown from, and by whom it was steered.
 _REFERRED: Final = ("blueprints", "kernel-catalog", "policy")
@@ -61,6 +62,8 @@ class _Selection:
     shows: Callable[[Record], bool] = field(default=lambda _: True)
     #: Digests that the shown records name.
     names: set[str] = field(default_factory=set)
+    #: Where records of the subject were looked for; a bundle about a range looks nowhere else.
+    searched: list[Position] = field(default_factory=list)
 
     def widen(self, record: Record) -> None:
         place = (record.topic, record.partition)
@@ -85,16 +88,17 @@ class BundleExport:
         Raises:
             UsageError: the log holds nothing of that run.
             NotCovered: a record of it lies after the last checkpoint.
+            IntegrityError: a partition in which records of it may lie lost some that a checkpoint signed.
         """
-        bounds = self._log.bounds()
-        selection = self._select_run(run_id, bounds)
+        bounds, signed = self._look()
+        selection = self._select_run(run_id, bounds, signed)
         if not selection.spans:
             raise UsageError(
                 f"there is nothing to export of run {run_id}",
                 cause="no record of the log has this key",
                 next_step="`esper runs list` names the runs",
             )
-        return self._write(file, selection, bounds, {"run_id": run_id})
+        return self._write(file, selection, bounds, signed, {"run_id": run_id})
 
     def range(self, text: str, file: IO[bytes]) -> Exported:
         """Write the records of a range given as TOPIC-PARTITION:FROM-TO, from FROM to before TO.
@@ -102,9 +106,11 @@ class BundleExport:
         Raises:
             UsageError: it is no range of this log.
             NotCovered: its end lies after the last checkpoint.
+            IntegrityError: its partition lost records that a checkpoint signed.
         """
-        bounds = self._log.bounds()
         place, span = _parse_range(text)
+        bounds, signed = self._look()
+        refuse_lost([place, OPERATIONS], bounds, signed)
         if place not in bounds or not bounds[place].low <= span.start < span.end <= bounds[place].high:
             held = f"it holds {bounds[place].low}-{bounds[place].high}" if place in bounds else "no such partition"
             raise UsageError(f"{text} is no range of this log", cause=held, next_step="Ranges look like runs-3:0-120")
@@ -115,13 +121,23 @@ class BundleExport:
         selection = _Selection({place: span}, shows)
         for record in self._log.read({place: span}):
             selection.names |= _digests_in(record)
-        return self._write(file, selection, bounds, {"range": text})
+        return self._write(file, selection, bounds, signed, {"range": text})
 
-    def _select_run(self, run_id: str, bounds: Mapping[Position, Bounds]) -> _Selection:
+    def _look(self) -> tuple[dict[Position, Bounds], Signed]:
+        """Return what is signed of the log, and then its ends: no checkpoint speaks of records beyond them."""
+        before = self._log.bounds()
+        signed: dict[Position, list[Boundary]] = {}
+        for _, content in self._checkpoints(before):
+            add_boundaries(signed, content)
+        return {**self._log.bounds(), OPERATIONS: before[OPERATIONS]}, signed
+
+    def _select_run(self, run_id: str, bounds: Mapping[Position, Bounds], signed: Signed) -> _Selection:
         key = run_id.encode()
-        selection = _Selection()
-        kept = [spec for spec in self._topics if spec.truth and spec.name != OPERATIONS[0]]
+        kept = [spec for spec in self._topics if _is_searched(spec)]
         places = [(spec.name, partition_for(run_id, spec.partitions)) for spec in kept]
+        searched = {*places, *(place for place in bounds if place[0] in _REFERRED)}
+        refuse_lost([*searched, OPERATIONS], bounds, signed)
+        selection = _Selection(searched=sorted(searched))
         for record in self._log.read(_whole(places, bounds)):
             if record.key == key:
                 selection.widen(record)
@@ -142,11 +158,13 @@ class BundleExport:
         return referred
 
     def _write(
-        self, file: IO[bytes], selection: _Selection, bounds: Mapping[Position, Bounds], subject: dict[str, str]
+        self,
+        file: IO[bytes],
+        selection: _Selection,
+        bounds: Mapping[Position, Bounds],
+        signed: Signed,
+        subject: dict[str, str],
     ) -> Exported:
-        signed: dict[Position, list[Boundary]] = {}
-        for _, content in self._checkpoints(bounds):
-            add_boundaries(signed, content)
         spans = {
             place: _between_checkpoints(place, span, signed.get(place, []), bounds[place])
             for place, span in sorted(selection.spans.items())
@@ -160,14 +178,17 @@ class BundleExport:
                 "subject": subject,
             }
         )
-        checkpoints = self._write_checkpoints(writer, spans, signed, bounds)
-        shown = hidden = 0
+        needed = _needed_checkpoints(spans, selection.searched, signed)
+        checkpoints = self._write_checkpoints(writer, needed, bounds)
+        shown: dict[Position, int] = {}
+        hidden = 0
         for place, span in spans.items():
-            counted = self._write_partition(writer, place, span, bounds[place].topic_id, selection.shows)
-            shown, hidden = shown + counted[0], hidden + counted[1]
+            shown[place] = self._write_partition(writer, place, span, bounds[place].topic_id, selection.shows)
+            hidden += span.end - span.start - shown[place]
+        self._write_searched(writer, selection.searched, bounds, shown)
         blobs, omitted = self._write_blobs(writer, selection.names)
         writer.seal()
-        return Exported(shown, hidden, blobs, omitted, checkpoints)
+        return Exported(sum(shown.values()), hidden, blobs, omitted, checkpoints)
 
     def _checkpoints(
         self, bounds: Mapping[Position, Bounds]
@@ -179,20 +200,7 @@ class BundleExport:
                 except BadCheckpoint:
                     continue  # `esper verify` names it.
 
-    def _write_checkpoints(
-        self,
-        writer: BundleWriter,
-        spans: Mapping[Position, Span],
-        signed: Mapping[Position, list[Boundary]],
-        bounds: Mapping[Position, Bounds],
-    ) -> int:
-        """Write the checkpoints that sign a place within the spans, their ends included."""
-        needed = {
-            one.number
-            for place, span in spans.items()
-            for one in signed[place]
-            if span.start <= one.next_offset <= span.end
-        }
+    def _write_checkpoints(self, writer: BundleWriter, needed: set[int], bounds: Mapping[Position, Bounds]) -> int:
         count = 0
         for message, content in self._checkpoints(bounds):
             if content.number in needed:
@@ -200,10 +208,25 @@ class BundleExport:
                 count += 1
         return count
 
+    def _write_searched(
+        self,
+        writer: BundleWriter,
+        searched: list[Position],
+        bounds: Mapping[Position, Bounds],
+        shown: Mapping[Position, int],
+    ) -> None:
+        """Say of each partition that was searched how much of it is shown, so that no section can be missing."""
+        for place in searched:
+            if place in bounds:
+                found, partitions = bounds[place], self._topics[place[0]].partitions
+                writer.line(Searched(*place, partitions, found.topic_id, found.high, shown.get(place, 0)).line())
+        if searched:
+            writer.line({"not_searched": sorted(spec.name for spec in self._topics if not _is_searched(spec))})
+
     def _write_partition(
         self, writer: BundleWriter, place: Position, span: Span, topic_id: str, shows: Callable[[Record], bool]
-    ) -> tuple[int, int]:
-        """Write one partition; return how many of its records are shown, and how many stand there by their hash."""
+    ) -> int:
+        """Write one partition; return how many of its records are shown."""
         topic, partition = place
         writer.line(
             {
@@ -223,7 +246,7 @@ class BundleExport:
                 shown += 1
             else:
                 writer.hidden(record_hash(record))
-        return shown, span.end - span.start - shown
+        return shown
 
     def _write_blobs(self, writer: BundleWriter, names: set[str]) -> tuple[int, int]:
         """Write the blobs that the store holds of `names`, and those that small ones among them name."""
@@ -250,6 +273,23 @@ class BundleExport:
 
 def _whole(places: list[Position], bounds: Mapping[Position, Bounds]) -> dict[Position, Span]:
     return {place: Span(bounds[place].low, bounds[place].high) for place in places if place in bounds}
+
+
+def _is_searched(spec: TopicSpec) -> bool:
+    """Return whether records of a run may lie in a topic for good."""
+    return spec.truth and spec.name != OPERATIONS[0]
+
+
+def _needed_checkpoints(spans: Mapping[Position, Span], searched: list[Position], signed: Signed) -> set[int]:
+    """Return those that sign a place within the spans, their ends included, or the end of what was searched."""
+    needed = {
+        one.number
+        for place, span in spans.items()
+        for one in signed[place]
+        if span.start <= one.next_offset <= span.end
+    }
+    ends = (max(signed[place], key=lambda one: one.next_offset) for place in searched if place in signed)
+    return needed | {one.number for one in ends}
 
 
 def _digests_in(record: Record) -> set[str]:

@@ -56,7 +56,11 @@ class Verdict:
 
     @property
     def claims(self) -> list[str]:
-        """What was checked of every record, or of those that checkpoints cover."""
+        """What holds of every record, or of those that checkpoints cover; where faults were found, of the others."""
+        found = self._checks()
+        return found if self.ok else [f"apart from {self.bad_total} faults: {one}" for one in found]
+
+    def _checks(self) -> list[str]:
         if not self.checkpoints:
             return list(_CHECKS)
         covered = (

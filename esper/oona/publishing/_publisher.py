@@ -28,6 +28,7 @@ from esper.leyline import (
     type_of,
 )
 from esper.leyline import messages as ly
+from esper.leyline.signing import KEY_ID_BYTES
 from esper.oona._cluster import Cluster, Position
 from esper.oona._failures import FATAL, error_of, translate
 from esper.oona.emergency._state import alarm_for, emergency_signal
@@ -332,10 +333,10 @@ class Publisher:
         *,
         patient: bool,
     ) -> None:
-        sequence, mac = meta.sequence, mac_of(signature)
+        sequence = meta.sequence
 
         # Not a closure, whose cells would make the collector's work for each record in flight three times as long.
-        delivered = partial(self._on_delivery, pending, place, sequence, mac, issued_ms)
+        delivered = partial(self._on_delivery, pending, place, sequence, signature, issued_ms)
         headers: Headers = [(SIGNATURE_HEADER, signature), (TYPE_HEADER, meta.type)]
         if self._tracing:
             trace = trace_for(correlation_id=meta.correlation_id, event_id=meta.event_id)
@@ -345,7 +346,7 @@ class Publisher:
         except KafkaException as error:
             self._line.failed()
             raise translate(error_of(error), f"{self._what} {place[0]}") from error
-        self._chain.append(place, sequence, mac)
+        self._chain.append(place, sequence, mac_of(signature))
 
     # After the queue; these run in the thread that serves deliveries ----------------------------------------
 
@@ -354,7 +355,7 @@ class Publisher:
         pending: Pending,
         place: Position,
         sequence: int,
-        mac: bytes,
+        signature: bytes,
         issued_ms: int,
         error: KafkaError | None,
         report: KafkaMessage,
@@ -362,21 +363,35 @@ class Publisher:
         if error is not None:
             self._on_failure(pending, place[0], error)
         else:
-            self._on_acknowledged(pending, place, sequence, mac, report, issued_ms)
+            self._on_acknowledged(pending, place, sequence, signature, report, issued_ms)
 
     def _on_acknowledged(
-        self, pending: Pending, place: Position, sequence: int, mac: bytes, report: KafkaMessage, issued_ms: int
+        self, pending: Pending, place: Position, sequence: int, signature: bytes, report: KafkaMessage, issued_ms: int
     ) -> None:
         offset, append_time_ms = report.offset(), report.timestamp()[1]
         assert offset is not None, "a delivered record has an offset"
         self._acknowledged += 1
-        self._chain.acknowledge(place, sequence, mac, offset)
-        if issued_ms - append_time_ms > CLOCK_SKEW_MS_MAX:
-            pending.settle(None, self._die(self._clock_ahead(issued_ms - append_time_ms)))
+        self._chain.acknowledge(place, sequence, mac_of(signature), offset)
+        problem = self._unbelievable(place, offset, signature, issued_ms - append_time_ms)
+        if problem is not None:
+            pending.settle(None, self._die(problem))
             return
         self._line.succeeded()
         self._line.latency.observe(self._clock.monotonic() - pending.since)
         pending.settle(Receipt(place[0], place[1], offset, append_time_ms, pending.event_id), None)
+
+    def _unbelievable(self, place: Position, offset: int, signature: bytes, ahead_ms: int) -> EsperError | None:
+        """Return why nobody will believe a record although the broker took it."""
+        if ahead_ms > CLOCK_SKEW_MS_MAX:
+            return self._clock_ahead(ahead_ms)
+        revocations = self._keyring.revocations
+        if revocations and revocations.covers(key_id := signature[:KEY_ID_BYTES].hex(), *place, offset):
+            return NotReadyError(
+                self._what,
+                cause=f"key {key_id} was revoked while events that it signed were on their way: nobody believes them",
+                next_step="Publish them again: the next publisher signs with the present key",
+            )
+        return None
 
     def _clock_ahead(self, ahead_ms: int) -> EsperError:
         return NotReadyError(

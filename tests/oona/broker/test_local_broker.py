@@ -396,3 +396,21 @@ def test_importing_the_broker_is_enough_to_find_one(tmp_path: Path) -> None:
     home = Home.create(settings)
     with FileLock(home.broker / "broker.lock"):
         assert LocalBroker(home, settings).bootstrap() is None
+
+
+def test_the_broker_keeps_nothing_of_its_starter(tmp_path: Path, make_broker: MakeBroker) -> None:
+    """Goal: a caller's lock or pipe is not held for as long as the broker lives. Method: start it beside open files."""
+    held = (tmp_path / "lock").open("w")
+    reading, writing = os.pipe()
+    for number in (held.fileno(), writing):
+        os.set_inheritable(number, True)
+    local, home = make_broker("home")
+    with closing(held):
+        local.start()
+        process = BrokerProcess(home).find()
+        assert process is not None
+        targets = {str(entry.readlink()) for entry in Path(f"/proc/{process.pid}/fd").iterdir()}
+        assert str(tmp_path / "lock") not in targets
+        os.close(writing)
+        assert os.read(reading, 1) == b"", "nobody else holds the pipe's other end"
+        os.close(reading)

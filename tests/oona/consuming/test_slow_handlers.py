@@ -191,3 +191,24 @@ def rows_of_group(broker: RunningBroker, group: str) -> list[object]:
     """Return what a group has parked."""
     with Fabric.open(broker.settings, member="test") as fabric:
         return list(rows_of(fabric, group))
+
+
+def test_partitions_that_were_taken_away_while_held_back_flow_when_they_are_back(fabric: Fabric) -> None:
+    """Goal: nothing stays paused for ever. Method: have all partitions revoked while records are held back, then look.
+
+    librdkafka keeps a partition paused across revocation and assignment, and resuming what is held reaches it no more.
+    """
+    runs = [run_on_partition(fabric, TOPIC, partition) for partition in range(8)]
+    group, handler, team = fresh_group(), Poisoned(runs), Team()
+    with join(fabric, group, handler) as consumer:
+        poll_to_end(consumer, fabric)
+        membership, deadline = consumer._membership, Deadline(60.0)
+        membership.keep_alive()
+        team.start(join(fabric, group, handler, instance="member-1"))
+        while membership.positions():  # ends when the other member has joined
+            assert not deadline.expired
+            membership.keep_alive(0.0)  # Without waiting: the next assignment is not to come in the same call.
+        publish_steps(fabric, [(run_id, 0) for run_id in runs])
+        poll_until(consumer, lambda: all(handler.handled[run_id] == [0] for run_id in runs), seconds=60.0)
+        assert len(consumer.assignment()) == 4, "half of them came back to this member"
+    team.stop()

@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from esper.core.clock import SYSTEM_CLOCK, Deadline
-from esper.core.errors import NotReadyError, SecretError, UsageError
+from esper.core.errors import NotReadyError, OperationFailed, SecretError, UsageError
 from esper.core.home import Home
 from esper.core.ids import new_run_id
 from esper.core.keys import SIGNER_SOURCES
@@ -28,6 +28,7 @@ from esper.leyline import (
     BadRecord,
     KeyRing,
     Record,
+    Revocations,
     decode,
     fingerprint,
     open_record,
@@ -291,6 +292,48 @@ def test_an_older_key_cannot_revoke_the_newest(settings: Settings) -> None:
     assert (rows[present].state, rows[present].reason) == ("revoked", "it leaked later")
 
 
+def test_an_interrupted_rotation_is_brought_to_its_end(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: revocation survives a crash between the log and the home. Method: die there; revoke, rotate, revoke."""
+
+    class Died(Exception):
+        pass
+
+    def die(*_: object) -> None:
+        raise Died
+
+    old = rotate_key(settings).key_id
+    with monkeypatch.context() as patch:
+        patch.setattr(Home, "finish_rotation", die)
+        with pytest.raises(Died):
+            rotate_key(settings)
+    with opened(settings) as fabric:
+        begun = fabric.keyring.revocations.newest_key_id
+        assert fabric.keyring.signing_key_id == old != begun
+        ended = {old, begun, *fabric.keyring.revocations.boundaries}
+        verifying = next(key.hex() for key in fabric.keyring.keys.macs if key.hex() not in ended)
+    with pytest.raises(SecretError, match="nothing that this home says about keys counts"):
+        revoke_key(settings, verifying)
+    change = rotate_key(settings)
+    assert (change.key_id, change.previous_key_id) == (begun, old)
+    assert revoke_key(settings, old, reason="done with").new
+    with opened(settings) as fabric:
+        assert fabric.keyring.signing_key_id == begun
+        assert old in fabric.keyring.revocations.boundaries
+        assert set((settings.home / "keys").iterdir()) >= {settings.home / "keys" / old}
+
+
+def test_what_does_not_count_is_not_called_done(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: no success without effect. Method: a revocation whose event never reaches the log."""
+    with opened(settings) as fabric:
+        old = fabric.keyring.signing_key_id
+    rotate_key(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr("esper.oona.keys._keys._tell", lambda *_, **__: None)
+        with pytest.raises(OperationFailed, match="does not count"):
+            revoke_key(settings, old)
+    assert revoke_key(settings, old).new
+
+
 def test_a_stranger_s_secret_changes_nothing(settings: Settings) -> None:
     """Goal: exit 3 and no change. Method: start, rotate and revoke a home with another secret, compare its files."""
     files = {path: path.read_bytes() for path in settings.home.glob("key*/*") if path.is_file()}
@@ -311,6 +354,30 @@ def test_a_stranger_s_secret_changes_nothing(settings: Settings) -> None:
             assert caught.value.next_step
         assert fabric.cluster.watermarks([("operations", 0)]) == ends
     assert {path: path.read_bytes() for path in files} == files
+
+
+def test_a_home_started_with_another_secret_exits_3_and_changes_nothing(tmp_path: Path) -> None:
+    """Goal: no command of the broker takes a foreign secret. Method: init and up, secure too; compare all files."""
+    esper = Esper(tmp_path / "home")
+    assert esper("init").code == 0
+    before = {path: path.read_bytes() for path in esper.home.rglob("*") if path.is_file()}
+    esper.environment["ESPER_LEYLINE_SECRET"] = "z" * 40
+    for words in (["init"], ["up"], ["up", "--secure"]):
+        answer = esper(*words)
+        assert answer.code == 3
+        assert "is not the one of home" in " ".join(answer.stderr.split())
+    assert {path: path.read_bytes() for path in esper.home.rglob("*") if path.is_file()} == before
+
+
+def test_an_event_whose_key_was_revoked_on_its_way_is_no_success(settings: Settings) -> None:
+    """Goal: whoever publishes hears that nobody believes it. Method: the key ends before the record's offset."""
+    run_id = new_run_id()
+    with opened(settings) as fabric:
+        key_id = fabric.keyring.signing_key_id
+        fabric.key_follower.close()  # It would put its own state in the place of this one.
+        fabric.keyring.revocations = Revocations(boundaries={key_id: {}})
+        with pytest.raises(NotReadyError, match=f"key {key_id} was revoked while events"):
+            fabric.publisher("tolaria").publish(packet(run_id, 1), key=run_id)
 
 
 def test_what_signs_cannot_be_revoked(settings: Settings) -> None:

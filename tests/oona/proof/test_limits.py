@@ -171,7 +171,15 @@ def test_producer_that_ended_is_held_to_its_last_link(recorded: Recorded) -> Non
         assert [one.kind for one in verdict.bad] == ([] if expected is None else [expected])
 
 
-def _started(recorded: Recorded, last: Record, offset: int) -> Record:
+def test_no_source_accuses_another_of_a_lost_record(recorded: Recorded) -> None:
+    """Goal: an honest record is not called foreign on a stranger's word. Method: nissa ends a life of tolaria."""
+    records = list(recorded.log.partitions[STATE])
+    said = _started(recorded, records[9], 10, source="nissa")
+    log = with_records(recorded.log, OPERATIONS, [*recorded.log.partitions[OPERATIONS], said])
+    assert verified(recorded, log).ok
+
+
+def _started(recorded: Recorded, last: Record, offset: int, *, source: str = "tolaria") -> Record:
     """Return an authentic ProducerStarted that says that `last` stood at `offset`."""
     meta = ly.AnyEvent.FromString(last.value or b"").meta
     link = ly.ChainLink(
@@ -180,7 +188,8 @@ def _started(recorded: Recorded, last: Record, offset: int) -> Record:
     message = ly.ProducerStarted(member="tolaria-0", predecessor_id=meta.producer_id, links=[link])
     message.meta.CopyFrom(meta)
     message.meta.type = "esper.leyline.v1.ProducerStarted"
-    message.meta.producer_id, message.meta.sequence, message.meta.previous_mac = "tolaria:eeee", 1, b""
+    message.meta.source = source
+    message.meta.producer_id, message.meta.sequence, message.meta.previous_mac = f"{source}:eeee", 1, b""
     position = len(recorded.log.partitions[OPERATIONS])
     pattern = Record("operations", 0, position, last.key, b"", (("type", message.meta.type.encode()),))
     return resigned(pattern, recorded.keyring, partition=0, value=message.SerializeToString(deterministic=True))
