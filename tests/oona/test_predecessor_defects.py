@@ -1,8 +1,8 @@
 """The predecessor's fabric was shown to lose, mix up and block messages. Each test is named for one such defect.
 
 The defects were demonstrated against its last client. Here the same is done to this fabric on the real broker, and
-shown not to happen. Numbers 1 (conservative mode that latches), 4 (poison that vanishes) and 7 (backpressure counted
-as failure) stand beside what they are about: `test_emergency.py`, `test_parking.py`, `test_publisher_breaker.py`.
+shown not to happen. Numbers 1 (conservative mode that latches) and 7 (backpressure counted as failure) stand beside
+what they are about: `emergency/test_emergency.py` and `publishing/test_publisher_breaker.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from esper.core.ids import new_run_id
 from esper.leyline import SIGNATURE_HEADER, TYPE_HEADER, Record
 from esper.leyline import messages as ly
-from esper.oona import Consumer, Event, Fabric, Handler, list_dead_letters
+from esper.oona import Consumer, Event, Fabric, Handler, LetterBoard, list_dead_letters, redrive
 from tests.conftest import RunningBroker
 from tests.oona.log import append, fresh_group, packet, poll_to_end, poll_until, signed_record
 
@@ -99,6 +99,30 @@ def test_defect_3_crash_between_read_and_acknowledge(broker: RunningBroker, fabr
         poll_until(consumer, lambda: len(seen) == 3)
         poll_to_end(consumer, fabric)
     assert seen == published
+
+
+def test_defect_4_default_poison_handling(fabric: Fabric) -> None:
+    """Predecessor: a poison message was acknowledged and vanished. Fail for ever, then mend the handler and redrive."""
+    run_id, group, seen, poison = new_run_id(), fresh_group(), list[str](), True
+    published = publish_packets(fabric, run_id, 2)
+
+    def handler(event: Event) -> None:
+        if event.meta.subject == run_id:
+            if poison:
+                raise ValueError("poison")
+            seen.append(event.meta.event_id)
+
+    with role(fabric, {ly.SystemStatePacket: handler}, group=group) as consumer:
+        poll_until(consumer, lambda: consumer.metrics().parked_records == 2)
+        board = LetterBoard.read(fabric)
+        mine = {(row.topic, row.partition, row.offset): row.reason for row in board.rows() if row.key == run_id}
+        assert sorted(mine.values()) == ["HANDLER_FAILED", "WAITS_FOR_KEY"], "neither vanished"
+        poison = False
+        first = next(reference for reference, reason in mine.items() if reason == "HANDLER_FAILED")
+        with fabric.publisher("cli") as publisher:
+            redrive(board, publisher, first)
+        poll_until(consumer, lambda: len(seen) == 2)
+    assert seen == published, "both were handled in their order"
 
 
 def test_defect_5_malformed_envelope(fabric: Fabric) -> None:
