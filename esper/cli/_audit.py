@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, say
+from esper.cli._console import JsonFlag, emit_json, emit_line, emit_table, open_fabric, say
 from esper.core._log_key import read_public_key
 from esper.core.errors import IntegrityError, UsageError
 from esper.oona.proof import export_from_cluster, verify_bundle
@@ -75,12 +75,13 @@ def verify(
 def _show(document: dict[str, Any]) -> None:
     if document["bad"]:
         emit_table(document["bad"], ["topic", "partition", "offset", "kind"])
-        say(f"{document['bad_total']} FAULTS; the first: {document['first_bad']['detail']}")
-    say(f"{document['records']} records, {document['records_by_hash']} more by their hash, {document['blobs']} blobs")
+        emit_line(f"{document['bad_total']} FAULTS; the first: {document['first_bad']['detail']}")
+    by_hash = f"{document['records_by_hash']} more by their hash"
+    emit_line(f"{document['records']} records, {by_hash}, {document['blobs']} blobs")
     for claim in document["claims"] if document["ok"] else ():
-        say(f"checked: {claim}")
+        emit_line(f"checked: {claim}")
     for limit in document["not_claimed"]:
-        say(f"not claimed: {limit}")
+        emit_line(f"not claimed: {limit}")
 
 
 def register(app: typer.Typer) -> None:

@@ -57,6 +57,11 @@ def say(text: str) -> None:
     err.print(text, markup=False, soft_wrap=True)
 
 
+def emit_line(text: str) -> None:
+    """Write a line of what was asked for on stdout."""
+    out.print(text, markup=False, soft_wrap=True)
+
+
 def _cell(value: Any) -> str:  # noqa: ANN401 - a cell shows whatever a row holds
     if isinstance(value, float):
         return f"{value:.4g}"

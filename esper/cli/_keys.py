@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, say, settings
+from esper.cli._console import JsonFlag, emit_json, emit_line, emit_table, open_fabric, say, settings
 from esper.oona import list_keys, revoke_key, rotate_key, rotate_signer
 
 keys = typer.Typer(no_args_is_help=True, help="Keys: which sign, which verify, and which are believed no more.")
@@ -36,7 +36,7 @@ def rotate(
     if json:
         emit_json(asdict(change))
     else:
-        say(f"{change.signer or 'the home'} signs with key {change.key_id} from now on")
+        emit_line(f"{change.signer or 'the home'} signs with key {change.key_id} from now on")
         if change.previous_key_id:
             say(f"to end the old one: esper keys revoke {change.previous_key_id}")
 
@@ -52,7 +52,7 @@ def revoke(
     if json:
         emit_json(asdict(revocation))
     else:
-        say(f"key {key_id} {'is' if revocation.new else 'was already'} revoked; `esper keys list` shows it")
+        emit_line(f"key {key_id} {'is' if revocation.new else 'was already'} revoked; `esper keys list` shows it")
 
 
 def register(app: typer.Typer) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, open_home, say, settings
+from esper.cli._console import JsonFlag, emit_json, emit_line, emit_table, open_fabric, open_home, say, settings
 from esper.core.errors import UsageError
 from esper.core.home import live_members
 from esper.oona.broker import LocalBroker
@@ -70,7 +70,7 @@ def status(json: JsonFlag = False) -> None:
     if json:
         emit_json({"bootstrap": bootstrap, "members": rows, "nissa_url": None})
         return
-    say(f"broker: {bootstrap or 'not running (esper up)'}")
+    emit_line(f"broker: {bootstrap or 'not running (esper up)'}")
     emit_table(rows, ["name", "pid", "state"])
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, say
+from esper.cli._console import JsonFlag, emit_json, emit_line, emit_table, open_fabric, say
 from esper.core.errors import UsageError
 from esper.leyline import messages as ly
 from esper.weatherlight import RunOrder, await_outcome, cancel_run, order_run
@@ -77,12 +77,13 @@ def command(
     fabric = open_fabric()
     ordered = order_run(fabric, run_id, order)
     document: dict[str, object] = {**asdict(ordered)}
-    say(f"command {ordered.command_id} stands in the log for epochs {ordered.first_epoch} to {ordered.last_epoch}")
+    tell = say if json else emit_line
+    tell(f"command {ordered.command_id} stands in the log for epochs {ordered.first_epoch} to {ordered.last_epoch}")
     if wait:
         outcome = await_outcome(fabric, ordered)
         applied = outcome.result == ly.COMMAND_RESULT_APPLIED
         document |= {"epoch": outcome.epoch, "applied": applied, "reason": outcome.reason, "seed_id": outcome.seed_id}
-        say(f"epoch {outcome.epoch}: " + ("applied" if applied else f"refused: {outcome.reason}"))
+        tell(f"epoch {outcome.epoch}: " + ("applied" if applied else f"refused: {outcome.reason}"))
     if json:
         emit_json(document)
     if wait and not document["applied"]:

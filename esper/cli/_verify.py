@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, say
+from esper.cli._console import JsonFlag, emit_json, emit_line, emit_table, open_fabric
 from esper.core._log_key import read_public_key
 from esper.core.errors import IntegrityError
 from esper.oona.proof import Request, Verdict, verify_cluster
@@ -40,13 +40,13 @@ def _show(verdict: Verdict) -> None:
     if verdict.bad:
         emit_table([one.document() for one in verdict.bad], ["topic", "partition", "offset", "kind", "detail"])
     state = "no fault was found" if verdict.ok else f"{verdict.bad_total} FAULTS, the first ones are listed"
-    say(f"{verdict.records} records were read: {state}")
+    emit_line(f"{verdict.records} records were read: {state}")
     if verdict.checkpoints:
-        say(f"last checkpoint: number {verdict.last_number}, digest {verdict.last_digest.hex()}")
+        emit_line(f"last checkpoint: number {verdict.last_number}, digest {verdict.last_digest.hex()}")
     for claim in verdict.claims:
-        say(f"checked: {claim}")
+        emit_line(f"checked: {claim}")
     for limit in verdict.not_claimed:
-        say(f"not claimed: {limit}")
+        emit_line(f"not claimed: {limit}")
 
 
 def register(app: typer.Typer) -> None:

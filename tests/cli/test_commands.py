@@ -38,7 +38,7 @@ def test_status_names_broker_and_members(esper: Esper, local_broker: RunningBrok
     document = esper("status", "--json").json
     assert set(document) == {"bootstrap", "members", "nissa_url"}
     assert document["bootstrap"] == local_broker.bootstrap
-    assert local_broker.bootstrap in esper("status").stderr
+    assert local_broker.bootstrap in esper("status").stdout
 
 
 def test_blueprints_are_listed_with_their_bounds(esper: Esper) -> None:

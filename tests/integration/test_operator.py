@@ -72,7 +72,7 @@ def test_what_the_run_refuses_is_said_and_exits_1(serving: Esper, run_id: str) -
     """Goal: a refusal is no success. Method: cull a seed that the run does not have."""
     answer = serving("runs", "command", run_id, "cull", "--seed", "nobody", "--wait", "--json")
     assert answer.code == 1
-    assert "refused: unknown_seed" in answer.stderr
+    assert "refused: unknown_seed" in answer.stderr, "talk, beside the document"
 
 
 SEED = {"seed_id": "s"}

@@ -580,8 +580,8 @@ def test_the_commands_say_what_they_did(settings: Settings) -> None:
     revocation = esper("keys", "revoke", change["previous_key_id"], "--reason", "a test", "--json").json
     assert (revocation["key_id"], revocation["new"]) == (change["previous_key_id"], True)
     assert revocation["effective_from"]["operations-0"] > 0
-    assert "was already revoked" in esper("keys", "revoke", change["previous_key_id"]).stderr
-    assert "signs with key" in esper("keys", "rotate").stderr
+    assert "was already revoked" in esper("keys", "revoke", change["previous_key_id"]).stdout
+    assert "signs with key" in esper("keys", "rotate").stdout
     present = Home.open(settings).key_fingerprint or ""
     for arguments in (["revoke", present], ["revoke", "unknown"], ["rotate", "--signer", "tamiyo"]):
         refused = esper("keys", *arguments)
