@@ -162,8 +162,6 @@ def test_lag_and_latencies_of_a_real_group(fabric: Fabric) -> None:
     publisher.close()
     after = fabric.metrics().sources["tolaria"].counters
     assert after.acknowledged - published == 4, "a closed publisher's figures stay"
-        "a closed publisher's figures stay"
-    )
 
 
 def test_the_housekeeper_emits_them_at_its_interval(broker: RunningBroker) -> None:
