@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,8 +23,14 @@ KAFKA = chosen()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the figures of whole campaigns."""
+    """Keep the figures of whole campaigns, and let interrupts through to the commands that tests start.
+
+    A shell's background job ignores SIGINT, and so does whatever it starts; what a process handles, its children do not
+    inherit.
+    """
     config.pluginmanager.register(Keeper())
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

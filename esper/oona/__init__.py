@@ -7,7 +7,7 @@ from esper.oona._events import Event, Handler, is_stale
 from esper.oona._fabric import Fabric
 from esper.oona._service import Service
 from esper.oona.consuming._consumer import Consumer
-from esper.oona.housekeeping._emission import Emission
+from esper.oona.housekeeping._emission import emission
 from esper.oona.housekeeping._housekeeper import Housekeeper, build_housekeeper
 from esper.oona.housekeeping._metrics import (
     FabricMetrics,
@@ -64,7 +64,6 @@ __all__ = [
     "DeadLetterRow",
     "DeadLetterWriter",
     "DescriptorFile",
-    "Emission",
     "Event",
     "EventMessage",
     "EventObject",
@@ -110,6 +109,7 @@ __all__ = [
     "describe_topics",
     "descriptor_set",
     "discard",
+    "emission",
     "event_object",
     "explain_event",
     "find_events",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from esper.core.errors import UsageError
 from esper.core.home import Home, member_lock
 from esper.core.settings import Settings
-from esper.oona import Emission, Fabric, Service, build_housekeeper
+from esper.oona import Fabric, Service, build_housekeeper, emission
 
 _log = logging.getLogger("esper.weatherlight")
 
@@ -68,7 +68,7 @@ def _projector(fabric: Fabric, _instance: str) -> Service:
 
 def _emission(fabric: Fabric, member: Member) -> AbstractContextManager[object]:
     """Return what emits a member's own figures; the housekeeper emits its own with those of the cluster."""
-    return nullcontext() if member.subsystem == "housekeeper" else Emission(fabric)
+    return nullcontext() if member.subsystem == "housekeeper" else emission(fabric)
 
 
 #: Subsystem -> factory. Imports wait until a member is made: only those that train pay for torch.

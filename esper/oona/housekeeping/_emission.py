@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-from typing import TYPE_CHECKING, Self
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from esper.core.errors import EsperError
+from esper.oona.housekeeping._every import Every
 from esper.oona.housekeeping._metrics import metrics_packet
 from esper.oona.topics._acls import principal_of, principals
 
@@ -14,41 +14,32 @@ if TYPE_CHECKING:
     from esper.oona._fabric import Fabric
     from esper.oona.publishing._publisher import Publisher
 
-_logger = logging.getLogger("esper.oona.emission")
 
+def emission(fabric: Fabric) -> AbstractContextManager[object]:
+    """Return a block in which this process's `oona.*` figures are emitted every `settings.metrics_seconds`.
 
-class Emission:
-    """A thread that emits this process's `oona.*` figures every `settings.metrics_seconds`, as the member's own source.
-
-    Queue depths are not among them: one member, the housekeeper, asks the cluster for those. What fails is logged and
-    tried again at the next turn. Leaving the block ends the thread.
+    They are published as the source that the member writes as. Queue depths are not among them: one member, the
+    housekeeper, asks the cluster for those. What fails is logged and tried again at the next turn.
     """
+    emitter = _Emitter(fabric)
+    seconds = fabric.settings.metrics_seconds
+    return Every(seconds, emitter.emit, name="emission", failure="the metrics were not emitted")
 
+
+class _Emitter:
     def __init__(self, fabric: Fabric) -> None:
         self._fabric = fabric
         self._source = principal_of(fabric.member, principals(fabric.topics))
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="emission", daemon=True)
+        self._publisher: Publisher | None = None
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        publisher: Publisher | None = None
-        while not self._stop.wait(self._fabric.settings.metrics_seconds):
-            try:
-                # Opened at the first turn: a process that is done before never pays for the connection.
-                publisher = publisher or self._fabric.publisher(self._source)
-                self._emit(publisher)
-            except EsperError as error:
-                _logger.warning("the metrics were not emitted: %s", error)
-                publisher = None  # One that failed is dead; the fabric closes it.
-
-    def _emit(self, publisher: Publisher) -> None:
-        packet = metrics_packet(self._fabric.metrics(), None, source=self._source, member=self._fabric.member)
-        publisher.submit(packet, key=self._source)
+    def emit(self) -> None:
+        """Submit one packet; raises EsperError."""
+        fabric, source = self._fabric, self._source
+        try:
+            # Opened at the first turn: a process that is done before never pays for the connection.
+            self._publisher = self._publisher or fabric.publisher(source)
+            packet = metrics_packet(fabric.metrics(), None, source=source, member=fabric.member)
+            self._publisher.submit(packet, key=source)
+        except EsperError:
+            self._publisher = None  # One that failed is dead; the fabric closes it.
+            raise

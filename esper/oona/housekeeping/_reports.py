@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
-from esper.core.clock import Deadline
-from esper.core.errors import EsperError
 from esper.core.ids import new_event_id
 from esper.leyline import messages as ly
+from esper.oona.housekeeping._every import Every
 from esper.oona.housekeeping._metrics import metrics_packet, queue_depths
 from esper.oona.housekeeping._retention import RetentionDecision, apply_retention, plan_retention
 from esper.oona.publishing._publisher import Publisher
 
 if TYPE_CHECKING:
     from esper.oona._fabric import Fabric
-
-_logger = logging.getLogger("esper.oona.housekeeping")
 
 #: Names of the topics that projections are rebuilt from.
 RebuiltFrom = Callable[[], Collection[str]]
@@ -30,10 +26,9 @@ def no_projections() -> Collection[str]:
 
 
 class Reports:
-    """A thread that emits a `TelemetryPacket` every `settings.metrics_seconds` and retains every `retention_seconds`.
+    """Emits a `TelemetryPacket` every `settings.metrics_seconds` and retains every `retention_seconds`, within a block.
 
-    What fails is logged and tried again at the next turn: none of it is worth ending the member that watches the
-    log. Leaving the block ends the thread.
+    Each in a thread of its own, so that a long retention delays no figures.
     """
 
     def __init__(self, fabric: Fabric, publisher: Publisher, *, rebuilt_from: RebuiltFrom = no_projections) -> None:
@@ -41,16 +36,25 @@ class Reports:
         self._publisher = publisher
         self._rebuilt_from = rebuilt_from
         self._retained: list[RetentionDecision] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="housekeeping-reports", daemon=True)
+        self._threads = ExitStack()
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        settings = self._fabric.settings
+        emission = Every(
+            settings.metrics_seconds, self.emit, name="housekeeping-emission", failure="the metrics were not emitted"
+        )
+        retention = Every(
+            settings.retention_seconds,
+            self.retain,
+            name="housekeeping-retention",
+            failure="expired records were not deleted",
+        )
+        self._threads.enter_context(emission)
+        self._threads.enter_context(retention)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._threads.close()
 
     def emit(self) -> None:
         """Submit one packet with the metrics of this process and the lag of every group.
@@ -75,23 +79,6 @@ class Reports:
         self._retained = plan_retention(self._fabric, rebuilt_from=self._rebuilt_from())
         apply_retention(self._fabric, self._retained)
         return self._retained
-
-    def _run(self) -> None:
-        settings = self._fabric.settings
-        emission, retention = Deadline(settings.metrics_seconds), Deadline(settings.retention_seconds)
-        while not self._stop.wait(max(0.01, min(emission.remaining_seconds, retention.remaining_seconds))):
-            if retention.expired:
-                self._try(self.retain, "expired records were not deleted")
-                retention = Deadline(settings.retention_seconds)
-            if emission.expired:
-                self._try(self.emit, "the metrics were not emitted")
-                emission = Deadline(settings.metrics_seconds)
-
-    def _try(self, work: Callable[[], object], failure: str) -> None:
-        try:
-            work()
-        except EsperError as error:
-            _logger.warning("%s: %s", failure, error)
 
 
 def _held(decision: RetentionDecision) -> ly.TelemetryEvent:

@@ -10,7 +10,7 @@ import pytest
 from esper.core.clock import Deadline
 from esper.core.ids import new_event_id, new_run_id
 from esper.leyline import messages as ly
-from esper.oona import ConsumerMetrics, Emission, Event, Fabric, PublisherMetrics, build_housekeeper, list_dead_letters
+from esper.oona import ConsumerMetrics, Event, Fabric, PublisherMetrics, build_housekeeper, emission, list_dead_letters
 from esper.oona._latency import LatencyHistogram
 from esper.oona.housekeeping._metrics import (
     FabricMetrics,
@@ -199,7 +199,7 @@ def test_every_other_member_emits_its_own(broker: RunningBroker) -> None:
             reader.set_aside(event, reason=ly.DEAD_LETTER_REASON_REPLAYED, detail="a test")
         deadline = Deadline(60.0)
         found: list[ly.TelemetryPacket] = []
-        with Emission(fabric), fabric.reader({("telemetry", 0): begin}) as reader:
+        with emission(fabric), fabric.reader({("telemetry", 0): begin}) as reader:
             while not found:
                 assert not deadline.expired
                 packets = [cast("ly.TelemetryPacket", one.message) for one in reader.read(0.5)]
