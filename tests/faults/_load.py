@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final, cast
+from typing import Final, Literal, cast
 
 from esper.core.clock import SYSTEM_CLOCK
 from esper.core.errors import EsperError, OperationFailed
@@ -164,8 +164,10 @@ class Follower:
         self._publisher.close()
 
     def _assigned(self, places: Sequence[Position]) -> None:
-        starts = {(DECISIONS, partition): self._folded.get((DECISIONS, partition), "begin") for _, partition in places}
-        with self._fabric.reader(starts) as reader:  # type: ignore[arg-type]
+        starts: dict[Position, int | Literal["begin", "end"]] = {
+            (DECISIONS, partition): self._folded.get((DECISIONS, partition), "begin") for _, partition in places
+        }
+        with self._fabric.reader(starts) as reader:
             for event in reader.read_to_end(_REPLAY_SECONDS):
                 self._fold(cast("ly.DecisionMade", event.message))
             self._folded |= reader.positions()

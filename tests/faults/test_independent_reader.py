@@ -41,7 +41,7 @@ class Story:
         meta.event_id, meta.type, meta.subject, meta.causation_id = event_id, type_of(message), key, cause
         meta.producer_id, meta.sequence, meta.previous_mac = producer, sequence + 1, previous
         meta.time.FromNanoseconds(1)
-        value = message.SerializeToString(deterministic=True)  # type: ignore[attr-defined]
+        value = message.SerializeToString(deterministic=True)  # type: ignore[attr-defined]  # every message has it
         signature = self._ring.sign(Envelope(topic, 0, key, meta.type, value), source=producer.split(":")[0])
         self._ends[(producer, topic)] = (sequence + 1, mac_of(signature))
         offset = sum(record.topic == topic for record in self.records)

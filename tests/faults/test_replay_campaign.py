@@ -151,7 +151,7 @@ def grow_and_cull(fabric: Fabric, run_id: str, slot: str) -> str:
 def running_run(fabric: Fabric) -> str | None:
     """Return the run that is in training, once it has a few epochs."""
     with fabric.reader(dict.fromkeys(fabric.topics.partitions("system-state"), "begin")) as reader:
-        epochs = {event.meta.subject: event.message.current_epoch for event in reader.read_to_end()}  # type: ignore[attr-defined]
+        epochs = {event.meta.subject: event.message.current_epoch for event in reader.read_to_end()}  # type: ignore[attr-defined]  # packets only
     return next((run_id for run_id, epoch in epochs.items() if epoch > 3), None)
 
 

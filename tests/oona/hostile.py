@@ -37,7 +37,7 @@ class Target:
     def signed(self, **wrong: object) -> Record:
         """Return a record signed with the home's own key, with something wrong."""
         fields: dict[str, object] = {"key": self.key, "source": self.source, **wrong}
-        return signed_record(self.fabric, self.message(), **fields)  # type: ignore[arg-type]
+        return signed_record(self.fabric, self.message(), **fields)  # type: ignore[arg-type]  # names are checked by protobuf
 
 
 def message_of(spec: TopicSpec) -> EventMessage:
