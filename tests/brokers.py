@@ -11,18 +11,25 @@ import importlib.util
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
 
 from esper.core.clock import Deadline
 from esper.core.home import Home
 from esper.oona.broker._readiness import plain_client, wait_until_ready
 from esper.oona.broker._settings import cluster_id, server_properties
 
+if TYPE_CHECKING:
+    from testcontainers.core.container import DockerContainer
+
 VARIABLE = "ESPER_TEST_KAFKA_IMAGE"
-_PORT, _CONTROLLER_PORT = 9092, 9093
+_CONTROLLER_PORT = 9093
 _START_SECONDS = 120.0
+_LOG_CHARACTERS = 2_000
 
 
 @dataclass(frozen=True)
@@ -50,22 +57,25 @@ def lacking(image: str) -> str | None:
         return "testcontainers is not installed"
     if not _engine_listens():
         return "no Docker engine answers"
-    import docker
-    from docker.errors import DockerException, ImageNotFound
+    from docker.errors import DockerException
 
     try:
-        engine = docker.from_env()
-    except DockerException:
-        return "no Docker engine answers"
-    try:
-        engine.images.get(image)
-    except ImageNotFound:
-        return "the Docker engine does not have it"
+        return None if _has(image) else "the Docker engine does not have it"
     except DockerException as error:
         return f"the Docker engine refuses it ({type(error).__name__})"
-    finally:
-        engine.close()
-    return None
+
+
+def _has(image: str) -> bool:
+    """Whether the engine has `image`, so that nothing need be pulled; raises DockerException when it says neither."""
+    import docker
+    from docker.errors import ImageNotFound
+
+    with closing(docker.from_env()) as engine:
+        try:
+            engine.images.get(image)
+        except ImageNotFound:
+            return False
+    return True
 
 
 def _engine_listens() -> bool:
@@ -83,11 +93,13 @@ def chosen() -> Choice:
 
 
 def environment(home: Home, port: int) -> dict[str, str]:
-    """Return the variables that give the official image the local broker's own settings."""
-    text = server_properties(port=_PORT, controller_port=_CONTROLLER_PORT, data=Path("/tmp/kafka"))  # noqa: S108 - the container's
+    """Return the variables that give the official image the local broker's own settings.
+
+    It listens on the port of the machine's side, for it calls itself by the address that it tells its clients.
+    """
+    text = server_properties(port=port, controller_port=_CONTROLLER_PORT, data=Path("/tmp/kafka"))  # noqa: S108 - the container's
     properties = dict(line.split("=", 1) for line in text.splitlines())
-    properties["listeners"] = f"PLAINTEXT://0.0.0.0:{_PORT},CONTROLLER://127.0.0.1:{_CONTROLLER_PORT}"
-    properties["advertised.listeners"] = f"PLAINTEXT://127.0.0.1:{port}"
+    properties["listeners"] = f"PLAINTEXT://0.0.0.0:{port},CONTROLLER://127.0.0.1:{_CONTROLLER_PORT}"
     variables = {"KAFKA_" + name.upper().replace(".", "_"): value for name, value in properties.items()}
     return variables | {"CLUSTER_ID": cluster_id(home.home_id)}
 
@@ -95,22 +107,31 @@ def environment(home: Home, port: int) -> dict[str, str]:
 @contextmanager
 def container(image: str, home: Home) -> Iterator[str]:
     """Run Kafka in a container with `home`'s cluster id; yield its `host:port` when it is ready."""
+    from testcontainers.core.config import testcontainers_config
     from testcontainers.core.container import DockerContainer
 
+    # The reaper, which takes containers away after a killed test run, is an image of its own.
+    testcontainers_config.ryuk_disabled = not _has(testcontainers_config.ryuk_image)
     port = _free_port()
-    kafka = DockerContainer(image).with_bind_ports(_PORT, port)
-    for name, value in environment(home, port).items():
-        kafka = kafka.with_env(name, value)
+    kafka = DockerContainer(image).with_envs(**environment(home, port))
+    kafka.ports[str(port)] = ("127.0.0.1", port)  # `with_bind_ports` takes no address and listens on every one.
     with kafka:
         ready = wait_until_ready(
-            port, cluster_id(home.home_id), client=plain_client(port), deadline=Deadline(_START_SECONDS), check=_wait
+            port,
+            cluster_id(home.home_id),
+            client=plain_client(port),
+            deadline=Deadline(_START_SECONDS),
+            check=lambda: _assert_runs(kafka),
         )
         assert ready, f"Kafka in a container of {image} was not ready within {_START_SECONDS:.0f} s"
         yield f"127.0.0.1:{port}"
 
 
-def _wait() -> None:
-    """Go on waiting: a container that ended answers no more often than one that starts."""
+def _assert_runs(kafka: DockerContainer) -> None:
+    """Fail with the container's last words when it ended: waiting for it is of no use any more."""
+    kafka.reload()
+    if kafka.status in ("exited", "dead"):
+        pytest.fail(f"the container of {kafka.image} ended:\n" + b"".join(kafka.get_logs()).decode()[-_LOG_CHARACTERS:])
 
 
 def _free_port() -> int:

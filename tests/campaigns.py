@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,13 @@ from benchmarks._report import machine
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "faults.json"
 #: Whether campaigns run whole; otherwise each is a cut of itself.
 WHOLE = os.environ.get("CAMPAIGN") == "full"
+
+
+def seed_of(request: pytest.FixtureRequest) -> int:
+    """Return the seed of a campaign, and say it; CAMPAIGN_SEED in the environment gives it back."""
+    seed = int(os.environ.get("CAMPAIGN_SEED") or request.config.getoption("randomly_seed", 0))
+    sys.stderr.write(f"\n{request.node.name}: CAMPAIGN_SEED={seed}\n")
+    return seed
 
 
 class Keeper:

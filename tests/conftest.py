@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,13 @@ class RunningBroker:
     home: Home
     local: LocalBroker
     bootstrap: str
+    #: What processes must be told beside the home: nothing where the broker is the home's own.
+    told: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return the variables of a process that is to find this broker by its home."""
+        return {**os.environ, **self.told}
 
 
 @contextmanager
@@ -70,7 +77,8 @@ def contained_broker(root: Path, image: str) -> Iterator[RunningBroker]:
     with container(image, home) as bootstrap:
         settings = load_settings(_env_file=None, home=root, kafka_bootstrap=bootstrap, leyline_secret=secret)
         apply_topics(Cluster.open(settings, home=home), TopicCatalog.load(settings))
-        yield RunningBroker(settings, home, LocalBroker(home, settings), bootstrap)
+        told = {"ESPER_KAFKA_BOOTSTRAP": bootstrap, "ESPER_LEYLINE_SECRET": secret}
+        yield RunningBroker(settings, home, LocalBroker(home, settings), bootstrap, told)
 
 
 @pytest.fixture(scope="session", autouse=True)

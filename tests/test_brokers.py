@@ -55,6 +55,7 @@ def test_a_container_gets_the_local_brokers_settings(tmp_path: Path) -> None:
     home = Home.create(load_settings(_env_file=None, home=tmp_path / "home"))
     variables = environment(home, 29_092)
     assert variables["KAFKA_ADVERTISED_LISTENERS"] == "PLAINTEXT://127.0.0.1:29092"
+    assert variables["KAFKA_LISTENERS"].startswith("PLAINTEXT://0.0.0.0:29092,"), "the broker calls itself there, too"
     assert variables["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
     assert variables["KAFKA_CONTROLLER_QUORUM_VOTERS"] == "1@127.0.0.1:9093"
     assert len(variables["CLUSTER_ID"]) == 22

@@ -33,22 +33,22 @@ err = _console(stderr=True)
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON document
+def plain(value: Any) -> Any:  # noqa: ANN401 - any JSON document
     """Return `value` without what JSON cannot say: numbers that are none become null, bytes hexadecimal text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return value
 
 
 def emit_json(document: object) -> None:
     """Write one JSON document on stdout."""
-    sys.stdout.write(json.dumps(_plain(document), default=str, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(plain(document), default=str, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 

@@ -14,7 +14,8 @@ from typing import Annotated, get_type_hints
 import typer
 from rich.tree import Tree
 
-from esper.cli._console import JsonFlag, emit_json, open_fabric, out, say
+from esper.cli._console import JsonFlag, emit_json, open_fabric, out, say, settings
+from esper.core.contracts import load_own_contracts
 from esper.oona import (
     ChainEvent,
     EventObject,
@@ -131,6 +132,7 @@ def descriptors(
     path: Annotated[Path, typer.Argument(metavar="OUT", help="File to write.")], json: JsonFlag = False
 ) -> None:
     """Write the contract as a protobuf descriptor set for other tools. Example: esper events descriptors esper.binpb"""
+    load_own_contracts(settings())
     written = write_descriptor_set(path)
     if json:
         emit_json(asdict(written))

@@ -1,4 +1,4 @@
-"""`esper replay`, `esper projections ...` and `esper sql`: what is derived from the log.
+"""`esper replay` and `esper projections ...`: what is derived from the log.
 
 DuckDB and Arrow take half a second to import, so each command imports what it reads projections with.
 """
@@ -6,16 +6,15 @@ DuckDB and Arrow take half a second to import, so each command imports what it r
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from esper.cli._console import JsonFlag, emit_json, emit_records, emit_table, err, open_fabric, say, settings
-from esper.core.errors import IntegrityError, UsageError
-
-#: More columns than this make a table whose words break; rows are then printed one below the other.
-_COLUMNS_MAX = 10
+from esper.cli._console import JsonFlag, emit_json, emit_table, err, open_fabric, say, settings
+from esper.core.errors import IntegrityError
 
 projections = typer.Typer(
     no_args_is_help=True, help="Tables that are folded from the log. Example: esper projections list"
@@ -27,14 +26,15 @@ def replay(
     json: JsonFlag = False,
 ) -> None:
     """Rebuild projections from the first record of the log. Example: esper replay runs"""
+    from esper.projection import Built
     from esper.projection import replay as replay_projections
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
         line = bar.add_task("replaying", total=None)
 
-        def progress(projection: str, events: int, events_per_second: float) -> None:
-            words = f"{projection}: {events} events, {events_per_second:,.0f} events/s"
+        def progress(built: Built) -> None:
+            words = f"{built.name}: {built.records} events, {built.events_per_second:,.0f} events/s"
             bar.update(line, description=words)
 
         rows = replay_projections(open_fabric(), name or None, progress=progress)
@@ -57,59 +57,60 @@ def list_(json: JsonFlag = False) -> None:
 
 
 @projections.command()
-def verify(json: JsonFlag = False) -> None:
-    """Rebuild every projection beside the live one and compare. Exit code 4 when one differs.
+def verify(
+    name: Annotated[list[str] | None, typer.Argument(help="Projections; default: all.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Rebuild projections beside the live ones and compare; exit code 4 when one differs, with the rows that do.
 
-    Example: esper projections verify --json
+    Example: esper projections verify runs --json
     """
     from esper.projection import verify as verify_projections
 
-    document = verify_projections(open_fabric())
+    document = verify_projections(open_fabric(), name or None)
     if json:
         emit_json(document)
     else:
         rows = [{"projection": p["name"]} | table for p in document["projections"] for table in p["tables"]]
         emit_table(rows, ["projection", "table", "rows", "live", "replayed", "equal"])
+        differences = [
+            {"projection": p["name"], "table": found["table"]} | row
+            for p in document["projections"]
+            for found in p["differences"]
+            for row in found["rows"]
+        ]
+        if differences:
+            emit_table(differences, ["projection", "table", "kind", "topic", "partition", "offset", "name"])
         say("equal: the projections are what the log says" if document["equal"] else "DIFFERENT")
     if not document["equal"]:
         sys.exit(IntegrityError.exit_code)
 
 
-def sql(
-    statement: Annotated[str, typer.Argument(help="One SELECT over all projections.")],
+@projections.command()
+def export(
+    name: Annotated[str, typer.Argument(help="A projection.")],
+    target: Annotated[Path, typer.Argument(help="A .duckdb file, or a folder for Parquet files; it must not exist.")],
+    as_of: Annotated[
+        str | None, typer.Option(help="A time with its zone, an event id, or offsets; default: all that is folded.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Query the projections, also while members run.
+    """Copy a projection for other tools: one DuckDB file, or Parquet files with a manifest; the fold goes on.
 
-    Example: esper sql "select run_id, epoch, command_type, reward from field_reports limit 5"
+    Example: esper projections export runs runs.duckdb
     """
-    from esper.projection import query
+    from esper.projection import export as export_projection
 
-    table = query(statement, settings=settings())
-    _check_names(table.column_names)
-    rows = table.to_pylist(maps_as_pydicts="lossy")
+    with err.status("exporting") if err.is_terminal else nullcontext():
+        manifest = export_projection(name, target, as_of=as_of, settings=settings())
+    say(f"as of {manifest['offsets']}")
     if json:
-        emit_json(rows)
-    elif len(table.column_names) > _COLUMNS_MAX:
-        emit_records(rows)
-    elif rows:
-        emit_table(rows, list(rows[0]))
+        emit_json(manifest)
     else:
-        say("no rows")
-
-
-def _check_names(names: list[str]) -> None:
-    """Refuse rows in which one column would hide another."""
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UsageError(
-            f"the result cannot be shown: more than one of its columns is called {', '.join(twice)}",
-            next_step="Give each a name of its own: select a.run_id as first_run, b.run_id as second_run ...",
-        )
+        emit_table(manifest["tables"], ["name", "kind", "rows", "hash"])
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the tree."""
     app.command()(replay)
-    app.command()(sql)
     app.add_typer(projections, name="projections")

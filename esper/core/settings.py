@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from esper.core.errors import SettingsError
+
+
+def _listed(value: object) -> object:
+    """Take a comma-separated list apart; anything else is left to pydantic."""
+    return tuple(part for word in value.split(",") if (part := word.strip())) if isinstance(value, str) else value
+
+
+#: Comma-separated in the environment, where pydantic-settings would expect JSON.
+_Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+_Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_listed)]
 
 
 class Settings(BaseSettings):
@@ -94,6 +104,15 @@ class Settings(BaseSettings):
     tracing: bool = Field(False, description="Whether records carry a W3C traceparent header.")
     topics_dir: Path | None = Field(None, description="Folder of the topic files; unset: the shipped ones.")
     projections_dir: Path | None = Field(None, description="Folder of the projections; unset: the shipped ones.")
+    contracts: _Names = Field(
+        (), description="Your own contracts, comma-separated: descriptor sets (FILE.binpb) and importable modules."
+    )
+    extra_topics_dirs: _Folders = Field(
+        (), description="Folders of your own topic files, comma-separated, beside those of ESPER_TOPICS_DIR."
+    )
+    extra_projections_dirs: _Folders = Field(
+        (), description="Folders of your own projections, comma-separated, beside those of ESPER_PROJECTIONS_DIR."
+    )
     checkpoint_records: int = Field(
         1_000, ge=1, description="Records after which the housekeeper signs a checkpoint of the log."
     )

@@ -1,5 +1,7 @@
 """Leyline: the only vocabulary. Messages, their meta, their signatures, and what may be believed."""
 
+from esper.leyline.authenticator import Authenticator
+from esper.leyline.contracts import load_contracts
 from esper.leyline.ed25519 import PrivateKey, PublicKey
 from esper.leyline.records import (
     CLOCK_SKEW_MS_MAX,
@@ -9,11 +11,13 @@ from esper.leyline.records import (
     Allowed,
     BadRecord,
     Record,
+    authenticate,
     decode,
+    decode_value,
     open_event,
     open_record,
 )
-from esper.leyline.registry import EVENT_TYPES, PACKAGE, EventMessage, full_name, short_name, type_of
+from esper.leyline.registry import EVENT_TYPES, PACKAGE, SHIPPED_TYPES, EventMessage, full_name, short_name, type_of
 from esper.leyline.revocations import HMAC_ALGORITHM, KEY_OPERATOR, Revocations, fold_key_event, speaks_about_keys
 from esper.leyline.signing import (
     MAC_BYTES,
@@ -28,6 +32,8 @@ from esper.leyline.signing import (
     fingerprint,
     mac_of,
 )
+from esper.leyline.upcasting import ContractError, Upcaster, current_version, needs_upcast
+from esper.leyline.v1.meta_pb2 import AnyEvent
 
 __all__ = [
     "CLOCK_SKEW_MS_MAX",
@@ -37,6 +43,7 @@ __all__ = [
     "MAC_BYTES",
     "PACKAGE",
     "SECRET_BYTES_MIN",
+    "SHIPPED_TYPES",
     "SIGNATURE_BYTES",
     "SIGNATURE_HEADER",
     "SIGNER_SIGNATURE_BYTES",
@@ -44,7 +51,10 @@ __all__ = [
     "TYPE_HEADER",
     "VALUE_BYTES_MAX",
     "Allowed",
+    "AnyEvent",
+    "Authenticator",
     "BadRecord",
+    "ContractError",
     "Envelope",
     "EventMessage",
     "KeyRing",
@@ -53,12 +63,18 @@ __all__ = [
     "PublicKey",
     "Record",
     "Revocations",
+    "Upcaster",
     "Verdict",
+    "authenticate",
+    "current_version",
     "decode",
+    "decode_value",
     "fingerprint",
     "fold_key_event",
     "full_name",
+    "load_contracts",
     "mac_of",
+    "needs_upcast",
     "open_event",
     "open_record",
     "short_name",

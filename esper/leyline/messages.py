@@ -90,6 +90,7 @@ from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_TOO_LARGE as DEAD
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_UNDECODABLE as DEAD_LETTER_REASON_UNDECODABLE
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_UNKNOWN_KEY as DEAD_LETTER_REASON_UNKNOWN_KEY
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_UNKNOWN_TYPE as DEAD_LETTER_REASON_UNKNOWN_TYPE
+from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_UNKNOWN_VERSION as DEAD_LETTER_REASON_UNKNOWN_VERSION
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_UNSIGNED as DEAD_LETTER_REASON_UNSIGNED
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_UNSPECIFIED as DEAD_LETTER_REASON_UNSPECIFIED
 from esper.leyline.v1.operations_pb2 import DEAD_LETTER_REASON_WAITS_FOR_KEY as DEAD_LETTER_REASON_WAITS_FOR_KEY
@@ -106,10 +107,18 @@ from esper.leyline.v1.operations_pb2 import KeyRevoked as KeyRevoked
 from esper.leyline.v1.operations_pb2 import KeyRotated as KeyRotated
 from esper.leyline.v1.operations_pb2 import LogCheckpoint as LogCheckpoint
 from esper.leyline.v1.operations_pb2 import LogCheckpointContent as LogCheckpointContent
+from esper.leyline.v1.operations_pb2 import LogRestored as LogRestored
+from esper.leyline.v1.operations_pb2 import LogRestoredContent as LogRestoredContent
 from esper.leyline.v1.operations_pb2 import PartitionCheckpoint as PartitionCheckpoint
 from esper.leyline.v1.operations_pb2 import PartitionOffset as PartitionOffset
 from esper.leyline.v1.operations_pb2 import ProducerStarted as ProducerStarted
 from esper.leyline.v1.operations_pb2 import Redriven as Redriven
+from esper.leyline.v1.operations_pb2 import RestoredPartition as RestoredPartition
+from esper.leyline.v1.policies_pb2 import OffsetRange as OffsetRange
+from esper.leyline.v1.policies_pb2 import PolicyPromoted as PolicyPromoted
+from esper.leyline.v1.policies_pb2 import PolicyRolledBack as PolicyRolledBack
+from esper.leyline.v1.policies_pb2 import PolicyUpdate as PolicyUpdate
+from esper.leyline.v1.policies_pb2 import PolicyValidated as PolicyValidated
 from esper.leyline.v1.reports_pb2 import FIELD_REPORT_OUTCOME_ABORTED as FIELD_REPORT_OUTCOME_ABORTED
 from esper.leyline.v1.reports_pb2 import FIELD_REPORT_OUTCOME_NEUTRAL as FIELD_REPORT_OUTCOME_NEUTRAL
 from esper.leyline.v1.reports_pb2 import FIELD_REPORT_OUTCOME_REGRESSION as FIELD_REPORT_OUTCOME_REGRESSION
@@ -235,6 +244,7 @@ __all__ = [
     "DEAD_LETTER_REASON_UNDECODABLE",
     "DEAD_LETTER_REASON_UNKNOWN_KEY",
     "DEAD_LETTER_REASON_UNKNOWN_TYPE",
+    "DEAD_LETTER_REASON_UNKNOWN_VERSION",
     "DEAD_LETTER_REASON_UNSIGNED",
     "DEAD_LETTER_REASON_UNSPECIFIED",
     "DEAD_LETTER_REASON_WAITS_FOR_KEY",
@@ -363,16 +373,24 @@ __all__ = [
     "LateCommand",
     "LogCheckpoint",
     "LogCheckpointContent",
+    "LogRestored",
+    "LogRestoredContent",
     "MessagePriority",
     "MetricPoint",
     "MitigationAction",
     "NumericsFingerprint",
+    "OffsetRange",
     "PartitionCheckpoint",
     "PartitionOffset",
+    "PolicyPromoted",
+    "PolicyRolledBack",
+    "PolicyUpdate",
+    "PolicyValidated",
     "ProducerStarted",
     "Provenance",
     "Redriven",
     "ResourceProfile",
+    "RestoredPartition",
     "RunRolledBack",
     "SeedLifecycleGate",
     "SeedLifecycleStage",

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from esper.leyline.registry import EVENT_TYPES, EventMessage
 from esper.leyline.signing import KEY_ID_BYTES, Envelope, KeyRing, Verdict
+from esper.leyline.upcasting import CURRENT_VERSIONS, UpcastError, current_version, is_understood, upcast
 from esper.leyline.v1 import operations_pb2 as ops
 from esper.leyline.v1.meta_pb2 import AnyEvent, EventMeta
 
@@ -101,6 +102,10 @@ class BadRecord(Exception):
         self.reason = reason
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type[BadRecord], tuple[ops.DeadLetterReason, str]]:
+        """Travel between processes as what it was made of."""
+        return type(self), (self.reason, self.detail)
+
 
 _VERDICTS: Final = {
     Verdict.UNSIGNED: (ops.DEAD_LETTER_REASON_UNSIGNED, "no signature header, or more than one"),
@@ -116,8 +121,12 @@ def _text(raw: bytes | None) -> str | None:
         return None
 
 
-def _authenticate(record: Record, keyring: KeyRing) -> tuple[str, str, bytes, bytes]:
-    """Return (key, type, signature, value) of a record whose signature holds; raise BadRecord otherwise."""
+def authenticate(record: Record, keyring: KeyRing) -> tuple[str, str, bytes, bytes]:
+    """Return (key, type, signature, value) of a record whose signature holds; nothing of its meta is checked yet.
+
+    Raises:
+        BadRecord: it does not hold, or its key was revoked.
+    """
     value = record.value
     if not value:
         raise BadRecord(ops.DEAD_LETTER_REASON_EMPTY, "the record has no value")
@@ -186,12 +195,13 @@ def open_event(
 ) -> tuple[EventMeta, Message | None]:
     """Return what `open_record` does and, of the types that are `wanted`, the message that holds this meta.
 
-    The value is parsed once for both, not twice. No message where it does not decode as its type: `decode` says so.
+    The value is parsed once for both, not twice, and the message brought to the current version of its type. No
+    message where it does not decode as its type, or has no form in that version: `decode` says so.
 
     Raises:
         BadRecord: as `open_record`.
     """
-    key, type_name, signature, value = _authenticate(record, keyring)
+    key, type_name, signature, value = authenticate(record, keyring)
     if type_name not in EVENT_TYPES:
         raise BadRecord(ops.DEAD_LETTER_REASON_UNKNOWN_TYPE, f"type {type_name!r} is not in this contract")
     message = _decoded(value, type_name) if type_name in wanted else None
@@ -214,7 +224,18 @@ def open_event(
     if problem:
         raise BadRecord(ops.DEAD_LETTER_REASON_WRONG_SIGNER, problem)
     _check_time(record, meta)
+    if message is not None and meta.schema_version != CURRENT_VERSIONS.get(type_name, 1):
+        return _of_other_version(value, message)
     return meta, message
+
+
+def _of_other_version(value: bytes, message: Message) -> tuple[EventMeta, Message | None]:
+    """Return an event that is not of its type's current version as one that is; without its message where it cannot."""
+    try:
+        _bring_to_current(message)
+    except BadRecord:
+        return _meta_of(value), None
+    return cast("EventMessage", message).meta, message
 
 
 def _decoded(value: bytes, type_name: str) -> Message | None:
@@ -232,14 +253,37 @@ def _meta_of(value: bytes) -> EventMeta:
 
 
 def decode(record: Record, meta: EventMeta) -> Message:
-    """Return the message of a record that `open_record` let pass.
+    """Return the message of a record that `open_record` let pass, in the current version of its type.
 
     Raises:
-        BadRecord: the value does not decode as its type.
+        BadRecord: as `decode_value`.
     """
     assert record.value is not None, "an opened record has a value"
+    return decode_value(meta.type, record.value)
+
+
+def decode_value(type_name: str, value: bytes) -> Message:
+    """Return the message of an authentic value of a known type (full name), in the current version of that type.
+
+    Raises:
+        BadRecord: the value does not decode as its type, or is of a version that this code does not know.
+    """
+    message = _decoded(value, type_name)
+    if message is None:
+        detail = f"the value does not decode as {type_name}"
+        raise BadRecord(ops.DEAD_LETTER_REASON_UNDECODABLE, detail)
+    if cast("EventMessage", message).meta.schema_version != CURRENT_VERSIONS.get(type_name, 1):
+        _bring_to_current(message)
+    return message
+
+
+def _bring_to_current(message: Message) -> None:
+    """Bring a message to the current version of its type; raise BadRecord where that cannot be."""
+    type_name, version = message.DESCRIPTOR.full_name, cast("EventMessage", message).meta.schema_version
+    if not is_understood(type_name, version):
+        detail = f"{type_name} of version {version}; this installation knows up to {current_version(type_name)}"
+        raise BadRecord(ops.DEAD_LETTER_REASON_UNKNOWN_VERSION, detail)
     try:
-        return EVENT_TYPES[meta.type].FromString(record.value)
-    except DecodeError as error:
-        detail = f"the value does not decode as {meta.type}"
-        raise BadRecord(ops.DEAD_LETTER_REASON_UNDECODABLE, detail) from error
+        upcast(cast("EventMessage", message))
+    except UpcastError as error:
+        raise BadRecord(ops.DEAD_LETTER_REASON_UNDECODABLE, str(error)) from error

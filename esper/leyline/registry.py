@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Final, Protocol, cast
 
 from google.protobuf.message import Message
@@ -13,6 +14,7 @@ from esper.leyline.v1 import (
     kernels_pb2,
     meta_pb2,
     operations_pb2,
+    policies_pb2,
     reports_pb2,
     runs_pb2,
     safety_pb2,
@@ -27,6 +29,7 @@ _FAMILIES = (
     decisions_pb2,
     kernels_pb2,
     operations_pb2,
+    policies_pb2,
     reports_pb2,
     runs_pb2,
     safety_pb2,
@@ -45,11 +48,15 @@ class EventMessage(Protocol):
         """What the event carries about itself."""
 
 
+#: Full name of what makes a message an event: its field 1, called `meta`, is one.
+META_TYPE: Final = f"{PACKAGE}.EventMeta"
+
+
 def _is_event(cls: type[Message]) -> bool:
     first = cls.DESCRIPTOR.fields_by_number.get(1)
     if first is None or first.name != "meta" or first.message_type is None:
         return False
-    return bool(first.message_type.full_name == f"{PACKAGE}.EventMeta")
+    return bool(first.message_type.full_name == META_TYPE)
 
 
 def _event_types() -> dict[str, type[Message]]:
@@ -62,18 +69,40 @@ def _event_types() -> dict[str, type[Message]]:
     return found
 
 
-#: Full name -> class of every event message of the contract.
+#: Full name -> class of every event message: those of the contract, and those of users' contracts once loaded.
 EVENT_TYPES: Final[dict[str, type[Message]]] = _event_types()
+#: Full names of the events that belong to Esper itself.
+SHIPPED_TYPES: Final = frozenset(EVENT_TYPES)
+#: Short name -> full name of every type that users' contracts add.
+_USERS_NAMES: Final[dict[str, str]] = {}
+#: The same the other way.
+_USERS_TYPES: Final[dict[str, str]] = {}
+
+
+def add_types(types: Mapping[str, type[Message]]) -> None:
+    """Make events of users' contracts (full name -> class) known to this process; their names must be free."""
+    for name, cls in types.items():
+        assert name not in EVENT_TYPES, "whoever adds a type looks for clashes first"
+        short = name.rpartition(".")[2]
+        _USERS_NAMES[short], _USERS_TYPES[name] = name, short
+        EVENT_TYPES[name] = cls
+
+
+def remove_types(names: Iterable[str]) -> None:
+    """Forget events of users' contracts."""
+    for name in names:
+        _USERS_NAMES.pop(_USERS_TYPES.pop(name))
+        EVENT_TYPES.pop(name)
 
 
 def short_name(type_name: str) -> str:
-    """Return "SystemStatePacket" for "esper.leyline.v1.SystemStatePacket"."""
-    return type_name.removeprefix(f"{PACKAGE}.")
+    """Return "SystemStatePacket" for "esper.leyline.v1.SystemStatePacket", and so for users' types that are loaded."""
+    return _USERS_TYPES.get(type_name) or type_name.removeprefix(f"{PACKAGE}.")
 
 
 def full_name(name: str) -> str:
     """Return the full name for a short or full one."""
-    return name if "." in name else f"{PACKAGE}.{name}"
+    return name if "." in name else _USERS_NAMES.get(name) or f"{PACKAGE}.{name}"
 
 
 def type_of(message: Message | EventMessage) -> str:

@@ -104,6 +104,12 @@ class KeyedHash:
         self._inner = hashlib.sha256(padded.translate(_INNER_PAD))
         self._outer = hashlib.sha256(padded.translate(_OUTER_PAD))
 
+    def begun(self, content: bytes) -> tuple[hashlib._Hash, hashlib._Hash]:
+        """Return copies of both hashes, the inner one after the beginning of some content."""
+        inner = self._inner.copy()
+        inner.update(content)
+        return inner, self._outer.copy()
+
     def mac(self, content: bytes) -> bytes:
         """Return the 32 bytes of the MAC of `content`."""
         inner, outer = self._inner.copy(), self._outer.copy()

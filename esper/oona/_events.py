@@ -53,11 +53,12 @@ def record_of(message: KafkaMessage) -> Record:
     assert partition is not None, "a message without error has a partition"
     assert offset is not None, "a message without error has an offset"
     append_time_ms = message.timestamp()[1]
-    return Record(topic, partition, offset, message.key(), message.value(), _headers(message), append_time_ms)
+    headers = headers_of(message) or ()
+    return Record(topic, partition, offset, message.key(), message.value(), headers, append_time_ms)
 
 
-def _headers(message: KafkaMessage) -> tuple[tuple[str, bytes | None], ...]:
-    """Return a message's headers; none where one has a name that is not UTF-8, which no record of ours has.
+def headers_of(message: KafkaMessage) -> tuple[tuple[str, bytes | None], ...] | None:
+    """Return a message's headers; None where one has a name that is not UTF-8, which no record of ours has.
 
     The client cannot bring such a name into Python. It leaves its list half made, with an error pending, so that
     it is asked once, and by a call that looks for that error: the interpreter's own calls of methods, once warm,
@@ -66,7 +67,7 @@ def _headers(message: KafkaMessage) -> tuple[tuple[str, bytes | None], ...]:
     try:
         return tuple(_CHECKED_HEADERS(message) or ())
     except SystemError:
-        return ()
+        return None
 
 
 class Opened(NamedTuple):

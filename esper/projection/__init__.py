@@ -6,14 +6,17 @@ from esper.projection._definition import Definition, load_definitions
 from esper.projection._deletion import delete_all
 from esper.projection._ledger import Disposition
 from esper.projection._listing import list_projections
+from esper.projection._past import log_source, sealed_marks
 from esper.projection._projector import Projector, build_service
-from esper.projection._query import Query, fresh_query, query
-from esper.projection._rebuild import CaughtUp, catch_up, replay
+from esper.projection._query import AsOfOffsets, Query, export, fresh_query, query, resolve_as_of
+from esper.projection._rebuild import Built, CaughtUp, catch_up, replay, roll_back
 from esper.projection._runs import run_document, runs_list
 from esper.projection._source import KafkaSource, MemorySource, RecordSource
 from esper.projection._verify import verify
 
 __all__ = [
+    "AsOfOffsets",
+    "Built",
     "CaughtUp",
     "Definition",
     "Disposition",
@@ -28,13 +31,18 @@ __all__ = [
     "canonical_row",
     "catch_up",
     "delete_all",
+    "export",
     "fresh_query",
     "list_projections",
     "load_definitions",
+    "log_source",
     "query",
     "replay",
+    "resolve_as_of",
+    "roll_back",
     "row_digest",
     "run_document",
     "runs_list",
+    "sealed_marks",
     "verify",
 ]

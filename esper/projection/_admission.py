@@ -3,62 +3,57 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 
-from esper.leyline import Allowed, BadRecord, KeyRing, Record, open_record
-from esper.leyline import messages as ly
-from esper.oona import Position
+from esper.leyline import (
+    EVENT_TYPES,
+    SIGNATURE_BYTES,
+    SIGNER_TYPES,
+    Allowed,
+    Authenticator,
+    BadRecord,
+    KeyRing,
+    Record,
+    open_record,
+)
 from esper.projection._columns import TIMESTAMP
-from esper.projection._decoder import Decoder
+from esper.projection._decoder import ANY_EVENT, Decoder
+from esper.projection._judged import Judged
+from esper.projection.columnar._acquittal import Mask, acquitted
+from esper.projection.columnar._batch import Batch, Int64s
+from esper.projection.columnar._batching import Gathered, Part, gathered, joined
 
 #: What stands before a message's own columns in the batch of its type.
 PLACE_SCHEMA: Final = pa.schema(
     [("topic_partition", pa.int32()), ("record_offset", pa.int64()), ("append_time", TIMESTAMP)]
 )
-_REASON_PREFIX: Final = "DEAD_LETTER_REASON_"
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One record and what is known of it.
+@dataclass
+class _Signed:
+    """The records of one type, or of all unwanted ones, whose signatures hold."""
 
-    Either `bad` says why it must not be believed, or it is authentic and `type_name`, `event_id` hold.
-    """
+    indices: list[int]
+    keys: list[str]
+    types: list[str]
+    values: list[bytes]
+    #: Indices of those that the columns cannot acquit: `open_record` judges them, whatever they hold.
+    doubtful: set[int]
 
-    record: Record
-    type_name: str = ""
-    event_id: str = ""
-    #: The run's attempt, for events that have one: two attempts name their events alike on purpose.
-    attempt: int | None = None
-    #: Its row in the batch's table of its type; None where nobody wanted it decoded.
-    row: int | None = None
-    bad: BadRecord | None = None
-    producer_id: str = ""
-    #: From 1 within its producer and partition.
-    sequence: int = 0
-
-    @property
-    def place(self) -> Position:
-        """Topic and partition."""
-        return (self.record.topic, self.record.partition)
-
-    @property
-    def reason(self) -> str:
-        """The contract's word for what is wrong, without its prefix; empty for an authentic record."""
-        return "" if self.bad is None else ly.DeadLetterReason.Name(self.bad.reason).removeprefix(_REASON_PREFIX)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Records in the order in which they were read, and the rows of those that somebody takes."""
-
-    judged: Sequence[Judged]
-    #: Full type name -> `PLACE_SCHEMA` and the message's canonical columns.
-    rows: Mapping[str, pa.Table]
+    def only(self, numbers: Sequence[int]) -> _Signed:
+        """Return these of them."""
+        return _Signed(
+            [self.indices[number] for number in numbers],
+            [self.keys[number] for number in numbers],
+            [self.types[number] for number in numbers],
+            [self.values[number] for number in numbers],
+            self.doubtful,
+        )
 
 
 class Admission:
@@ -67,50 +62,108 @@ class Admission:
     def __init__(self, *, keyring: KeyRing, allowed: Allowed, wanted: Collection[str], decoder: Decoder) -> None:
         """Decode the types in `wanted` (full names) only."""
         self._keyring = keyring
+        self._authenticator = Authenticator(keyring)
         self._allowed = allowed
         self._wanted = frozenset(wanted)
         self._decoder = decoder
 
     def admit(self, records: Sequence[Record]) -> Batch:
         """Return the batch of `records`."""
-        judged = [self._judge(record) for record in records]
-        indices: dict[str, list[int]] = defaultdict(list)
-        for index, one in enumerate(judged):
-            if one.bad is None and one.type_name in self._wanted:
-                indices[one.type_name].append(index)
-        rows = {name: self._decode(name, places, judged) for name, places in indices.items()}
-        return Batch(judged, rows)
+        found = gathered(records)
+        bad: dict[int, BadRecord] = {}
+        parts = [self._part(kind, signed, records, found, bad) for kind, signed in self._signed(records, bad).items()]
+        return joined(found, parts, {index: Judged(records[index], bad=why) for index, why in bad.items()})
 
-    def _judge(self, record: Record) -> Judged:
-        try:
-            meta = open_record(record, keyring=self._keyring, allowed=self._allowed)
-        except BadRecord as bad:
-            return Judged(record, bad=bad)
-        return Judged(
-            record, type_name=meta.type, event_id=meta.event_id, producer_id=meta.producer_id, sequence=meta.sequence
+    def _signed(self, records: Sequence[Record], bad: dict[int, BadRecord]) -> dict[str, _Signed]:
+        """Check signatures; return the good records by the type whose columns they need."""
+        groups: dict[str, _Signed] = defaultdict(lambda: _Signed([], [], [], [], set()))
+        authenticate, wanted = self._authenticator.authenticate, self._wanted
+        strict = SIGNER_TYPES if self._keyring.keys.signers_required else frozenset[str]()
+        for index, record in enumerate(records):
+            try:
+                key, type_name, signature, value = authenticate(record)
+            except BadRecord as why:
+                bad[index] = why
+                continue
+            group = groups[type_name if type_name in wanted else ANY_EVENT]
+            group.indices.append(index)
+            group.keys.append(key)
+            group.types.append(type_name)
+            group.values.append(value)
+            if len(signature) != SIGNATURE_BYTES or type_name in strict or type_name not in EVENT_TYPES:
+                group.doubtful.add(index)
+        return groups
+
+    def _part(
+        self, kind: str, signed: _Signed, records: Sequence[Record], found: Gathered, bad: dict[int, BadRecord]
+    ) -> Part:
+        """Decode the records of one group; note in `bad` those that must not be believed after all."""
+        decoded = self._decoder.decode(kind, signed.values)
+        for number, why in decoded.bad.items():
+            index = signed.indices[number]
+            bad[index] = self._refusal(records[index]) or why
+        group = signed if len(decoded.good) == len(signed.indices) else signed.only(decoded.good)
+        good = self._good(kind, group, decoded.rows, records, found, bad)
+        rows = decoded.rows
+        if not good.all():
+            kept = np.flatnonzero(good)
+            group, rows = group.only(kept.tolist()), rows.take(pa.array(kept))
+        indices = np.array(group.indices, dtype=np.int64)
+        types = group.types if kind == ANY_EVENT else kind
+        return Part(types, indices, rows.column("meta"), _attempts(rows), _placed(indices, rows, found, kind))
+
+    def _good(
+        self,
+        kind: str,
+        group: _Signed,
+        rows: pa.RecordBatch,
+        records: Sequence[Record],
+        found: Gathered,
+        bad: dict[int, BadRecord],
+    ) -> Mask:
+        """Return which rows may be believed; those that the columns do not acquit are judged one by one."""
+        indices = np.array(group.indices, dtype=np.int64)
+        good = acquitted(
+            rows.column("meta"),
+            keys=group.keys,
+            types=group.types if kind == ANY_EVENT else kind,
+            places=found.places,
+            place=found.place[indices],
+            append_ms=found.append_ms[indices],
+            allowed=self._allowed,
         )
+        if group.doubtful:
+            good &= ~np.isin(indices, list(group.doubtful))
+        for row in np.flatnonzero(~good).tolist():
+            index = group.indices[row]
+            refusal = self._refusal(records[index])
+            good[row] = refusal is None
+            if refusal is not None:
+                bad[index] = refusal
+        return good
 
-    def _decode(self, type_name: str, indices: Sequence[int], judged: list[Judged]) -> pa.Table:
-        """Decode the records at `indices`; note in `judged` each one's row, or what is wrong with it."""
-        values = [judged[index].record.value or b"" for index in indices]
-        decoded = self._decoder.decode(type_name, values)
-        for number, detail in decoded.bad.items():
-            bad = BadRecord(ly.DEAD_LETTER_REASON_UNDECODABLE, detail)
-            judged[indices[number]] = Judged(judged[indices[number]].record, bad=bad)
-        names = decoded.rows.schema.names
-        attempts = decoded.rows.column("attempt").to_pylist() if "attempt" in names else [None] * len(decoded.good)
-        good = [indices[number] for number in decoded.good]
-        for row, (index, attempt) in enumerate(zip(good, attempts, strict=True)):
-            one = judged[index]
-            judged[index] = replace(one, attempt=attempt, row=row)
-        return _with_places([judged[index].record for index in good], decoded.rows)
+    def _refusal(self, record: Record) -> BadRecord | None:
+        try:
+            open_record(record, keyring=self._keyring, allowed=self._allowed)
+        except BadRecord as bad:
+            return bad
+        return None
 
 
-def _with_places(records: Sequence[Record], rows: pa.RecordBatch) -> pa.Table:
+def _attempts(rows: pa.RecordBatch) -> pa.Array:
+    if "attempt" in rows.schema.names:
+        return rows.column("attempt")
+    return pa.nulls(len(rows), pa.uint32())
+
+
+def _placed(indices: Int64s, rows: pa.RecordBatch, found: Gathered, kind: str) -> pa.Table | None:
+    """Return rows with their places before them; none of events that nobody wants."""
+    if kind == ANY_EVENT:
+        return None
     columns = [
-        pa.array([record.partition for record in records], PLACE_SCHEMA.field(0).type),
-        pa.array([record.offset for record in records], PLACE_SCHEMA.field(1).type),
-        pa.array([record.append_time_ms * 1_000 for record in records], PLACE_SCHEMA.field(2).type),
+        pa.array(found.partition[indices], PLACE_SCHEMA.field(0).type),
+        pa.array(found.offset[indices], PLACE_SCHEMA.field(1).type),
+        pa.array(found.append_ms[indices] * 1_000, pa.int64()).cast(TIMESTAMP),
         *rows.columns,
     ]
     return pa.Table.from_arrays(columns, schema=pa.schema([*PLACE_SCHEMA, *rows.schema]))

@@ -10,7 +10,8 @@ A value is one tag byte and its content; lengths and counts are 4 bytes, big-end
 | `D` | float of any width | 8 bytes, IEEE 754 double, big-endian; every NaN as 7ff8000000000000 |
 | `S` | text | length, UTF-8 |
 | `B` | bytes | length, the bytes |
-| `M` | moment | 8 bytes, signed microseconds since 1970-01-01T00:00:00Z, big-endian |
+| `M` | moment | 8 bytes, signed microseconds since 1970-01-01T00:00:00Z, big-endian; one without a zone as if UTC |
+| `X` | decimal, date, time, duration | length, as Python writes it (`str`) |
 | `L` | list | count, values |
 | `P` | map with entries | count, key and value of each pair, ordered by the bytes of the keys |
 | `R` | struct, and the row itself | count, then name (as text) and value of each field, in column order |
@@ -31,7 +32,8 @@ import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Final
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -69,6 +71,11 @@ class TableHash:
             total += row_digest(row)
         return TableHash(count, total % _MODULUS)
 
+    def add_digests(self, digests: Sequence[bytes]) -> TableHash:
+        """Return the hash with rows added of which these are the SHA-256."""
+        total = self.total + sum(int.from_bytes(digest, "big") for digest in digests)
+        return TableHash(self.rows + len(digests), total % _MODULUS)
+
     @property
     def text(self) -> str:
         """The sum as 32 hexadecimal digits."""
@@ -97,7 +104,10 @@ def _encode(value: object) -> bytes:
     if isinstance(value, bytes):
         return _sized(b"B", value)
     if isinstance(value, datetime):
+        value = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
         return b"M" + ((value - _EPOCH) // _MICROSECOND).to_bytes(8, "big", signed=True)
+    if isinstance(value, Decimal | date | time | timedelta):
+        return _sized(b"X", str(value).encode())
     if isinstance(value, Mapping):
         return _counted(b"R", len(value), (_sized(b"S", name.encode()) + _encode(item) for name, item in value.items()))
     if isinstance(value, list):

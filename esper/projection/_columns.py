@@ -24,9 +24,12 @@ from typing import Any, Final
 
 import pyarrow as pa
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.internal.wire_format import WIRETYPE_LENGTH_DELIMITED
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
 
@@ -44,9 +47,9 @@ _SCALARS: Final[dict[int, pa.DataType]] = {
 _JSON_MESSAGES: Final = frozenset(cls.DESCRIPTOR.full_name for cls in (Struct, Value, ListValue))
 _TIMESTAMP_NAME: Final = Timestamp.DESCRIPTOR.full_name
 #: 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z, the range that timestamp.proto states.
-_SECONDS_MIN: Final = -62_135_596_800
-_SECONDS_MAX: Final = 253_402_300_799
-_NANOS_PER_SECOND: Final = 1_000_000_000
+SECONDS_MIN: Final = -62_135_596_800
+SECONDS_MAX: Final = 253_402_300_799
+NANOS_PER_SECOND: Final = 1_000_000_000
 
 
 @cache
@@ -57,7 +60,7 @@ def arrow_schema(descriptor: Descriptor) -> pa.Schema:
         TypeError: the message contains itself, which no column type can hold.
     """
     return pa.schema(
-        [pa.field(field.name, _field_type(field, (descriptor.full_name,))) for field in _fields(descriptor)]
+        [pa.field(field.name, field_type(field, (descriptor.full_name,))) for field in fields_of(descriptor)]
     )
 
 
@@ -67,33 +70,48 @@ def columns(descriptor: Descriptor, messages: Sequence[Message]) -> pa.RecordBat
     Raises:
         ValueError: a timestamp lies outside the range that protobuf allows.
     """
-    arrays = [_column(field, messages) for field in _fields(descriptor)]
+    arrays = [_column(field, messages) for field in fields_of(descriptor)]
     return pa.RecordBatch.from_arrays(arrays, schema=arrow_schema(descriptor))
 
 
-def _fields(descriptor: Descriptor) -> list[FieldDescriptor]:
+@cache
+def fields_of(descriptor: Descriptor) -> list[FieldDescriptor]:
+    """Return a message's fields in the order of their numbers."""
     return sorted(descriptor.fields, key=lambda field: field.number)
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def is_map(field: FieldDescriptor) -> bool:
+    """Return whether a field is a map."""
     return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
 
-def _map_fields(field: FieldDescriptor) -> tuple[FieldDescriptor, FieldDescriptor]:
+def map_fields(field: FieldDescriptor) -> tuple[FieldDescriptor, FieldDescriptor]:
+    """Return the fields of a map's keys and values."""
     entry = field.message_type
     assert entry is not None, "a map field has an entry type"
     return entry.fields_by_name["key"], entry.fields_by_name["value"]
 
 
-def _field_type(field: FieldDescriptor, path: tuple[str, ...]) -> pa.DataType:
-    if _is_map(field):
-        key, value = _map_fields(field)
-        return pa.map_(_item_type(key, path), _item_type(value, path))
-    item = _item_type(field, path)
+def is_timestamp(descriptor: Descriptor) -> bool:
+    """Return whether a message becomes a timestamp."""
+    return bool(descriptor.full_name == _TIMESTAMP_NAME)
+
+
+def is_json(descriptor: Descriptor) -> bool:
+    """Return whether a message becomes JSON."""
+    return descriptor.full_name in _JSON_MESSAGES
+
+
+def field_type(field: FieldDescriptor, path: tuple[str, ...] = ()) -> pa.DataType:
+    """Return the type of a field's column; `path` names the messages around it."""
+    if is_map(field):
+        key, value = map_fields(field)
+        return pa.map_(item_type(key, path), item_type(value, path))
+    item = item_type(field, path)
     return pa.list_(item) if field.is_repeated else item
 
 
-def _item_type(field: FieldDescriptor, path: tuple[str, ...]) -> pa.DataType:
+def item_type(field: FieldDescriptor, path: tuple[str, ...] = ()) -> pa.DataType:
     """Return the type of one value of `field`; `path` names the messages around it."""
     if field.message_type is None:
         return pa.binary() if field.type == FieldDescriptor.TYPE_BYTES else _SCALARS[field.cpp_type]
@@ -108,12 +126,12 @@ def _message_type(descriptor: Descriptor, path: tuple[str, ...]) -> pa.DataType:
         return pa.string()
     if name in path:
         raise TypeError(f"{name} contains itself; no column type can hold that")
-    return pa.struct([pa.field(field.name, _field_type(field, (*path, name))) for field in _fields(descriptor)])
+    return pa.struct([pa.field(field.name, field_type(field, (*path, name))) for field in fields_of(descriptor)])
 
 
 def _column(field: FieldDescriptor, owners: Sequence[Message | None]) -> pa.Array:
     """Return what `field` holds in each owner; null where the owner itself is absent."""
-    if _is_map(field):
+    if is_map(field):
         return _map_column(field, owners)
     if field.is_repeated:
         return _list_column(field, owners)
@@ -130,18 +148,32 @@ def _values(field: FieldDescriptor, owners: Sequence[Message | None]) -> list[ob
 def _list_column(field: FieldDescriptor, owners: Sequence[Message | None]) -> pa.Array:
     lists: list[Sequence[object]] = [() if owner is None else getattr(owner, field.name) for owner in owners]
     values = _items(field, [value for items in lists for value in items])
-    return pa.ListArray.from_arrays(_offsets(lists), values, type=_field_type(field, ()), mask=_absent(owners))
+    return pa.ListArray.from_arrays(_offsets(lists), values, type=field_type(field), mask=_absent(owners))
 
 
 def _map_column(field: FieldDescriptor, owners: Sequence[Message | None]) -> pa.Array:
-    key, value = _map_fields(field)
+    key, value = map_fields(field)
     maps: list[list[tuple[Any, Any]]] = [
-        [] if owner is None else sorted(getattr(owner, field.name).items(), key=lambda pair: pair[0])
-        for owner in owners
+        [] if owner is None else sorted(_entries(field, owner).items(), key=lambda pair: pair[0]) for owner in owners
     ]
     keys = _items(key, [pair[0] for pairs in maps for pair in pairs])
     values = _items(value, [pair[1] for pairs in maps for pair in pairs])
-    return pa.MapArray.from_arrays(_offsets(maps), keys, values, type=_field_type(field, ()), mask=_absent(owners))
+    return pa.MapArray.from_arrays(_offsets(maps), keys, values, type=field_type(field), mask=_absent(owners))
+
+
+def _entries(field: FieldDescriptor, owner: Message) -> dict[Any, Any]:
+    """Return a map's entries, with those that hold a field besides key and value.
+
+    Python's parser keeps such an entry as an unknown field of its owner, where every other one takes it.
+    """
+    entries = dict(getattr(owner, field.name).items())
+    strangers: Any = UnknownFieldSet(owner)
+    for stranger in strangers:
+        if stranger.field_number == field.number and stranger.wire_type == WIRETYPE_LENGTH_DELIMITED:
+            assert field.message_type is not None, "a map field has an entry type"
+            entry: Any = GetMessageClass(field.message_type).FromString(stranger.data)
+            entries.setdefault(entry.key, entry.value)
+    return entries
 
 
 def _offsets(lists: Sequence[Sequence[object]]) -> pa.Array:
@@ -162,7 +194,7 @@ def _items(field: FieldDescriptor, values: Sequence[Any]) -> pa.Array:
         return _messages(field.message_type, values)
     if field.enum_type is not None:
         values = [None if value is None else _enum_name(field.enum_type, value) for value in values]
-    return pa.array(values, type=_item_type(field, ()))
+    return pa.array(values, type=item_type(field))
 
 
 def _messages(descriptor: Descriptor, values: Sequence[Any]) -> pa.Array:
@@ -170,7 +202,7 @@ def _messages(descriptor: Descriptor, values: Sequence[Any]) -> pa.Array:
         return pa.array([None if value is None else microseconds(value) for value in values], type=TIMESTAMP)
     if descriptor.full_name in _JSON_MESSAGES:
         return pa.array([None if value is None else _json_text(value) for value in values], type=pa.string())
-    children = [_column(field, values) for field in _fields(descriptor)]
+    children = [_column(field, values) for field in fields_of(descriptor)]
     kind = _message_type(descriptor, ())
     return pa.StructArray.from_arrays(children, fields=list(kind), mask=_absent(values))
 
@@ -186,7 +218,7 @@ def microseconds(moment: Timestamp) -> int:
     Raises:
         ValueError: outside the range that timestamp.proto states.
     """
-    if not (_SECONDS_MIN <= moment.seconds <= _SECONDS_MAX and 0 <= moment.nanos < _NANOS_PER_SECOND):
+    if not (SECONDS_MIN <= moment.seconds <= SECONDS_MAX and 0 <= moment.nanos < NANOS_PER_SECOND):
         raise ValueError(f"timestamp of {moment.seconds} s and {moment.nanos} ns is out of range")
     return moment.seconds * 1_000_000 + moment.nanos // 1_000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +17,12 @@ import pyarrow as pa
 from esper.core.errors import Busy, EsperError, IntegrityError, NotReadyError, OperationFailed, UsageError
 from esper.core.home import Home, ProcessStamp
 from esper.core.rng import new_secret
+from esper.oona import Position
+from esper.projection._asof import Point, point_text
 from esper.projection._contents import Contents
 from esper.projection._ledger import Progress
+from esper.projection._parameters import pack
+from esper.projection._resolve import Resolved
 
 HOST: Final = "127.0.0.1"
 #: What a caller waits beyond the time that a query may take by itself.
@@ -102,11 +106,24 @@ class ProjectorClient:
         self._port = announcement.port
         self._token = announcement.token
 
-    def query(self, sql: str, parameters: Sequence[object] = (), *, seconds: float) -> pa.Table:
-        """Return what one reading statement gives; `seconds` is how long it may take at most."""
-        body = self._post("/query", {"sql": sql, "parameters": list(parameters)}, seconds=seconds + _SLACK_SECONDS)
+    def query(
+        self, sql: str, parameters: Sequence[object] = (), *, offsets: str | None = None, seconds: float
+    ) -> pa.Table:
+        """Return what one reading statement gives, as of `offsets`; `seconds` is how long it may take at most."""
+        request = {"sql": sql, "parameters": pack(parameters), "offsets": offsets, "seconds": seconds}
+        body = self._post("/query", request, seconds=seconds + _SLACK_SECONDS)
         with pa.ipc.open_stream(body) as reader:
             return reader.read_all()
+
+    def resolve(self, point: Point, *, sql: str | None = None, name: str | None = None) -> Resolved:
+        """Return which offsets a point of the log is, for what `sql` reads or for one projection."""
+        request = {"point": point_text(point), "sql": sql, "name": name}
+        return Resolved.from_dict(json.loads(self._post("/resolve", request, seconds=_CONTROL_SECONDS)))
+
+    def export(self, name: str, offsets: str) -> str:
+        """Let it write one projection's state into a file of its folder; return the file's name."""
+        request = {"name": name, "offsets": offsets}
+        return str(json.loads(self._post("/export", request, seconds=_CONTROL_SECONDS + _SLACK_SECONDS))["file"])
 
     def contents(self, names: Iterable[str] | None = None) -> list[Contents]:
         """Return offsets and table hashes of its projections."""
@@ -114,20 +131,43 @@ class ProjectorClient:
         document = json.loads(self._post("/contents", {"names": wanted}, seconds=_CONTROL_SECONDS))
         return [Contents.from_dict(one) for one in document]
 
+    def digests(self, name: str, table: str) -> pa.Table:
+        """Return place and digest of every row of a table, as `read_digests` does."""
+        body = self._post("/digests", {"name": name, "table": table}, seconds=_CONTROL_SECONDS)
+        with pa.ipc.open_stream(body) as reader:
+            return reader.read_all()
+
     def progress(self) -> dict[str, list[Progress]]:
         """Return how far each of its projections has read, by name."""
         document = json.loads(self._post("/progress", {}, seconds=_SLACK_SECONDS))
         return {name: [Progress(**one) for one in found] for name, found in document.items()}
 
-    def adopt(self, name: str, file: str) -> None:
-        """Let it go on with a file of its folder that was built for a projection."""
-        self._post("/adopt", {"name": name, "file": file}, seconds=_CONTROL_SECONDS)
+    def reached(self, ends: Mapping[Position, int]) -> bool:
+        """Return whether it has read and committed everything before `ends` in the partitions that it reads.
+
+        Unlike offsets, which end with a record, this also passes what is no record: the marker of a transaction.
+        """
+        document = {"ends": [[topic, partition, end] for (topic, partition), end in ends.items()]}
+        return json.loads(self._post("/reached", document, seconds=_CONTROL_SECONDS)) is True
+
+    def adopt(self, name: str, version: str, file: str) -> dict[str, Any]:
+        """Let it go on with a file of its folder that was built for a projection; return what `Switched` holds."""
+        order = {"name": name, "version": version, "file": file}
+        return self._switched(self._post("/adopt", order, seconds=_CONTROL_SECONDS))
+
+    def roll_back(self, name: str) -> dict[str, Any]:
+        """Let it go on with the file that is kept of a projection; return what `Switched` holds."""
+        return self._switched(self._post("/rollback", {"name": name}, seconds=_CONTROL_SECONDS))
+
+    def _switched(self, body: bytes) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(body)
+        return document
 
     def _post(self, path: str, document: dict[str, Any], *, seconds: float) -> bytes:
         connection = http.client.HTTPConnection(HOST, self._port, timeout=seconds)
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
         try:
-            connection.request("POST", path, body=json.dumps(document, default=str), headers=headers)
+            connection.request("POST", path, body=json.dumps(document), headers=headers)
             response = connection.getresponse()
             body = response.read()
         except (OSError, http.client.HTTPException) as error:

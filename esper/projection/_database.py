@@ -106,6 +106,8 @@ class Database:
                 next_step="Write a size such as 2GB",
             ) from error
         self._lock = threading.Lock()
+        #: Alias -> file that is attached before its writer asks for it.
+        self._ahead: dict[str, Path] = {}
         self._root.execute("set global TimeZone = 'UTC'")
         if rebuilding:
             self._root.execute(f"set global checkpoint_threshold = '{_REBUILD_CHECKPOINT}'")
@@ -122,19 +124,50 @@ class Database:
         """Attach a file, making it when it is not there; raises duckdb.Error when it cannot be used."""
         mode = " (read_only)" if read_only else ""
         with self._lock:
+            if self._ahead.pop(alias, None) == path:
+                return
             self._root.execute(f"attach {text_literal(str(path))} as {quoted(alias)}{mode}")
+
+    def attach_ahead(self, path: Path, alias: str) -> None:
+        """Attach a file for queries at once; the next `attach` of it, by who will write it, finds it done."""
+        self.attach(path, alias)
+        self._ahead[alias] = path
+
+    def checkpoint(self, alias: str) -> None:
+        """Write what is pending into a file, so that detaching it takes no time; readers may go on."""
+        with self._lock:
+            try:
+                self._root.execute(f"checkpoint {quoted(alias)}")
+            except duckdb.TransactionException as error:
+                _log.debug("%s is not written yet: %s", alias, error)
 
     def detach(self, alias: str) -> None:
         """Write what is pending and let go of a file; results that are still being read stay readable."""
         with self._lock:
             self._root.execute(f"detach {quoted(alias)}")
 
-    def expose(self, alias: str, relations: Iterable[str]) -> None:
-        """Let tables and views of an attached file be named without the file, all at once."""
+    def expose(self, alias: str, relations: Iterable[str], *, instead_of: Iterable[str] = ()) -> None:
+        """Let tables and views of an attached file be named without the file, instead of others, all at once."""
         with self._lock, transaction(self._root):
+            for name in instead_of:
+                self._root.execute(f"drop view if exists memory.main.{quoted(name)}")
             for name in relations:
                 source = f"{quoted(alias)}.main.{quoted(name)}"
                 self._root.execute(f"create or replace view memory.main.{quoted(name)} as from {source}")
+
+    def columns(self, alias: str) -> dict[str, list[tuple[str, str]]]:
+        """Return names and types of the columns of each table and view of an attached file."""
+        cursor = self.cursor()
+        rows = cursor.execute(
+            "select table_name, column_name, data_type from duckdb_columns()"
+            " where database_name = $1 and schema_name = 'main' order by table_name, column_index",
+            [alias],
+        ).fetchall()
+        cursor.close()
+        found: dict[str, list[tuple[str, str]]] = {}
+        for relation, name, kind in rows:
+            found.setdefault(relation, []).append((name, kind))
+        return found
 
     def close(self) -> None:
         """Detach every file and end."""

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -31,12 +32,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import esper
 from esper.core.errors import SettingsError, UsageError
 from esper.core.settings import Settings
-from esper.leyline import EVENT_TYPES, full_name
+from esper.leyline import EVENT_TYPES, current_version, full_name
 from esper.oona import TopicCatalog
 from esper.projection import _sqltree as sqltree
 
 #: Part of every version: what the engine makes of a folder. Raise it when that changes.
-ENGINE_FORMAT: Final = 2
+ENGINE_FORMAT: Final = 3
 FILES: Final = ("projection.yaml", "schema.sql", "fold.sql", "views.sql")
 #: Every fact table has them: the place in the log that a row comes from.
 PLACE_COLUMNS: Final = {"topic_partition": "INTEGER", "record_offset": "BIGINT"}
@@ -88,6 +89,8 @@ class Definition:
     #: Names of its fact tables, and of its views.
     table_names: tuple[str, ...]
     view_names: tuple[str, ...]
+    #: Its files: name and text of each.
+    texts: tuple[tuple[str, str], ...]
 
     @cached_property
     def folds_by_type(self) -> Mapping[str, tuple[FoldStatement, ...]]:
@@ -117,22 +120,32 @@ def shipped_projections_dir() -> Path:
 
 
 def load_definitions(settings: Settings, topics: TopicCatalog) -> tuple[Definition, ...]:
-    """Read all projections that `settings` names, or the shipped ones, by name.
+    """Read all projections, by name: those that `settings` names or the shipped ones, and the user's own with them.
 
     Raises:
-        SettingsError: a file is missing or malformed, breaks a rule of folds, or two projections use one name.
+        SettingsError: a folder holds none, a file is missing or malformed or breaks a rule of folds, or two
+            projections use one name.
     """
-    root = settings.projections_dir or shipped_projections_dir()
-    folders = sorted(path.parent for path in root.glob(f"*/{FILES[0]}"))
+    roots = (settings.projections_dir or shipped_projections_dir(), *settings.extra_projections_dirs)
+    folders = sorted((folder for root in roots for folder in _folders(root)), key=lambda folder: folder.name)
+    for first, second in pairwise(folders):
+        if first.name == second.name:
+            raise _problem(second, FILES[0], f"{first} holds a projection of this name already")
+    definitions = tuple(read_definition(folder, topics) for folder in folders)
+    check_names(definitions)
+    return definitions
+
+
+def _folders(root: Path) -> list[Path]:
+    """Return the folders of the projections in `root`, of which there must be one."""
+    folders = [path.parent for path in root.glob(f"*/{FILES[0]}")]
     if not folders:
         raise SettingsError(
             f"no projections in {root}",
             cause=f"no folder in it holds a {FILES[0]}",
-            next_step="Set ESPER_PROJECTIONS_DIR to a folder of projections, or unset it",
+            next_step="Set ESPER_PROJECTIONS_DIR or ESPER_EXTRA_PROJECTIONS_DIRS to folders of projections, or unset it",
         )
-    definitions = tuple(read_definition(folder, topics) for folder in folders)
-    _check_names(definitions)
-    return definitions
+    return folders
 
 
 def choose(definitions: Sequence[Definition], names: Iterable[str] | None) -> tuple[Definition, ...]:
@@ -164,7 +177,18 @@ def read_definition(folder: Path, topics: TopicCatalog) -> Definition:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise _problem(folder, "files", " ".join(str(error).split())) from error
     _check_manifest(folder, manifest, topics)
-    return _described(folder, manifest, tuple(texts.items()), folder_version(contents))
+    versioned = {**contents, **_later_versions(manifest)}
+    return _described(folder, manifest, tuple(texts.items()), folder_version(versioned))
+
+
+def _later_versions(manifest: Manifest) -> dict[str, bytes]:
+    """Return what a folder's version holds besides its files: the versions of its events, once one is above the first.
+
+    A new version of an event comes with an upcaster, which may give every older event another row.
+    """
+    versions = {name: current_version(name) for name in map(full_name, manifest.messages)}
+    text = "".join(f"{name} {version}\n" for name, version in sorted(versions.items()) if version > 1)
+    return {"versions": text.encode()} if text else {}
 
 
 @lru_cache(maxsize=_REMEMBERED)
@@ -226,6 +250,7 @@ def _build(
         views=views,
         table_names=table_names,
         view_names=_names(connection, "select view_name from duckdb_views() where not internal order by all"),
+        texts=tuple(texts.items()),
     )
 
 
@@ -299,8 +324,8 @@ def _check_folds(folder: Path, folds: Sequence[FoldStatement], manifest: Manifes
         raise _problem(folder, "fold.sql", f"it uses {sorted(used)}; projection.yaml names {sorted(manifest.messages)}")
 
 
-def _check_names(definitions: Sequence[Definition]) -> None:
-    """Refuse a name that two projections give to a table or view: a bare name must mean one thing."""
+def check_names(definitions: Sequence[Definition]) -> None:
+    """Raise SettingsError for a name that two projections give to a table or view: a bare name must mean one thing."""
     owners: dict[str, str] = {}
     for definition in definitions:
         for name in definition.relations:

@@ -6,6 +6,7 @@ from typing import Final
 
 from esper.oona import Fabric
 from esper.projection._folder import ProjectionFolder, remove
+from esper.projection._versions import remove_unused
 
 _WRITER_SECONDS: Final = 10.0
 
@@ -21,4 +22,5 @@ def delete_all(fabric: Fabric) -> int:
         files = folder.files()
         for file in files:
             remove(file.path)
+        remove_unused(folder)
     return len(files)

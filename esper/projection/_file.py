@@ -8,37 +8,38 @@ from pathlib import Path
 from typing import Final
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from esper.core.errors import OperationFailed
 from esper.leyline import short_name
 from esper.oona import Position
-from esper.projection._admission import Batch, Judged
 from esper.projection._contents import open_cursor, read_progress
 from esper.projection._database import Database, UnreadableFile, fault, is_held, transaction
 from esper.projection._definition import ENGINE_FORMAT, Definition
+from esper.projection._judged import Judged
 from esper.projection._ledger import (
     PROGRESS_SCHEMA,
-    Disposition,
-    Entry,
     EventKey,
     ProducerKey,
     Progress,
-    advance,
-    classify,
     event_key,
-    highest_sequences,
-    ledger_table,
     progress_table,
 )
+from esper.projection.columnar import APPLIED, Batch, Decided, KnownEvents, decide, ledger_rows, progressed
+from esper.projection.columnar._batch import Int64s
+from esper.projection.columnar._known import fingerprints, place_word
 
+_OFFSET_MAX: Final = 2**63 - 1
+_READ_ROWS: Final = 100_000
 #: The engine's own tables live in a schema of their own, out of the way of bare names.
 _SCHEMA: Final = (
     "create schema esper",
     "create table esper.meta (projection varchar, version varchar, format integer)",
     "create table esper.progress (topic varchar, topic_partition integer, topic_id varchar, first_offset bigint,"
     " next_offset bigint, read bigint, applied bigint, filtered bigint, deduplicated bigint, discarded bigint)",
-    "create table esper.records (topic varchar, topic_partition integer, record_offset bigint, disposition varchar,"
+    "create table esper.records (topic varchar, topic_partition integer, record_offset bigint,"
+    " append_time timestamptz, disposition varchar,"
     " reason varchar, event_id varchar, attempt uinteger, producer_id varchar, sequence ubigint)",
 )
 _COUNTS: Final = ("next_offset", "read", "applied", "filtered", "deduplicated", "discarded")
@@ -63,6 +64,7 @@ class ProjectionFile:
             self._cursor = _prepared(database, definition, path)
             self._progress = {one.place: one for one in read_progress(self._cursor)}
             self._high = _read_high(self._cursor)
+            self._known = _read_known(self._cursor)
         except BaseException:
             database.detach(definition.name)
             raise
@@ -94,19 +96,27 @@ class ProjectionFile:
             return self._fold(batch, until or {})
 
     def _fold(self, batch: Batch, until: Mapping[Position, int]) -> int:
-        mine = [one for one in batch.judged if self._is_next(one, until)]
-        if not mine:
+        indices = self._unread(batch, until)
+        if not len(indices):
             return 0
         with transaction(self._cursor):
-            entries = classify(mine, types=self.definition.types, known=self._known(mine), high=self._high)
-            progress = advance(self._progress, entries)
-            self._insert_ledger(entries)
-            self._insert_facts(entries, batch.rows)
+            decided = decide(
+                batch,
+                indices,
+                types=self.definition.types,
+                known=self._known,
+                high=self._high,
+                ask_ledger=self._applied_before,
+            )
+            progress = progressed(self._progress, batch, decided)
+            self._insert_ledger(batch, decided)
+            self._insert_facts(batch, decided)
             self._write_progress(list(progress.values()))
             self._before_commit()
         self._progress = {**self._progress, **progress}
-        self._high |= highest_sequences(entries)
-        return len(mine)
+        self._known.add(decided.applied)
+        self._high |= decided.high
+        return len(indices)
 
     def close(self) -> None:
         """Write what is pending and let go of the file."""
@@ -137,15 +147,21 @@ class ProjectionFile:
         yield
         self._cursor.unregister(name)
 
-    def _is_next(self, one: Judged, until: Mapping[Position, int]) -> bool:
-        progress = self._progress.get(one.place)
-        if progress is None:
-            return False
-        return progress.next_offset <= one.record.offset < until.get(one.place, one.record.offset + 1)
+    def _unread(self, batch: Batch, until: Mapping[Position, int]) -> Int64s:
+        """Return the indices of the records that this file has not read yet and is to read."""
+        ranges = [self._range(place, until) for place in batch.places]
+        first = np.array([begin for begin, _ in ranges], dtype=np.int64)[batch.place]
+        last = np.array([end for _, end in ranges], dtype=np.int64)[batch.place]
+        return np.flatnonzero((batch.offset >= first) & (batch.offset < last))
 
-    def _known(self, judged: Sequence[Judged]) -> set[EventKey]:
+    def _range(self, place: Position, until: Mapping[Position, int]) -> tuple[int, int]:
+        """Return from which offset on, and before which one, a partition is to be read; nothing of others."""
+        progress = self._progress.get(place)
+        return (0, 0) if progress is None else (progress.next_offset, until.get(place, _OFFSET_MAX))
+
+    def _applied_before(self, judged: Sequence[Judged]) -> set[EventKey]:
         """Return which of these events were applied before."""
-        wanted = {event_key(one) for one in judged if one.bad is None and one.type_name in self.definition.types}
+        wanted = {event_key(one) for one in judged}
         keys = pa.table({"event_id": pa.array(sorted({key.event_id for key in wanted}), pa.string())})
         with self._registered("esper_wanted", keys):
             rows = self._cursor.execute(
@@ -154,15 +170,18 @@ class ProjectionFile:
             ).fetchall()
         return wanted & {EventKey(*row) for row in rows}
 
-    def _insert_ledger(self, entries: Sequence[Entry]) -> None:
-        with self._registered("esper_ledger", ledger_table(entries)):
+    def _insert_ledger(self, batch: Batch, decided: Decided) -> None:
+        with self._registered("esper_ledger", ledger_rows(batch, decided)):
             self._cursor.execute("insert into esper.records by name from esper_ledger")
 
-    def _insert_facts(self, entries: Sequence[Entry], rows: Mapping[str, pa.Table]) -> None:
-        applied = [entry.judged for entry in entries if entry.disposition is Disposition.APPLIED]
-        for type_name in sorted({one.type_name for one in applied}):
-            indices = [one.row for one in applied if one.type_name == type_name]
-            with self._registered(short_name(type_name), rows[type_name].take(indices)):
+    def _insert_facts(self, batch: Batch, decided: Decided) -> None:
+        applied = decided.indices[decided.codes == APPLIED]
+        kinds = batch.kind[applied]
+        for code in np.unique(kinds).tolist():
+            type_name = batch.kinds[code]
+            numbers = batch.row[applied[kinds == code]]
+            table = batch.rows[type_name]
+            with self._registered(short_name(type_name), table if len(numbers) == len(table) else table.take(numbers)):
                 for statement in self.definition.folds_by_type[type_name]:
                     self._run(statement.sql, statement.table)
 
@@ -194,6 +213,20 @@ def _read_high(cursor: duckdb.DuckDBPyConnection) -> dict[ProducerKey, int]:
         " where disposition = 'applied' group by all"
     ).fetchall()
     return {ProducerKey(*key): sequence for *key, sequence in rows}
+
+
+def _read_known(cursor: duckdb.DuckDBPyConnection) -> KnownEvents:
+    """Return the events that were applied, read in batches: there may be many millions."""
+    known = KnownEvents()
+    reader = cursor.sql(
+        "select topic, topic_partition, event_id, attempt from esper.records where disposition = 'applied'"
+    ).to_arrow_reader(_READ_ROWS)
+    words = dict[tuple[str, int], int]()
+    for batch in reader:
+        places = zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
+        codes = [words.get(place) or words.setdefault(place, place_word(place)) for place in places]
+        known.add(fingerprints(batch.column(2), batch.column(3), np.array(codes, dtype=np.uint64)))
+    return known
 
 
 def _attach(database: Database, definition: Definition, path: Path) -> None:

@@ -1,7 +1,9 @@
 """The files of a home's projections: `<name>-<version>.<generation>.duckdb`, the highest generation counts.
 
-A rebuilt projection gets the next generation, so that its file never takes the place of one that is open;
-the old one goes away once nobody is left who attaches it.
+Generations count within a name, over all its versions. A rebuilt projection gets the next one, so that its file
+never takes the place of one that is open, and one rename makes it count. The one that counted before is kept for a
+rollback, which is the same rename: the kept file gets the next generation. `.pinned` before the suffix says that it
+counts whatever version the projection's folder has by now; `definitions/` holds what such a version is made of.
 """
 
 from __future__ import annotations
@@ -23,7 +25,12 @@ from esper.projection._definition import Definition
 
 _log = logging.getLogger("esper.projection.folder")
 
-_NAME: Final = re.compile(r"(?P<name>[a-z][a-z0-9_]*)-(?P<version>[0-9a-f]{16})\.(?P<generation>[0-9]+)\.duckdb")
+_NAME: Final = re.compile(
+    r"(?P<name>[a-z][a-z0-9_]*)-(?P<version>[0-9a-f]{16})\.(?P<generation>[0-9]+)"
+    r"(?P<pinned>\.pinned)?\.duckdb"
+)
+#: The file that counts, and the one before it.
+_KEPT: Final = 2
 _BUILDING: Final = re.compile(r"building-(?P<pid>[0-9]+)-.*\.duckdb")
 
 
@@ -32,9 +39,18 @@ class StoredFile:
     """A projection file in the folder, by what its name says."""
 
     name: str
-    version: str
     generation: int
+    version: str
+    pinned: bool
     path: Path
+
+
+def stored(path: Path) -> StoredFile | None:
+    """Return what the name of a projection file says, or None for any other file."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        return None
+    return StoredFile(match["name"], int(match["generation"]), match["version"], match["pinned"] is not None, path)
 
 
 class ProjectionFolder:
@@ -44,38 +60,58 @@ class ProjectionFolder:
         self.path = path
 
     def files(self) -> list[StoredFile]:
-        """Return all projection files, of any version, by name, version and generation."""
-        found = []
-        for path in self.path.glob("*.duckdb"):
-            match = _NAME.fullmatch(path.name)
-            if match:
-                found.append(StoredFile(match["name"], match["version"], int(match["generation"]), path))
-        return sorted(found)
+        """Return all projection files, of any version, by name and generation."""
+        return sorted(found for path in self.path.glob("*.duckdb") if (found := stored(path)) is not None)
+
+    def live(self, name: str) -> StoredFile | None:
+        """Return the file of a projection that counts, of whatever version, or None when there is none."""
+        mine = self._of(name)
+        return mine[-1] if mine else None
+
+    def kept(self, name: str) -> StoredFile | None:
+        """Return the file that counted before the one that does now, or None when there is none."""
+        mine = self._of(name)
+        return mine[-2] if len(mine) > 1 else None
 
     def current(self, definition: Definition) -> Path | None:
-        """Return the file of this version that counts, or None when there is none."""
-        mine = self._generations(definition)
+        """Return the latest file of this version, or None when there is none."""
+        mine = [one for one in self._of(definition.name) if one.version == definition.version]
         return mine[-1].path if mine else None
 
     def current_or_new(self, definition: Definition) -> Path:
-        """Return the file that counts, or the path where it is to be made."""
-        return self.current(definition) or self.next(definition)
+        """Return the file of this version that counts, or the path where it is to be made.
 
-    def next(self, definition: Definition, *, after: Path | None = None) -> Path:
+        A version that comes back, for its folder is again what it was, counts again with what it had folded. For the
+        writer alone.
+        """
+        path = self.current(definition)
+        live = self.live(definition.name)
+        if path is None or live is None or live.path == path:
+            return path or self.next(definition)
+        return self.promote(definition, path)
+
+    def next(self, definition: Definition, *, after: Path | None = None, pinned: bool = False) -> Path:
         """Return the path of the next generation; `after` is one that counts though its file may be deleted."""
-        generations = [one.generation for one in self._generations(definition)]
-        match = _NAME.fullmatch(after.name) if after is not None else None
-        if match:
-            generations.append(int(match["generation"]))
-        return self.path / f"{definition.name}-{definition.version}.{max(generations, default=0) + 1}.duckdb"
+        generations = [one.generation for one in self._of(definition.name)]
+        last = stored(after) if after is not None else None
+        if last is not None:
+            generations.append(last.generation)
+        generation = max(generations, default=0) + 1
+        return self.path / f"{definition.name}-{definition.version}.{generation}{'.pinned' * pinned}.duckdb"
+
+    def promote(self, definition: Definition, path: Path, *, after: Path | None = None, pinned: bool = False) -> Path:
+        """Make a closed file of this version the one that counts; return its new path. For the writer alone."""
+        promoted = self.next(definition, after=after, pinned=pinned)
+        path.rename(promoted)
+        return promoted
 
     def building(self, definition: Definition) -> Path:
         """Return the path where this process builds a new file, out of everybody's sight."""
         return self.path / f"building-{os.getpid()}-{definition.name}-{definition.version}.duckdb"
 
-    def remove_older(self, definition: Definition) -> None:
-        """Delete the generations of this version that no longer count."""
-        for old in self._generations(definition)[:-1]:
+    def remove_older(self, name: str) -> None:
+        """Delete all files of a projection but the one that counts and the one kept for a rollback."""
+        for old in self._of(name)[:-_KEPT]:
             remove(old.path)
 
     def remove_abandoned(self) -> None:
@@ -119,8 +155,8 @@ class ProjectionFolder:
         finally:
             lock.release()
 
-    def _generations(self, definition: Definition) -> list[StoredFile]:
-        return [one for one in self.files() if (one.name, one.version) == (definition.name, definition.version)]
+    def _of(self, name: str) -> list[StoredFile]:
+        return [one for one in self.files() if one.name == name]
 
 
 def remove(path: Path) -> None:

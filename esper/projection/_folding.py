@@ -1,9 +1,10 @@
-"""The loop that every fold shares: read a little, commit a lot, and never past a doubt."""
+"""The loop that every fold shares: while one batch is committed the next is read, and never past a doubt."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Final, Protocol
 
@@ -12,20 +13,16 @@ import duckdb
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import OperationFailed
 from esper.core.rng import jitter
-from esper.leyline import Record
 from esper.oona import Position, TopicCatalog
-from esper.projection._admission import Admission, Judged
 from esper.projection._continuity import begin, check_positions, check_topic_ids
 from esper.projection._file import ProjectionFile
-from esper.projection._source import LogState, RecordSource
+from esper.projection._intake import Intake
+from esper.projection._judged import Judged
+from esper.projection._source import LogState
+from esper.projection.columnar import Batch
 
 _log = logging.getLogger("esper.projection.folding")
 
-#: Small reads are the fast ones (3.1M records per CPU-second at 500, 0.9M at 10,000) ...
-READ_RECORDS: Final = 500
-#: ... and large commits: a commit costs 5 ms whatever it holds.
-COMMIT_RECORDS: Final = 20_000
-COMMIT_BYTES: Final = 32 * 1024 * 1024
 _MEMORY_TRIES: Final = 5
 _MEMORY_WAIT_SECONDS: Final = 0.2
 
@@ -43,8 +40,7 @@ class Folding:
     def __init__(
         self,
         *,
-        source: RecordSource,
-        admission: Admission,
+        intake: Intake,
         files: Mapping[str, ProjectionFile],
         catalog: TopicCatalog,
         letters: LetterBox | None = None,
@@ -57,16 +53,16 @@ class Folding:
         `letters` takes bad records (None: nobody is told, as in a rebuild). `until` ends each projection
         before an offset. `relieve` is called when memory ran out, and returns how much it could end.
         """
-        self._source = source
-        self._admission = admission
+        self._intake = intake
         self._files = files
         self._catalog = catalog
         self._letters = letters
         self._until = until or {}
         self._relieve = relieve
         self._clock = clock
-        self._pending: list[Record] = []
-        self._pending_bytes = 0
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fold")
+        #: The commit that is under way.
+        self._under_way: Future[int] | None = None
 
     def start(self) -> LogState:
         """Begin files that are new, check that the log continues the others, and stand where they end.
@@ -74,57 +70,68 @@ class Folding:
         Raises:
             IntegrityError: a topic was replaced, or records are missing that were not folded yet.
         """
-        self._drop_pending()
-        state = self._source.state()
+        self._settle()
+        state = self._intake.state()
         ids = {topic: found.topic_id for (topic, _), found in state.items()}
         for name, file in self._files.items():
             if not file.progress:
                 file.begin(begin(name, file.definition.topics, state, self._catalog))
             check_topic_ids(name, file.progress.values(), ids)
             check_positions(name, file.progress.values(), state)
-        self._source.seek(self._positions())
+        self._intake.seek(self._positions())
         return state
 
     def step(self, timeout: float) -> int:
-        """Read once, and commit when there is enough or nothing more; return the number of records committed.
+        """Read on, and commit when there is enough or nothing more; return the number of records committed.
+
+        Where the log holds more, the commit goes on while the next step reads, and counts there.
 
         Raises:
             IntegrityError: a topic was replaced, or the log no longer holds a position.
             BrokerUnavailable: no broker answered for the retry time.
         """
-        records = self._source.read(0 if self._pending else timeout, READ_RECORDS)
-        self._pending += records
-        self._pending_bytes += sum(len(record.value or b"") for record in records)
-        due = len(self._pending) >= COMMIT_RECORDS or self._pending_bytes >= COMMIT_BYTES
-        return self.commit() if self._pending and (due or not records) else 0
+        taken = self._intake.take(0 if self._under_way else timeout)
+        if taken is not None:
+            return self._submit(taken.batch) + (0 if taken.more else self._settle())
+        return 0 if self._intake.pending else self._settle()
 
     def commit(self) -> int:
         """Fold what was read and not yet committed; return how many records that were."""
-        if not self._pending:
-            return 0
-        batch = self._admission.admit(self._pending)
-        # After the read, before the commit: records of a topic that was made again are never committed.
-        ids = self._source.topic_ids()
-        for name, file in self._files.items():
-            check_topic_ids(name, file.progress.values(), ids)
-        bad = [one for one in batch.judged if one.bad is not None]
-        if bad and self._letters is not None:
-            self._letters.set_aside(bad)
-        for name, file in self._files.items():
-            self._with_memory(name, partial(file.fold, batch, until=self._until.get(name)))
-        count = len(self._pending)
-        self._drop_pending()
-        return count
+        taken = self._intake.flush()
+        return (self._submit(taken.batch) if taken is not None else 0) + self._settle()
 
     def reached(self, ends: Mapping[Position, int]) -> bool:
         """Return whether everything before `ends` was read and committed."""
-        if self._pending:
+        if self._intake.pending or self._under_way is not None:
             return False
-        positions = self._source.positions()
+        positions = self._intake.positions()
         return all(positions.get(place, end) >= end for place, end in ends.items())
 
-    def _drop_pending(self) -> None:
-        self._pending, self._pending_bytes = [], 0
+    def close(self) -> None:
+        """Wait until nobody writes into the files any more; a commit that failed by then is nobody's business."""
+        self._writer.shutdown(wait=True)
+
+    def _submit(self, batch: Batch) -> int:
+        """Begin to commit a batch once the one before is committed; return how many records that had."""
+        # After the read, before the commit: records of a topic that was made again are never committed.
+        ids = self._intake.topic_ids()
+        for name, file in self._files.items():
+            check_topic_ids(name, file.progress.values(), ids)
+        if batch.bad and self._letters is not None:
+            self._letters.set_aside([batch.bad[index] for index in sorted(batch.bad)])
+        before = self._settle()
+        self._under_way = self._writer.submit(self._fold, batch)
+        return before
+
+    def _settle(self) -> int:
+        """Wait for the commit that is under way; return how many records it had; raises what it raised."""
+        under_way, self._under_way = self._under_way, None
+        return 0 if under_way is None else under_way.result()
+
+    def _fold(self, batch: Batch) -> int:
+        for name, file in list(self._files.items()):
+            self._with_memory(name, partial(file.fold, batch, until=self._until.get(name)))
+        return len(batch)
 
     def _positions(self) -> dict[Position, int]:
         """Return the lowest offset of each partition that some projection still needs."""

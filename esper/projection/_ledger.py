@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 import pyarrow as pa
 
 from esper.oona import Position
-from esper.projection._admission import Judged
+from esper.projection._judged import Judged
 
 
 class Disposition(StrEnum):
@@ -79,21 +78,6 @@ class Entry:
     disposition: Disposition
 
 
-LEDGER_SCHEMA: Final = pa.schema(
-    [
-        ("topic", pa.string()),
-        ("topic_partition", pa.int32()),
-        ("record_offset", pa.int64()),
-        ("disposition", pa.string()),
-        ("reason", pa.string()),
-        ("event_id", pa.string()),
-        ("attempt", pa.uint32()),
-        ("producer_id", pa.string()),
-        ("sequence", pa.uint64()),
-    ]
-)
-
-
 PROGRESS_SCHEMA: Final = pa.schema(
     [
         ("topic", pa.string()),
@@ -144,55 +128,6 @@ def classify(
             highest[producer] = one.sequence
         entries.append(Entry(one, disposition))
     return entries
-
-
-def highest_sequences(entries: Iterable[Entry]) -> dict[ProducerKey, int]:
-    """Return the highest sequences of the producers whose events were applied; those applied later are higher."""
-    applied = (entry.judged for entry in entries if entry.disposition is Disposition.APPLIED)
-    return {producer_key(one): one.sequence for one in applied}
-
-
-def advance(progress: Mapping[Position, Progress], entries: Sequence[Entry]) -> dict[Position, Progress]:
-    """Return the progress of the partitions that `entries` touch, after them."""
-    counts: dict[Position, Counter[str]] = defaultdict(Counter)
-    ends: dict[Position, int] = {}
-    for entry in entries:
-        place = entry.judged.place
-        counts[place][entry.disposition] += 1
-        ends[place] = max(ends.get(place, 0), entry.judged.record.offset + 1)
-    return {place: _added(progress[place], ends[place], counts[place]) for place in counts}
-
-
-def _added(old: Progress, end: int, counts: Counter[str]) -> Progress:
-    new = replace(
-        old,
-        next_offset=end,
-        read=old.read + counts.total(),
-        applied=old.applied + counts[Disposition.APPLIED],
-        filtered=old.filtered + counts[Disposition.FILTERED],
-        deduplicated=old.deduplicated + counts[Disposition.DEDUPLICATED],
-        discarded=old.discarded + counts[Disposition.DISCARDED],
-    )
-    assert new.balanced, "every record read has one disposition"
-    return new
-
-
-def ledger_table(entries: Sequence[Entry]) -> pa.Table:
-    """Return the ledger's lines as Arrow."""
-    judged = [entry.judged for entry in entries]
-    values = [
-        [one.record.topic for one in judged],
-        [one.record.partition for one in judged],
-        [one.record.offset for one in judged],
-        [entry.disposition.value for entry in entries],
-        [one.reason for one in judged],
-        [one.event_id for one in judged],
-        [one.attempt for one in judged],
-        [one.producer_id for one in judged],
-        [one.sequence for one in judged],
-    ]
-    arrays = [pa.array(column, field.type) for column, field in zip(values, LEDGER_SCHEMA, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=LEDGER_SCHEMA)
 
 
 def progress_table(progress: Sequence[Progress]) -> pa.Table:

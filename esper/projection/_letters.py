@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from esper.oona import DeadLetterWriter, Fabric
-from esper.projection._admission import Judged
+from esper.projection._judged import Judged
 
 SOURCE = "projection"
 

@@ -7,23 +7,29 @@ from typing import Any
 
 from esper.core.errors import NotReadyError
 from esper.oona import Fabric, Position
+from esper.projection._building import log_ends
 from esper.projection._contents import open_cursor, read_progress
 from esper.projection._control import ProjectorClient
 from esper.projection._definition import Definition, load_definitions
+from esper.projection._folder import ProjectionFolder
 from esper.projection._ledger import Progress
 from esper.projection._projections import ReadableProjections
 from esper.projection._query import through_projector_or_files
-from esper.projection._rebuild import log_ends
+from esper.projection._versions import readable_definitions
 
 
 def list_projections(fabric: Fabric) -> list[dict[str, Any]]:
     """Return a row for each projection, by name.
 
-    `{name, version, built, records, applied, filtered, deduplicated, discarded, lag, tables, positions}`: counts of
-    records, `lag` in records behind the end of the log, names of its tables and views, and the next offset of each
-    partition that was read as `{topic, partition, next_offset}`.
+    `{name, version, folder_version, pinned, kept, built, records, applied, filtered, deduplicated, discarded, lag,
+    tables, positions}`: the version that counts and the one of its folder, whether it was rolled back to and so stays
+    until the next rebuild, the version that a rollback would give (null: none); counts of records, `lag` in records
+    behind the end of the log, names of its tables and views, and the next offset of each partition that was read as
+    `{topic, partition, next_offset}`.
     """
-    definitions = load_definitions(fabric.settings, fabric.topics)
+    folder = ProjectionFolder(fabric.home.projections)
+    installed = {one.name: one.version for one in load_definitions(fabric.settings, fabric.topics)}
+    definitions = readable_definitions(fabric.settings, fabric.topics, folder)
     ends = log_ends(fabric, definitions)
     try:
         progress = through_projector_or_files(
@@ -31,7 +37,17 @@ def list_projections(fabric: Fabric) -> list[dict[str, Any]]:
         )
     except NotReadyError:
         progress = {}
-    return [_row(one, progress.get(one.name), ends) for one in definitions]
+    return [
+        {"name": one.name, "version": one.version, "folder_version": installed[one.name]}
+        | _files(folder, one)
+        | _row(one, progress.get(one.name), ends)
+        for one in definitions
+    ]
+
+
+def _files(folder: ProjectionFolder, definition: Definition) -> dict[str, Any]:
+    live, kept = folder.live(definition.name), folder.kept(definition.name)
+    return {"pinned": live is not None and live.pinned, "kept": kept.version if kept is not None else None}
 
 
 def _progress_of_files(projections: ReadableProjections) -> dict[str, list[Progress]]:
@@ -47,8 +63,6 @@ def _row(definition: Definition, progress: Sequence[Progress] | None, ends: Mapp
     known = {one.place: one for one in progress or ()}
     mine = [place for place in ends if place[0] in definition.topics]
     return {
-        "name": definition.name,
-        "version": definition.version,
         "built": progress is not None,
         "records": sum(one.read for one in known.values()),
         "applied": sum(one.applied for one in known.values()),

@@ -8,23 +8,19 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from esper.core.errors import Busy, UsageError
+from esper.core.errors import Busy, EsperError, UsageError
 from esper.oona import Fabric
-from esper.projection._admission import Admission
+from esper.projection._answers import reading_routes, text_of
 from esper.projection._control import announced, new_token
 from esper.projection._database import UnreadableFile
-from esper.projection._decoder import ProtobufDecoder
 from esper.projection._definition import Definition, load_definitions
 from esper.projection._folder import ProjectionFolder
-from esper.projection._folding import Folding
-from esper.projection._letters import DeadLetters
-from esper.projection._projections import WritableProjections
+from esper.projection._live import LiveFold, kept_version
 from esper.projection._server import Routes, serving
-from esper.projection._source import KafkaSource
+from esper.projection._versions import definition_of
 
 _log = logging.getLogger("esper.projection.projector")
 
@@ -36,14 +32,16 @@ _ORDER_SECONDS: Final = 60.0
 #: Files that may turn out to be damaged in one life before something else must be wrong.
 _DAMAGED_MAX: Final = 3
 
-Order = tuple[Callable[[], None], "Future[None]"]
+Order = tuple[Callable[[], object], "Future[Any]"]
+_T = TypeVar("_T")
 
 
 class Projector:
     """Folds every projection of a home, and serves queries over all of them on loopback.
 
     A file that cannot be read is set aside and built again. Each commit holds rows, offsets and dispositions
-    together, so that a process that dies loses nothing and repeats nothing.
+    together, so that a process that dies loses nothing and repeats nothing. A version that was built beside takes
+    over while it runs, also one of a folder that was changed or made after it started.
     """
 
     def __init__(self, fabric: Fabric) -> None:
@@ -57,14 +55,14 @@ class Projector:
             IntegrityError: a topic is not the one that was folded, or lacks records that were not.
             BrokerUnavailable: no broker answered for `settings.broker_retry_seconds`.
             Busy: another process writes the projections.
+            OperationFailed: another process became the writer of the projections.
         """
-        definitions = load_definitions(self._fabric.settings, self._fabric.topics)
         folder = ProjectionFolder(self._fabric.home.projections)
         with folder.writing(seconds=WRITER_SECONDS):
             folder.remove_abandoned()
             for damaged in range(1, _DAMAGED_MAX + 1):
                 try:
-                    self._serve(stop, folder, definitions)
+                    self._serve(stop, folder)
                 except UnreadableFile as error:
                     if damaged == _DAMAGED_MAX:
                         raise
@@ -72,109 +70,99 @@ class Projector:
                 else:
                     return
 
-    def _serve(self, stop: threading.Event, folder: ProjectionFolder, definitions: tuple[Definition, ...]) -> None:
+    def _serve(self, stop: threading.Event, folder: ProjectionFolder) -> None:
         token = new_token()
-        with opened(folder, definitions, self._fabric) as (projections, folding), ExitStack() as stack:
-            folding.start()
-            port = stack.enter_context(serving(self._routes(projections, folding, folder), token))
+        with ExitStack() as stack:
+            live = stack.enter_context(opened(folder, self._fabric))
+            live.folding.start()
+            port = stack.enter_context(serving(self._routes(live, folder), token))
             stack.enter_context(announced(self._fabric.home, port=port, token=token))
             _log.info("projector listens on port %d", port)
             self._fabric.announce_ready()
             while not stop.is_set():
-                self._obey()
-                folding.step(_POLL_SECONDS)
-            folding.commit()
+                self._obey(live)
+                live.folding.step(_POLL_SECONDS)
+            live.folding.commit()
 
-    def _routes(self, projections: WritableProjections, folding: Folding, folder: ProjectionFolder) -> Routes:
-        def query(request: dict[str, Any]) -> object:
-            return projections.query(_text(request, "sql"), request.get("parameters") or [])
+    def _routes(self, live: LiveFold, folder: ProjectionFolder) -> Routes:
+        projections = live.projections
 
-        def contents(request: dict[str, Any]) -> object:
-            return [one.as_dict() for one in projections.contents(request.get("names"))]
+        def digests(request: dict[str, Any]) -> object:
+            return projections.digests(text_of(request, "name"), text_of(request, "table"))
 
-        def progress(_: dict[str, Any]) -> object:
-            files = list(projections.files.items())
-            return {name: [asdict(one) for one in file.progress.values()] for name, file in files}
+        def reached(request: dict[str, Any]) -> object:
+            ends = {(str(topic), int(partition)): int(end) for topic, partition, end in request.get("ends") or []}
+            return self._order(lambda: live.folding.reached(ends))
 
         def adopt(request: dict[str, Any]) -> object:
-            name, built = _text(request, "name"), folder.path / Path(_text(request, "file")).name
-            if name not in projections.files or not built.is_file():
+            name, built = text_of(request, "name"), folder.path / Path(text_of(request, "file")).name
+            if not built.is_file():
                 raise UsageError(
                     f"the projector cannot go on with {built.name} for {name!r}", cause="there is no such file"
                 )
-            projections.examine(name, built)
-            self._order(lambda: _exchange(projections, folding, name, built))
-            return {}
+            definition = self._definition(folder, name, text_of(request, "version"))
+            projections.examine(definition, built)
+            return self._order(lambda: live.adopt(definition, built)).as_dict()
 
-        return {"/query": query, "/contents": contents, "/progress": progress, "/adopt": adopt}
+        def roll_back(request: dict[str, Any]) -> object:
+            name = text_of(request, "name")
+            kept, definition, _ = kept_version(self._fabric, folder, name)
+            projections.examine(definition, kept.path)
+            return self._order(lambda: live.roll_back(name)).as_dict()
 
-    def _order(self, work: Callable[[], None]) -> None:
-        """Have the folding thread do `work` between two steps, and wait until it is done."""
-        done: Future[None] = Future()
+        return {
+            **reading_routes(projections, folder.path),
+            "/digests": digests,
+            "/reached": reached,
+            "/adopt": adopt,
+            "/rollback": roll_back,
+        }
+
+    def _definition(self, folder: ProjectionFolder, name: str, version: str) -> Definition:
+        fabric = self._fabric
+        return definition_of(folder, name, version, load_definitions(fabric.settings, fabric.topics), fabric.topics)
+
+    def _order(self, work: Callable[[], _T]) -> _T:
+        """Have the folding thread do `work` between two steps, and return what it returns.
+
+        A caller that cannot wait any longer takes its order back, unless it was begun.
+        """
+        done: Future[Any] = Future()
         self._orders.put((work, done))
         try:
-            done.result(timeout=_ORDER_SECONDS)
+            result: _T = done.result(timeout=_ORDER_SECONDS)
         except TimeoutError as error:
-            raise Busy("the projector is busy", cause=f"an order waited {_ORDER_SECONDS:g} seconds") from error
+            if done.cancel():
+                raise Busy("the projector is busy", cause=f"an order waited {_ORDER_SECONDS:g} seconds") from error
+            result = done.result()
+        return result
 
-    def _obey(self) -> None:
+    def _obey(self, live: LiveFold) -> None:
         while not self._orders.empty():  # this thread alone takes orders out
             work, done = self._orders.get()
+            if not done.set_running_or_notify_cancel():
+                continue
             try:
-                work()
+                result = work()
             except BaseException as error:
                 done.set_exception(error)
-                raise
-            done.set_result(None)
+                # What went wrong beside the files that count is the caller's alone.
+                if live.exchanging or not isinstance(error, EsperError):
+                    raise
+            else:
+                done.set_result(result)
 
 
 @contextmanager
-def opened(
-    folder: ProjectionFolder, definitions: tuple[Definition, ...], fabric: Fabric
-) -> Iterator[tuple[WritableProjections, Folding]]:
+def opened(folder: ProjectionFolder, fabric: Fabric) -> Iterator[LiveFold]:
     """Open a home's projections for writing, with the loop that folds the cluster's log into them."""
-    source = KafkaSource(fabric, sorted({topic for one in definitions for topic in one.topics}))
-    projections = WritableProjections(folder, definitions, fabric.settings)
+    live = LiveFold(fabric, folder)
     try:
-        yield (
-            projections,
-            Folding(
-                source=source,
-                admission=admission(fabric, definitions),
-                files=projections.files,
-                catalog=fabric.topics,
-                letters=DeadLetters(fabric),
-                relieve=projections.interrupts.expel_all,
-            ),
-        )
+        yield live
     finally:
-        source.close()
-        projections.close()
-
-
-def admission(fabric: Fabric, definitions: tuple[Definition, ...]) -> Admission:
-    """Return what verifies and decodes the records of these projections."""
-    return Admission(
-        keyring=fabric.keyring,
-        allowed=fabric.topics.allowed,
-        wanted={type_name for one in definitions for type_name in one.types},
-        decoder=ProtobufDecoder(),
-    )
+        live.close()
 
 
 def build_service(fabric: Fabric) -> Projector:
     """Return the member `projector`."""
     return Projector(fabric)
-
-
-def _exchange(projections: WritableProjections, folding: Folding, name: str, built: Path) -> None:
-    folding.commit()
-    projections.adopt(name, built)
-    folding.start()
-
-
-def _text(request: dict[str, Any], field: str) -> str:
-    value = request.get(field)
-    if not isinstance(value, str):
-        raise UsageError("the request cannot be read", cause=f"its field {field!r} is no text")
-    return value

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import duckdb
 import pyarrow as pa
@@ -20,6 +22,10 @@ from esper.projection._safety import check_query
 _BATCH_ROWS: Final = 8_192
 #: A result that needs more belongs into an aggregate or a LIMIT, not through a pipe.
 RESULT_BYTES_MAX: Final = 256 * 1024 * 1024
+#: Rows may have no bytes: nulls without a type.
+RESULT_ROWS_MAX: Final = 10_000_000
+#: Results of several queries that are there at the same time.
+ROOM_BYTES_MAX: Final = 2 * RESULT_BYTES_MAX
 #: An interrupt that comes between two statements is forgotten, so that it is repeated until it is heard.
 _INTERRUPT_EVERY_SECONDS: Final = 0.05
 
@@ -62,14 +68,75 @@ class Interrupts:
             return len(self._running)
 
 
+class Room:
+    """Memory for results, shared by all queries of a process: a result gives its bytes back when nobody holds it."""
+
+    def __init__(self, bytes_max: int = ROOM_BYTES_MAX) -> None:
+        self._free = bytes_max
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> None:
+        """Take bytes; raises OperationFailed when others have too many."""
+        with self._lock:
+            if size > self._free:
+                raise OperationFailed(
+                    "the query's result is too large for now",
+                    cause="the results of other queries take the memory for it",
+                    next_step="Try again in a moment, or aggregate, or add a LIMIT",
+                )
+            self._free -= size
+
+    def give_back(self, size: int) -> None:
+        """Let others have the bytes again."""
+        with self._lock:
+            self._free += size
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one query may cost."""
+
+    seconds: float
+    bytes_max: int
+    rows_max: int
+
+    def check(self, rows: int, size: int) -> None:
+        """Raise OperationFailed for a result of more rows or bytes."""
+        if size > self.bytes_max or rows > self.rows_max:
+            raise OperationFailed(
+                "the query's result is too large",
+                cause=f"it has more than {self.bytes_max // 1024**2} MiB or {self.rows_max:,} rows",
+                next_step="Aggregate, select fewer columns, add a LIMIT, or use `esper projections export`",
+            )
+
+
+class Past(Protocol):
+    """Lets the bare names of a checked query mean the state at a point in the past."""
+
+    def check(self, tables: AbstractSet[tuple[str, ...]]) -> None:
+        """Raise UsageError for names that it cannot answer."""
+
+    def show(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """Prepare the cursor, before its transaction."""
+
+    def confirm(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """Raise NotReadyError when that point is not there, within the transaction."""
+
+    def hide(self) -> None:
+        """Take back what `show` made; the cursor is closed."""
+
+
 def run_query(
     database: Database,
     sql: str,
     parameters: Sequence[object] = (),
     *,
     seconds: float,
-    interrupts: Interrupts | None = None,
     bytes_max: int = RESULT_BYTES_MAX,
+    rows_max: int = RESULT_ROWS_MAX,
+    interrupts: Interrupts | None = None,
+    room: Room | None = None,
+    past: Past | None = None,
 ) -> pa.Table:
     """Return what one reading statement gives.
 
@@ -77,50 +144,65 @@ def run_query(
 
     Raises:
         UsageError: the statement is refused, or DuckDB finds an error in it.
-        OperationFailed: it ran longer than `seconds`, needed more memory than there is, or gave too much.
+        OperationFailed: it ran longer than it may, needed more memory than there is, or gave too much.
+        NotReadyError: the projections are not folded up to the point in the past.
     """
     cursor = database.cursor()
-    deadline = Deadline(seconds)
+    limits, deadline = Limits(seconds, bytes_max, rows_max), Deadline(seconds)
     try:
-        statement = check_query(cursor, sql)
+        checked = check_query(cursor, sql)
         with (interrupts or Interrupts()).watch(cursor, deadline) as expelled:
             try:
-                return _read(cursor, statement, parameters, bytes_max)
+                if past is not None:
+                    past.check(checked.tables)
+                    past.show(cursor)
+                cursor.execute("begin transaction read only")
+                if past is not None:
+                    past.confirm(cursor)
+                return _read(cursor, checked.statement, parameters, limits, room or Room())
             # A result that breaks off while Arrow reads it raises OSError with DuckDB's text.
             except (duckdb.Error, OSError, pa.ArrowException) as error:
-                raise _explain(error, deadline=deadline, seconds=seconds, expelled=expelled.is_set()) from error
+                raise _explain(error, deadline=deadline, limits=limits, expelled=expelled.is_set()) from error
     finally:
         cursor.close()
+        if past is not None:
+            past.hide()
 
 
 def _read(
-    cursor: duckdb.DuckDBPyConnection, statement: duckdb.Statement, parameters: Sequence[object], bytes_max: int
+    cursor: duckdb.DuckDBPyConnection,
+    statement: duckdb.Statement,
+    parameters: Sequence[object],
+    limits: Limits,
+    room: Room,
 ) -> pa.Table:
-    cursor.execute("begin transaction read only")
     relation = cursor.sql(statement, params=list(parameters) or None)
     if relation is None:
         raise UsageError("this query cannot be run", cause="it gives no result", next_step="Write one SELECT")
     reader = relation.to_arrow_reader(_BATCH_ROWS)
-    batches, size = [], 0
-    for batch in reader:
-        batches.append(batch)
-        size += batch.nbytes
-        if size > bytes_max:
-            raise OperationFailed(
-                "the query's result is too large",
-                cause=f"it has more than {bytes_max // 1024**2} MiB",
-                next_step="Aggregate, select fewer columns or add a LIMIT",
-            )
-    return pa.Table.from_batches(batches, schema=reader.schema)
+    batches: list[pa.RecordBatch] = []
+    rows = taken = 0
+    try:
+        for batch in reader:
+            room.take(batch.nbytes)
+            batches.append(batch)
+            rows, taken = rows + batch.num_rows, taken + batch.nbytes
+            limits.check(rows, taken)
+    except BaseException:
+        room.give_back(taken)
+        raise
+    table = pa.Table.from_batches(batches, schema=reader.schema)
+    weakref.finalize(table, room.give_back, taken)
+    return table
 
 
-def _explain(error: Exception, *, deadline: Deadline, seconds: float, expelled: bool) -> EsperError:
+def _explain(error: Exception, *, deadline: Deadline, limits: Limits, expelled: bool) -> EsperError:
     text = " ".join(str(error).split())
     if expelled and deadline.expired:
         return OperationFailed(
-            f"the query ran longer than {seconds:g} seconds",
+            f"the query ran longer than {limits.seconds:g} seconds",
             cause="it was interrupted",
-            next_step="Narrow it, or set ESPER_SQL_TIMEOUT_SECONDS higher",
+            next_step="Narrow it, or set ESPER_SQL_TIMEOUT_SECONDS (or --timeout, below it) higher",
         )
     if expelled or "Out of Memory" in text:
         return OperationFailed(

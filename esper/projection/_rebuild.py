@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,21 +12,38 @@ from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
 from esper.core.errors import Busy, NotReadyError
 from esper.core.rng import jitter
 from esper.oona import Fabric, Position
+from esper.projection._building import STEP_SECONDS, building, fold_up_to, log_ends, read_topics
 from esper.projection._control import ProjectorClient, ProjectorGone, find_projector
-from esper.projection._database import Database
 from esper.projection._definition import Definition, choose, load_definitions
+from esper.projection._fence import Fence
 from esper.projection._file import ProjectionFile
 from esper.projection._folder import ProjectionFolder, remove
-from esper.projection._folding import Folding
-from esper.projection._projector import admission, opened
-from esper.projection._source import KafkaSource
+from esper.projection._letters import DeadLetters
+from esper.projection._live import Switched, kept_version, switched
+from esper.projection._projector import opened
+from esper.projection._versions import keep_definition, readable_definitions, remove_unused, serving_definitions
 
 _log = logging.getLogger("esper.projection.rebuild")
 
-#: Called with a projection's name, the number of records it has read and the rate, after each commit.
-ProgressReport = Callable[[str, int, float], None]
 
-_STEP_SECONDS: Final = 0.1
+@dataclass(frozen=True)
+class Built:
+    """How far a new file of projection `name` is: records read, offsets left, seconds since it was begun."""
+
+    name: str
+    records: int
+    left: int
+    seconds: float
+
+    @property
+    def events_per_second(self) -> float:
+        """The mean rate so far."""
+        return self.records / self.seconds if self.seconds > 0 else 0.0
+
+
+#: Called for each file after each commit.
+ProgressReport = Callable[[Built], None]
+
 _WRITER_SECONDS: Final = 5.0
 _CATCH_UP_SECONDS: Final = 600.0
 _RETRY_SECONDS: Final = 0.05
@@ -50,15 +66,16 @@ def catch_up(fabric: Fabric, *, seconds: float = _CATCH_UP_SECONDS) -> CaughtUp:
         NotReadyError: the end was not reached within `seconds`.
         BrokerUnavailable: no broker answered in time.
     """
-    definitions = load_definitions(fabric.settings, fabric.topics)
+    folder = ProjectionFolder(fabric.home.projections)
+    definitions = serving_definitions(fabric.settings, fabric.topics, folder)
     ends = log_ends(fabric, definitions)
     deadline = Deadline(seconds)
     while True:  # ends with the log, or at the deadline
         client = find_projector(fabric.home)
         try:
             if client is None:
-                return _fold_here(fabric, definitions, ends)
-            if _has_reached(client, definitions, ends):
+                return _fold_here(fabric, ends)
+            if client.reached(ends):
                 return CaughtUp(0)
         except (ProjectorGone, Busy) as error:
             _log.debug("catching up again: %s", error)
@@ -71,30 +88,13 @@ def catch_up(fabric: Fabric, *, seconds: float = _CATCH_UP_SECONDS) -> CaughtUp:
         SYSTEM_CLOCK.sleep(jitter(_RETRY_SECONDS))
 
 
-def log_ends(fabric: Fabric, definitions: Iterable[Definition]) -> Mapping[Position, int]:
-    """Return the offset after the last record of every partition that some projection reads."""
-    topics = sorted({topic for one in definitions for topic in one.topics})
-    places = [place for topic in topics for place in fabric.topics.partitions(topic)]
-    return {place: high for place, (_, high) in fabric.cluster.watermarks(places).items()}
-
-
-def _has_reached(client: ProjectorClient, definitions: Iterable[Definition], ends: Mapping[Position, int]) -> bool:
-    progress = client.progress()
-    return all(
-        one.next_offset >= ends[one.place]
-        for definition in definitions
-        for one in progress.get(definition.name, [])
-        if one.place in ends
-    )
-
-
-def _fold_here(fabric: Fabric, definitions: tuple[Definition, ...], ends: Mapping[Position, int]) -> CaughtUp:
+def _fold_here(fabric: Fabric, ends: Mapping[Position, int]) -> CaughtUp:
     folder = ProjectionFolder(fabric.home.projections)
-    with folder.writing(seconds=_WRITER_SECONDS), opened(folder, definitions, fabric) as (_, folding):
-        folding.start()
+    with folder.writing(seconds=_WRITER_SECONDS), opened(folder, fabric) as live:
+        live.folding.start()
         records = 0
-        while not folding.reached(ends):  # ends with the log; a broker that is away raises
-            records += folding.step(_STEP_SECONDS)
+        while not live.folding.reached(ends):  # ends with the log; a broker that is away raises
+            records += live.folding.step(STEP_SECONDS)
         return CaughtUp(records)
 
 
@@ -103,8 +103,10 @@ def replay(
 ) -> list[dict[str, Any]]:
     """Build projections again from the first record of the log, and put them in the place of the current ones.
 
-    Members may run: queries see the old file until the new one takes over. Returns for each projection
-    `{name, version, records, seconds, events_per_second}`. Nothing is written to the log.
+    Members may run: queries see the old files until each new one takes over, at the offsets that the old one has
+    reached. The old files are kept for `roll_back`. Returns for each projection `{name, version, pinned, previous,
+    switch_seconds, positions, records, seconds, events_per_second}`: versions now and before (null: none), how long
+    queries waited, the next offset of each partition, and what the build took. Nothing is written to the log.
 
     Raises:
         UsageError: there is no projection of that name.
@@ -116,99 +118,123 @@ def replay(
     folder.path.mkdir(parents=True, exist_ok=True)
     built = {one.name: folder.building(one) for one in definitions}
     try:
-        rows = _build(fabric, definitions, built, progress)
-        for definition in definitions:
-            _take_over(fabric, folder, definition, built[definition.name])
-        return rows
+        rows = _build(fabric, folder, definitions, built, progress or _silent)
+        return [{**_take_over(fabric, folder, one, built[one.name]).as_dict(), **rows[one.name]} for one in definitions]
     finally:
         for path in built.values():
             remove(path)
 
 
+def roll_back(fabric: Fabric, name: str) -> dict[str, Any]:
+    """Let the file count again that did before the last rebuild, folded as far as the present one, which is kept now.
+
+    Members may run, as for `replay`. A version that differs from the projection's folder stays until the next rebuild
+    (`pinned`). Returns `{name, version, pinned, previous, switch_seconds, positions}` as `replay` does.
+
+    Raises:
+        UsageError: there is no projection of that name.
+        NotReadyError: there is no kept file, or its version cannot be folded any more.
+        Busy: a query still reads the kept file, or another process writes the projections and is no projector.
+    """
+    folder = ProjectionFolder(fabric.home.projections)
+
+    def here() -> Switched:
+        kept, definition, pinned = kept_version(fabric, folder, name)
+        return _promoted(fabric, folder, definition, kept.path, pinned=pinned)
+
+    kept_version(fabric, folder, name)
+    return _as_writer(fabric, folder, lambda client: client.roll_back(name), here).as_dict()
+
+
 def _build(
     fabric: Fabric,
+    folder: ProjectionFolder,
     definitions: tuple[Definition, ...],
     paths: Mapping[str, Path],
-    progress: ProgressReport | None,
+    progress: ProgressReport,
     *,
     clock: Clock = SYSTEM_CLOCK,
-) -> list[dict[str, Any]]:
-    """Fold the whole log into new files; return what each one took."""
+) -> dict[str, dict[str, Any]]:
+    """Fold the whole log into new files; return what each one took, by name."""
     ends = log_ends(fabric, definitions)
     begun = clock.monotonic()
-    with building(fabric, definitions, paths) as (files, folding):
+    with building(fabric, definitions, paths, letters=_letters(fabric, folder, definitions)) as (files, folding):
         folding.start()
         while not folding.reached(ends):  # ends with the log; a broker that is away raises
-            if folding.step(_STEP_SECONDS) and progress is not None:
-                seconds = clock.monotonic() - begun
+            if folding.step(STEP_SECONDS):
                 for name, file in files.items():
-                    progress(name, _records(file), _records(file) / seconds)
+                    progress(_report(name, file, ends, clock.monotonic() - begun))
         seconds = clock.monotonic() - begun
-        return [_row(file, seconds) for file in files.values()]
+        return {name: _row(_report(name, file, ends, seconds)) for name, file in files.items()}
 
 
-@contextmanager
-def building(
+def _letters(fabric: Fabric, folder: ProjectionFolder, definitions: Iterable[Definition]) -> DeadLetters | None:
+    """Return where a build tells of bad records: the projections that count told of theirs, and told once is enough."""
+    told = {
+        topic
+        for one in readable_definitions(fabric.settings, fabric.topics, folder)
+        if folder.live(one.name) is not None
+        for topic in one.topics
+    }
+    return None if told.issuperset(read_topics(definitions)) else DeadLetters(fabric)
+
+
+def _take_over(fabric: Fabric, folder: ProjectionFolder, definition: Definition, built: Path) -> Switched:
+    """Make `built` the file that counts."""
+    keep_definition(folder, definition)
+    return _as_writer(
+        fabric,
+        folder,
+        lambda client: client.adopt(definition.name, definition.version, built.name),
+        lambda: _promoted(fabric, folder, definition, built, pinned=False),
+    )
+
+
+def _as_writer(
     fabric: Fabric,
-    definitions: tuple[Definition, ...],
-    paths: Mapping[str, Path],
-    *,
-    until: Mapping[str, Mapping[Position, int]] | None = None,
-) -> Iterator[tuple[Mapping[str, ProjectionFile], Folding]]:
-    """Open new files at `paths`, by projection name, and the loop that fills them, each up to `until`."""
-    folder = next(iter(paths.values())).parent
-    database = Database(folder, memory_limit=fabric.settings.sql_memory_limit, rebuilding=True)
-    source = KafkaSource(fabric, sorted({topic for one in definitions for topic in one.topics}))
-    files: dict[str, ProjectionFile] = {}
-    try:
-        for one in definitions:
-            files[one.name] = ProjectionFile(database, one, paths[one.name])
-        yield (
-            files,
-            Folding(
-                source=source,
-                admission=admission(fabric, definitions),
-                files=files,
-                catalog=fabric.topics,
-                until=until,
-            ),
-        )
-        for file in files.values():
-            file.close()
-    finally:
-        source.close()
-        database.close()
-
-
-def _take_over(fabric: Fabric, folder: ProjectionFolder, definition: Definition, built: Path) -> None:
-    """Make `built` the current file: through the projector when one runs, else as the only writer."""
+    folder: ProjectionFolder,
+    ask: Callable[[ProjectorClient], dict[str, Any]],
+    here: Callable[[], Switched],
+) -> Switched:
+    """Have the projector do it when one runs, else do it here as the only writer; try again while one takes over."""
     deadline = Deadline(_CATCH_UP_SECONDS)
-    while True:  # ends with the exchange, or at the deadline
+    while True:  # ends with an answer, or at the deadline
         client = find_projector(fabric.home)
         try:
             if client is not None:
-                client.adopt(definition.name, built.name)
-                return
+                return Switched(**ask(client))
             with folder.writing(seconds=_WRITER_SECONDS):
-                built.rename(folder.next(definition))
-                folder.remove_older(definition)
-                return
+                return here()
         except (ProjectorGone, Busy):
-            if deadline.expired or not built.exists():
+            if deadline.expired:
                 raise
         SYSTEM_CLOCK.sleep(jitter(_RETRY_SECONDS))
 
 
-def _records(file: ProjectionFile) -> int:
-    return sum(one.read for one in file.progress.values())
+def _promoted(
+    fabric: Fabric, folder: ProjectionFolder, definition: Definition, path: Path, *, pinned: bool
+) -> Switched:
+    """Fold a file up to the end of the log, beyond any that counts, and let it count."""
+    fence = Fence(folder.path)
+    ends = fold_up_to(fabric, definition, path, log_ends(fabric, [definition]), letters=DeadLetters(fabric))
+    before = folder.live(definition.name)
+    fence.check()
+    folder.promote(definition, path, pinned=pinned)
+    keep_definition(folder, definition)
+    folder.remove_older(definition.name)
+    remove_unused(folder)
+    return switched(definition, before, ends, pinned=pinned, seconds=0.0)
 
 
-def _row(file: ProjectionFile, seconds: float) -> dict[str, Any]:
-    records = _records(file)
-    return {
-        "name": file.definition.name,
-        "version": file.definition.version,
-        "records": records,
-        "seconds": seconds,
-        "events_per_second": records / seconds if seconds > 0 else 0.0,
-    }
+def _report(name: str, file: ProjectionFile, ends: Mapping[Position, int], seconds: float) -> Built:
+    read = sum(one.read for one in file.progress.values())
+    left = sum(max(0, ends[one.place] - one.next_offset) for one in file.progress.values() if one.place in ends)
+    return Built(name, read, left, seconds)
+
+
+def _row(built: Built) -> dict[str, Any]:
+    return {"records": built.records, "seconds": built.seconds, "events_per_second": built.events_per_second}
+
+
+def _silent(_: Built) -> None:
+    """Tell nobody."""

@@ -58,6 +58,25 @@ def functions(tree: Node) -> set[str]:
     return {node["function_name"].lower() for node in walk(tree) if "function_name" in node}
 
 
+def qualified_tables(tree: Node) -> set[tuple[str, ...]]:
+    """Return the names that stand where a table stands, with their schema and catalog where they have them."""
+    parts = ("catalog_name", "schema_name", "table_name")
+    nodes = (node for node in walk(tree) if node.get("type") == "BASE_TABLE")
+    return {tuple(node[part] for part in parts if node.get(part)) for node in nodes}
+
+
+def calls(tree: Node) -> list[Node]:
+    """Return the calls of functions and operators inside expressions: those that do not stand for a table."""
+    tables = {id(node["function"]) for node in walk(tree) if node.get("type") == "TABLE_FUNCTION"}
+    return [node for node in walk(tree) if "function_name" in node and id(node) not in tables]
+
+
+def literal(node: Node) -> str | None:
+    """Return the text of a constant, or None for any other expression."""
+    found = node.get("literal")
+    return str(found["text"]) if isinstance(found, dict) and "text" in found else None
+
+
 @cache
 def builtin(*kinds: str, stability: tuple[str, ...] = ()) -> frozenset[str]:
     """Return DuckDB's own functions of these kinds ("scalar", "aggregate", "window", "macro").

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from esper.core.errors import UsageError
 from esper.core.home import Home, member_lock
 from esper.core.settings import Settings
-from esper.oona import Fabric, Service, build_housekeeper, emission
+from esper.oona import Fabric, Position, Service, build_housekeeper, emission
 
 _log = logging.getLogger("esper.weatherlight")
 
@@ -23,7 +23,16 @@ def _housekeeper(fabric: Fabric, instance: str) -> Service:
 
         return {topic for one in load_definitions(fabric.settings, fabric.topics) for topic in one.topics}
 
-    return build_housekeeper(fabric, instance=instance, rebuilt_from=rebuilt_from)
+    marks: list[Callable[[], Mapping[Position, int]]] = []
+
+    def archived() -> Mapping[Position, int]:
+        from esper.projection import sealed_marks
+
+        if not marks:
+            marks.append(sealed_marks(fabric))
+        return marks[0]()
+
+    return build_housekeeper(fabric, instance=instance, rebuilt_from=rebuilt_from, archived=archived)
 
 
 def _karn(fabric: Fabric, instance: str) -> Service:

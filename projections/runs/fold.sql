@@ -11,7 +11,7 @@ from TrainingRunClaimed;
 
 insert into run_starts by name
 select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,
-  run_id, attempt, worker, numerics.torch, numerics.python, numerics.instruction_set, numerics.threads,
+  run_id, attempt, worker, meta.producer_id, numerics.torch, numerics.python, numerics.instruction_set, numerics.threads,
   numerics.device, numerics.world_size, numerics.deterministic_algorithms, numerics.blas,
   code_version, dependencies_digest, data_digest, parameters, initial_digest, resumed_epochs
 from TrainingRunStarted;
@@ -44,12 +44,12 @@ select topic_partition, record_offset, append_time, meta.event_id, meta.producer
 from CommandOutcome;
 
 insert into run_checkpoints by name
-select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,
+select topic_partition, record_offset, append_time, meta.event_id, meta.producer_id, meta.time as event_time,
   run_id, attempt, epoch, blob_digest, size_bytes, weights_digest
 from CheckpointSaved;
 
 insert into run_rollbacks by name
-select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,
+select topic_partition, record_offset, append_time, meta.event_id, meta.producer_id, meta.time as event_time,
   run_id, attempt, from_epoch, to_epoch, checkpoint_digest, reason
 from RunRolledBack;
 

@@ -14,7 +14,7 @@ create table run_claims (
 
 create table run_starts (
   topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
-  run_id varchar, attempt uinteger, worker varchar,
+  run_id varchar, attempt uinteger, worker varchar, producer_id varchar,
   torch varchar, python varchar, instruction_set varchar, threads uinteger, device varchar, world_size uinteger,
   deterministic_algorithms boolean, blas varchar,
   code_version varchar, dependencies_digest varchar, data_digest varchar, parameters ubigint, initial_digest varchar,
@@ -47,12 +47,12 @@ create table run_outcomes (
 
 create table run_checkpoints (
   topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
-  run_id varchar, attempt uinteger, epoch uinteger, blob_digest varchar, size_bytes ubigint, weights_digest varchar
+  run_id varchar, producer_id varchar, attempt uinteger, epoch uinteger, blob_digest varchar, size_bytes ubigint, weights_digest varchar
 );
 
 create table run_rollbacks (
   topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
-  run_id varchar, attempt uinteger, from_epoch uinteger, to_epoch uinteger, checkpoint_digest varchar, reason varchar
+  run_id varchar, producer_id varchar, attempt uinteger, from_epoch uinteger, to_epoch uinteger, checkpoint_digest varchar, reason varchar
 );
 
 create table run_finishes (

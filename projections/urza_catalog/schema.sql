@@ -12,3 +12,39 @@ create table kernel_updates (
   kernel_parameters map(varchar, double), spec_digest varchar, spec_bytes ubigint, weights_digest varchar,
   weights_bytes ubigint, parameters ubigint, multiply_adds_per_sample ubigint, strategy varchar, format_version uinteger
 );
+
+create table compile_requests (
+  topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
+  kernel_id varchar, blueprint_id varchar, layout varchar, dtype varchar
+);
+
+create table compile_starts (
+  topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
+  causation_id varchar, kernel_id varchar, attempt uinteger
+);
+
+create table compile_finishes (
+  topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
+  causation_id varchar, kernel_id varchar, artifact_ref varchar, compile_ms double, strategy varchar
+);
+
+create table compile_failures (
+  topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
+  causation_id varchar, kernel_id varchar, blueprint_id varchar, reason varchar, attempt uinteger
+);
+
+create table kernel_asks (
+  topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
+  source varchar, request_id varchar, blueprint_id varchar, run_id varchar, kernel_id varchar, issued_at timestamptz
+);
+
+create table kernel_answers (
+  topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
+  causation_id varchar, request_id varchar, blueprint_id varchar, run_id varchar, kernel_id varchar,
+  artifact_ref varchar
+);
+
+create table kernel_refusals (
+  topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
+  causation_id varchar, request_id varchar, blueprint_id varchar, run_id varchar, kernel_id varchar, reason varchar
+);

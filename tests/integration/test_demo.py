@@ -31,7 +31,9 @@ def test_the_demo_leaves_a_log_from_which_everything_is_rebuilt(tmp_path: Path) 
         assert sum(row["records"] for row in rebuilt) == document["rebuild"]["records"]
         verdict = esper("projections", "verify", "--json").json
         assert verdict["equal"] is True
-        assert {p["name"] for p in verdict["projections"]} == {"runs", "urza_catalog", "field_reports"}
+        assert {p["name"] for p in verdict["projections"]} == {
+            "dead_letters", "field_reports", "policies", "runs", "telemetry", "urza_catalog",
+        }  # fmt: skip
         assert esper("runs", "show", document["grown"]["run_id"], "--json").json == shown
     finally:
         assert esper("down").code == 0

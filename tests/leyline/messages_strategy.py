@@ -26,7 +26,13 @@ _SCALARS: dict[int, st.SearchStrategy[Any]] = {
 }
 
 
+#: What newer code wrote is not decoded, and every type of the contract has had one version; 0 is an old word for 1.
+_VERSION = "esper.leyline.v1.EventMeta.schema_version"
+
+
 def _scalar(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+    if field.full_name == _VERSION:
+        return st.integers(0, 1)
     if field.type == FieldDescriptor.TYPE_ENUM:
         return st.sampled_from([value.number for value in field.enum_type.values])
     return _SCALARS[field.type]

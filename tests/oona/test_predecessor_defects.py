@@ -91,7 +91,7 @@ def test_defect_3_crash_between_read_and_acknowledge(broker: RunningBroker, fabr
     run_id, group, marker = new_run_id(), fresh_group(), tmp_path / "seen"
     published = publish_packets(fabric, run_id, 3)
     words = [sys.executable, "-c", DIES_IN_ITS_HANDLER, str(broker.settings.home), group, run_id, str(marker)]
-    died = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    died = subprocess.run(words, env=broker.environment, capture_output=True, text=True, timeout=120)
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert marker.read_text() == published[0], "it died with its first event in hand"
     seen = list[str]()

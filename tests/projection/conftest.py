@@ -11,12 +11,14 @@ import pytest
 from esper.core.settings import Settings
 from esper.oona import Position
 from esper.projection import Definition, load_definitions
-from esper.projection._admission import Admission, Judged
+from esper.projection._admission import Admission
 from esper.projection._contents import Contents, read_contents
 from esper.projection._database import Database
-from esper.projection._decoder import ProtobufDecoder
 from esper.projection._file import ProjectionFile
 from esper.projection._folding import Folding
+from esper.projection._intake import LocalIntake
+from esper.projection._judged import Judged
+from esper.projection.columnar import ArrowDecoder
 from tests.projection.log import TOPICS, Log
 
 
@@ -51,10 +53,11 @@ class Workbench:
 
     def fold(self) -> int:
         """Fold all that the log holds; return the number of records."""
-        self.folding.start()
+        state = self.folding.start()
+        ends = {place: one.high for place, one in state.items()}
         total = 0
-        while count := self.folding.step(0) or self.folding.step(0):  # ends with the log
-            total += count
+        while not self.folding.reached(ends):  # ends with the log
+            total += self.folding.step(0)
         return total
 
     def contents(self, name: str) -> Contents:
@@ -97,11 +100,11 @@ def open_workbench(tmp_path: Path, definitions: tuple[Definition, ...]) -> Itera
             keyring=log.keyring,
             allowed=TOPICS.allowed,
             wanted={kind for one in definitions for kind in one.types},
-            decoder=ProtobufDecoder(),
+            decoder=ArrowDecoder(),
         )
         letters = Letters()
         folding = Folding(
-            source=log.source, admission=admission, files=files, catalog=TOPICS, letters=letters, until=until
+            intake=LocalIntake(log.source, admission), files=files, catalog=TOPICS, letters=letters, until=until
         )
         opened.append(Workbench(path, definitions, log, database, files, letters, folding))
         return opened[-1]

@@ -14,7 +14,6 @@ from esper.projection._source import MemorySource
 
 SECRET = b"a secret of tests, long enough to sign with"
 TOPICS = TopicCatalog.load(Settings(_env_file=None))
-_SOURCES = {"dead-letters": "tester", "telemetry": "tester"}
 
 
 @dataclass
@@ -37,12 +36,15 @@ class Log:
         meta = message.meta
         meta.event_id = event_id or meta.event_id or derive_id("test", spec.name, partition, sequence)
         meta.type, meta.subject, meta.correlation_id = type_of(message), key, key
-        meta.source = _SOURCES.get(spec.name, spec.writers[0])
+        meta.source = spec.writers[0]
         meta.schema_version, meta.producer_id, meta.sequence = 1, producer_id, sequence
         meta.time.FromNanoseconds(1_700_000_000_000_000_000 + sequence)
         value = message.SerializeToString()
         envelope = Envelope(spec.name, partition, key, meta.type, value)
-        headers = ((SIGNATURE_HEADER, self.keyring.sign(envelope)), (TYPE_HEADER, meta.type.encode()))
+        headers = (
+            (SIGNATURE_HEADER, self.keyring.sign(envelope, source=meta.source)),
+            (TYPE_HEADER, meta.type.encode()),
+        )
         return Record(spec.name, partition, -1, key.encode(), value, headers, 1_700_000_000_000 + sequence)
 
     def append(self, message: EventMessage, *, key: str, event_id: str | None = None) -> Record:

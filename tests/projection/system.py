@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,8 @@ from tests.conftest import RunningBroker
 
 #: The fabric itself knows this one by name.
 _SHARED = ("dead-letters", "emergency", "operations")
+#: What a system has unless its test asks for others; those of shared topics would hold what other tests wrote.
+PROJECTIONS = ("field_reports", "runs", "urza_catalog")
 PATIENCE_SECONDS = 60.0
 
 
@@ -44,13 +46,13 @@ class System:
         """Return this system's name of a shipped topic."""
         return name if name in _SHARED else f"{self.prefix}-{name}"
 
-    def publish(self, message: EventMessage, *, key: str, event_id: str | None = None) -> None:
+    def publish(self, message: EventMessage, *, key: str, event_id: str | None = None, causation_id: str = "") -> None:
         """Append an event as the first source that may write it."""
         spec = self.fabric.topics.topic_of(message.DESCRIPTOR.full_name)  # type: ignore[attr-defined]
         source = "tester" if spec.writers[0] == "all" else spec.writers[0]
         if source not in self._publishers:
             self._publishers[source] = self.fabric.publisher(source)
-        self._publishers[source].publish(message, key=key, event_id=event_id)
+        self._publishers[source].publish(message, key=key, event_id=event_id, causation_id=causation_id)
 
     def append(self, message: EventMessage, *, key: str, event_id: str | None = None) -> None:
         """Publish: the name under which `tests.projection.log` writes its runs."""
@@ -102,8 +104,8 @@ def wait_for(probe: Any) -> Any:
     return answer
 
 
-def _copies(root: Path, prefix: str) -> tuple[Path, Path]:
-    """Copy topics and projections, every topic renamed; return both folders."""
+def _copies(root: Path, prefix: str, wanted: Sequence[str]) -> tuple[Path, Path]:
+    """Copy topics and the wanted projections, every topic renamed but the shared ones; return both folders."""
     topics, projections = root / "topics", root / "projections"
     topics.mkdir(parents=True)
     names = [path.stem for path in shipped_topics_dir().glob("*.yaml") if path.stem not in _SHARED]
@@ -112,27 +114,31 @@ def _copies(root: Path, prefix: str) -> tuple[Path, Path]:
     for name in names:
         text = (shipped_topics_dir() / f"{name}.yaml").read_text()
         (topics / f"{prefix}-{name}.yaml").write_text(text.replace(f"name: {name}\n", f"name: {prefix}-{name}\n"))
-    shutil.copytree(shipped_projections_dir(), projections)
+    for name in wanted:
+        shutil.copytree(shipped_projections_dir() / name, projections / name)
     for path in projections.glob("*/projection.yaml"):
         head, _, rest = path.read_text().partition("topics: [")
         listed, _, tail = rest.partition("]")
-        renamed = ", ".join(f"{prefix}-{name.strip()}" for name in listed.split(","))
+        names = [name.strip() for name in listed.split(",")]
+        renamed = ", ".join(name if name in _SHARED else f"{prefix}-{name}" for name in names)
         path.write_text(f"{head}topics: [{renamed}]{tail}")
     return topics, projections
 
 
 @contextmanager
-def own_system(broker: RunningBroker, root: Path, **overrides: Any) -> Iterator[System]:
+def own_system(
+    broker: RunningBroker, root: Path, *, projections: Sequence[str] = PROJECTIONS, **overrides: Any
+) -> Iterator[System]:
     """Make a system of its own on the broker's cluster, with fresh topics."""
     prefix = f"t{new_event_id()[:8]}"
-    topics, projections = _copies(root, prefix)
+    topics, copies = _copies(root, prefix, projections)
     settings = Settings(
         _env_file=None,
         home=root / "home",
         kafka_bootstrap=broker.bootstrap,
         leyline_secret=(broker.home.root / "key").read_text().strip(),
         topics_dir=topics,
-        projections_dir=projections,
+        projections_dir=copies,
         # The session's broker holds hundreds of partitions by now, and other tests load it.
         **{"connect_seconds": 60.0, **overrides},
     )

@@ -187,7 +187,7 @@ def test_bad_values_cost_nobody_else_a_row() -> None:
     assert list(decoded.good) == [0, 3]
     assert decoded.rows.column("report_id").to_pylist() == ["a", "b"]
     assert decoded.bad.keys() == {1, 2}
-    assert "out of range" in decoded.bad[2]
+    assert "out of range" in decoded.bad[2].detail
 
 
 @pytest.mark.parametrize(

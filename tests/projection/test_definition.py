@@ -15,12 +15,17 @@ from esper.projection._definition import FILES, choose, folder_version, read_def
 from tests.projection.log import TOPICS, short_types
 
 Change = Callable[[str], str]
+SHIPPED = ["dead_letters", "field_reports", "policies", "runs", "telemetry", "urza_catalog"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of the projection field_reports, to be spoilt."""
     return Path(shutil.copytree(shipped_projections_dir() / "field_reports", tmp_path / "field_reports"))
+
+
+def _replacing(old: str, new: str) -> Change:
+    return lambda text: text.replace(old, new)
 
 
 def _edit(folder: Path, file: str, change: Change) -> None:
@@ -31,8 +36,8 @@ def _edit(folder: Path, file: str, change: Change) -> None:
 def test_the_shipped_projections_are_sound() -> None:
     """All shipped folders load: names, and that each event of their topics' families is taken where it is promised."""
     definitions = load_definitions(Settings(_env_file=None), TOPICS)
-    assert [one.name for one in definitions] == ["field_reports", "runs", "urza_catalog"]
-    assert {"runs", "epochs", "seeds", "gates"} <= set(definitions[1].view_names)
+    assert [one.name for one in definitions] == SHIPPED
+    assert {"runs", "epochs", "seeds", "gates"} <= set(definitions[SHIPPED.index("runs")].view_names)
     taken = {name.rsplit(".", 1)[1] for one in definitions for name in one.types}
     assert taken <= set(short_types())
 
@@ -101,6 +106,23 @@ def test_a_name_means_one_thing(folder: Path, tmp_path: Path) -> None:
         load_definitions(Settings(_env_file=None, projections_dir=tmp_path), TOPICS)
 
 
+def test_own_projections_stand_beside_the_shipped(folder: Path, tmp_path: Path) -> None:
+    """A user adds and replaces nothing: load a projection from a folder of his own, alone and with the shipped ones."""
+    renamed = {"field_report": "report", "policy_outcomes": "own_outcomes", "view reward_parts": "view own_parts"}
+    for file in FILES:
+        for old, new in renamed.items():
+            _edit(folder, file, _replacing(old, new))
+    own = Path(shutil.move(folder, tmp_path / "own" / "reports"))
+    both = load_definitions(Settings(_env_file=None, extra_projections_dirs=(own.parent,)), TOPICS)
+    assert [one.name for one in both] == sorted([*SHIPPED, "reports"])
+
+
+def test_one_name_is_one_projection(folder: Path) -> None:
+    """Two folders of one name would share a file: give a copy of a shipped one as the user's own."""
+    with pytest.raises(SettingsError, match=r"field_reports.*holds a projection of this name already"):
+        load_definitions(Settings(_env_file=None, extra_projections_dirs=(folder.parent,)), TOPICS)
+
+
 def test_an_empty_folder_and_an_unknown_name(tmp_path: Path) -> None:
     """What is not there is said so: a folder without projections, and a projection nobody defined."""
     with pytest.raises(SettingsError, match="no projections in"):
@@ -108,4 +130,4 @@ def test_an_empty_folder_and_an_unknown_name(tmp_path: Path) -> None:
     definitions = load_definitions(Settings(_env_file=None), TOPICS)
     with pytest.raises(UsageError, match="no projection 'nope'"):
         choose(definitions, ["nope"])
-    assert choose(definitions, ["runs", "runs"]) == (definitions[1],)
+    assert choose(definitions, ["runs", "runs"]) == (definitions[SHIPPED.index("runs")],)

@@ -5,32 +5,82 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from esper.core.errors import Busy
+from esper.core.errors import Busy, NotReadyError
 from esper.projection import Definition
 from esper.projection._folder import ProjectionFolder
+from esper.projection._versions import keep_definition, kept_definition, remove_unused
+from tests.projection.log import TOPICS
+
+
+def _named(definitions: tuple[Definition, ...], name: str) -> Definition:
+    return next(one for one in definitions if one.name == name)
 
 
 def test_the_highest_generation_counts(tmp_path: Path, definitions: tuple[Definition, ...]) -> None:
-    """Of several files of a version the last counts and the others go; other versions stay."""
-    folder, runs = ProjectionFolder(tmp_path), definitions[1]
-    assert folder.current(runs) is None
+    """Of all files of a projection, of any version, the last counts, the one before is kept, the others go."""
+    folder, runs = ProjectionFolder(tmp_path), _named(definitions, "runs")
+    older = replace(runs, version="0" * 16)
+    assert folder.live("runs") is folder.kept("runs") is folder.current(runs) is None
     paths = []
-    for _ in range(3):
-        paths.append(folder.next(runs))
+    for one in (runs, older, runs):
+        paths.append(folder.next(one))
         paths[-1].touch()
-    other = tmp_path / f"runs-{'0' * 16}.7.duckdb"
-    other.touch()
+    foreign = tmp_path / f"urza_catalog-{'0' * 16}.7.duckdb"
+    foreign.touch()
     (tmp_path / "notes.duckdb").touch()
 
     assert [path.name.split(".")[1] for path in paths] == ["1", "2", "3"]
-    assert folder.current_or_new(runs) == paths[2]
-    folder.remove_older(runs)
-    assert {one.path for one in folder.files()} == {paths[2], other}
-    assert folder.next(runs, after=tmp_path / f"runs-{runs.version}.9.duckdb").name == f"runs-{runs.version}.10.duckdb"
+    live, kept = folder.live("runs"), folder.kept("runs")
+    assert live is not None
+    assert kept is not None
+    assert (live.path, kept.path) == (paths[2], paths[1])
+    folder.remove_older("runs")
+    assert {one.path for one in folder.files()} == {*paths[1:], foreign}
+    after = tmp_path / f"runs-{runs.version}.9.duckdb"
+    assert folder.next(runs, after=after).name == f"runs-{runs.version}.10.duckdb"
+
+
+def test_one_rename_makes_a_file_count(tmp_path: Path, definitions: tuple[Definition, ...]) -> None:
+    """A rollback gives the kept file the next generation, and says so; a version that comes back does so by itself."""
+    folder, runs = ProjectionFolder(tmp_path), _named(definitions, "runs")
+    older = replace(runs, version="0" * 16)
+    for one in (older, runs):
+        folder.next(one).touch()
+    kept = folder.kept("runs")
+    assert kept is not None
+
+    path = folder.promote(older, kept.path, pinned=True)
+
+    assert path.name == f"runs-{older.version}.3.pinned.duckdb"
+    live = folder.live("runs")
+    assert live is not None
+    assert (live.path, live.pinned, live.version) == (path, True, older.version)
+    assert folder.current_or_new(runs).name == f"runs-{runs.version}.4.duckdb"
+
+
+def test_versions_are_kept_with_their_files(tmp_path: Path, definitions: tuple[Definition, ...]) -> None:
+    """What a version is made of is read back exactly, checked by its hash, and forgotten with its last file."""
+    folder, runs = ProjectionFolder(tmp_path), _named(definitions, "runs")
+    keep_definition(folder, runs)
+    keep_definition(folder, runs)
+    assert kept_definition(folder, "runs", runs.version, TOPICS) == runs
+    with pytest.raises(NotReadyError, match="cannot be folded any more"):
+        kept_definition(folder, "runs", "0" * 16, TOPICS)
+    path = folder.next(runs)
+    path.touch()
+    remove_unused(folder)
+    text = tmp_path / "definitions" / runs.version / "runs" / "views.sql"
+    text.write_text(text.read_text() + "\n-- changed\n")
+    with pytest.raises(NotReadyError, match="this Esper makes version"):
+        kept_definition(folder, "runs", runs.version, TOPICS)
+    path.unlink()
+    remove_unused(folder)
+    assert list((tmp_path / "definitions").iterdir()) == []
 
 
 def test_what_dead_processes_left_goes(tmp_path: Path, definitions: tuple[Definition, ...]) -> None:

@@ -14,14 +14,15 @@ import duckdb
 import pytest
 
 from esper.core.errors import IntegrityError, OperationFailed
-from esper.leyline import Record
+from esper.leyline import Record, full_name
 from esper.leyline import messages as ly
 from esper.projection import Definition
 from esper.projection._contents import open_cursor, read_contents
 from esper.projection._database import Database, UnreadableFile
 from esper.projection._file import ProjectionFile
-from esper.projection._folding import COMMIT_RECORDS
+from esper.projection._intake import COMMIT_RECORDS
 from esper.projection._verify import compared
+from esper.projection.columnar import Batch
 from tests.projection.conftest import OpenWorkbench
 from tests.projection.log import TOPICS, Log, finish, one_epoch, one_run
 
@@ -202,11 +203,13 @@ def test_an_authentic_event_without_columns_is_undecodable(open_workbench: OpenW
 
 
 def test_events_of_other_types_are_filtered(open_workbench: OpenWorkbench) -> None:
-    """A topic's other messages are counted, not lost: the catalogue passes over compile jobs."""
+    """A topic's other messages are counted, not lost: the catalogue, if it took no compile jobs."""
     log = Log()
     log.append(ly.CompileStarted(kernel_id="k", attempt=1), key="k")
     log.append(ly.KernelCatalogUpdate(kernel_id="k", blueprint_id="BP001"), key="k")
     bench = open_workbench(log)
+    file = bench.files["urza_catalog"]
+    file.definition = replace(file.definition, types=file.definition.types - {full_name("CompileStarted")})
     bench.fold()
     sql = "select disposition, count(*) from urza_catalog.esper.records group by all order by all"
     assert bench.rows(sql) == [("applied", 1), ("filtered", 1)]
@@ -225,6 +228,7 @@ from esper.projection._contents import open_cursor, read_contents
 from esper.projection._database import Database, UnreadableFile
 from esper.projection._decoder import ProtobufDecoder
 from esper.projection._folding import Folding
+from esper.projection._intake import LocalIntake
 from tests.projection.log import TOPICS, Log, one_epoch, one_run
 
 log = Log()
@@ -235,7 +239,7 @@ database = Database(folder, memory_limit="512MB")
 files = {{one.name: file.ProjectionFile(database, one, folder / f"{{one.name}}.duckdb") for one in definitions}}
 wanted = {{kind for one in definitions for kind in one.types}}
 admission = Admission(keyring=log.keyring, allowed=TOPICS.allowed, wanted=wanted, decoder=ProtobufDecoder())
-folding = Folding(source=log.source, admission=admission, files=files, catalog=TOPICS)
+folding = Folding(intake=LocalIntake(log.source, admission), files=files, catalog=TOPICS)
 folding.start()
 folding.step(0)
 folding.step(0)
@@ -334,17 +338,23 @@ def test_missing_history_stops_the_fold(open_workbench: OpenWorkbench) -> None:
 
 def test_large_backlogs_commit_in_parts(open_workbench: OpenWorkbench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads are small and commits bounded: with a bound of 40 records a backlog takes several commits."""
-    monkeypatch.setattr("esper.projection._folding.READ_RECORDS", 10)
-    monkeypatch.setattr("esper.projection._folding.COMMIT_RECORDS", 40)
+    monkeypatch.setattr("esper.projection._intake.READ_RECORDS", 10)
+    monkeypatch.setattr("esper.projection._intake.COMMIT_RECORDS", 40)
     assert COMMIT_RECORDS > 40
     log = Log()
     for number in range(5):
         one_run(log, f"run-{number}")
     bench = open_workbench(log)
-    bench.folding.start()
-    commits = [count for _ in range(30) if (count := bench.folding.step(0))]
+    commits: list[int] = []
+    fold = bench.files["runs"].fold
+
+    def counting(batch: Batch, **options: object) -> int:
+        commits.append(len(batch))
+        return fold(batch, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench.files["runs"], "fold", counting)
+    assert bench.fold() == len(log.source.records) == 90
     assert commits == [40, 40, 10]
-    assert sum(commits) == len(log.source.records)
 
 
 class _Hungry:
@@ -458,14 +468,14 @@ def test_every_damaged_block_is_found_or_unused(
     sound = bench.contents("runs")
     bench.close()
     content = (tmp_path / "live" / "runs.duckdb").read_bytes()
-    unreadable = set()
+    runs, unreadable = next(one for one in definitions if one.name == "runs"), set()
     for start in range(3 * 4096, len(content), 262_144):
         spoilt = tmp_path / f"spoilt-{start}.duckdb"
         spoilt.write_bytes(content[:start] + bytes(64) + content[start + 64 :])
         database = Database(tmp_path, memory_limit="200MB")
         try:
-            ProjectionFile(database, definitions[1], spoilt)
-            found = read_contents(database, definitions[1])
+            ProjectionFile(database, runs, spoilt)
+            found = read_contents(database, runs)
         except (UnreadableFile, duckdb.Error):
             continue
         finally:

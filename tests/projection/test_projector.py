@@ -23,11 +23,13 @@ from esper.core.settings import Settings
 from esper.leyline import messages as ly
 from esper.oona import TopicCatalog, apply_topics, list_dead_letters
 from esper.projection import (
+    Built,
     Projector,
     catch_up,
     delete_all,
     fresh_query,
     list_projections,
+    load_definitions,
     query,
     replay,
     run_document,
@@ -61,7 +63,13 @@ def system(broker: RunningBroker, tmp_path: Path) -> Iterator[System]:
 
 
 def _stored(system: System, name: str) -> Path:
-    return next(one.path for one in ProjectionFolder(system.fabric.home.projections).files() if one.name == name)
+    live = ProjectionFolder(system.fabric.home.projections).live(name)
+    assert live is not None
+    return live.path
+
+
+def _shipped(system: System) -> list[str]:
+    return [one.name for one in load_definitions(system.settings, system.fabric.topics)]
 
 
 def test_the_log_becomes_answers(shared: System) -> None:
@@ -74,7 +82,7 @@ def test_the_log_becomes_answers(shared: System) -> None:
         assert "run-first" in [row["run_id"] for row in runs_list(ask)]
     assert shared.query("select * from field_reports limit 5")[0]["run_id"] == "run-first"
     rows = {row["name"]: row for row in list_projections(shared.fabric)}
-    assert rows.keys() == {"field_reports", "runs", "urza_catalog"}
+    assert sorted(rows) == _shipped(shared)
     assert rows["runs"]["built"]
     assert rows["runs"]["lag"] == 0
     assert rows["runs"]["records"] == rows["runs"]["applied"] > 0
@@ -132,13 +140,14 @@ def test_errors_come_through_as_they_are(shared: System) -> None:
         with pytest.raises(UsageError, match="no_such_table") as caught:
             shared.query("select * from no_such_table")
         assert caught.value.next_step
+        version = next(row["version"] for row in list_projections(shared.fabric) if row["name"] == "runs")
         with pytest.raises(UsageError, match="cannot go on with"):
-            shared.client().adopt("runs", "../../etc/passwd")
+            shared.client().adopt("runs", version, "../../etc/passwd")
         wrong = shared.fabric.home.projections / "building-1-wrong.duckdb"
         for content in (b"no database", _stored(shared, "urza_catalog").read_bytes()):
             wrong.write_bytes(content)
             with pytest.raises(IntegrityError, match="cannot be read"):
-                shared.client().adopt("runs", wrong.name)
+                shared.client().adopt("runs", version, wrong.name)
         wrong.unlink()
         assert query("select ? as a, ? as b", [1, "x"], settings=shared.settings).to_pylist() == [{"a": 1, "b": "x"}]
 
@@ -206,7 +215,7 @@ def test_verify_compares_with_the_log(shared: System) -> None:
         beside = verify(shared.fabric, ["runs"])
     assert alone["equal"]
     assert beside["equal"]
-    assert [one["name"] for one in alone["projections"]] == ["field_reports", "runs", "urza_catalog"]
+    assert [one["name"] for one in alone["projections"]] == _shipped(shared)
     table = next(one for one in beside["projections"][0]["tables"] if one["table"] == "run_states")
     assert table.keys() == {"table", "rows", "live", "replayed", "equal"}
     assert table["rows"] > 0
@@ -227,7 +236,7 @@ def test_verify_names_what_was_changed(shared: System) -> None:
     different = {
         one["name"]: [entry["table"] for entry in one["tables"] if not entry["equal"]] for one in found["projections"]
     }
-    assert different == {"field_reports": [], "runs": ["esper.definitions", "run_states"], "urza_catalog": []}
+    assert different == {name: [] for name in _shipped(shared)} | {"runs": ["esper.definitions", "run_states"]}
     replay(shared.fabric, ["runs"])
     assert verify(shared.fabric, ["runs"])["equal"]
 
@@ -236,7 +245,7 @@ def test_projections_come_back_from_the_log(system: System) -> None:
     """All files deleted under a running projector, then a replay: nothing failed meanwhile, everything equals."""
     one_run(system, "run-a")  # type: ignore[arg-type]
     finish(system, "run-a")  # type: ignore[arg-type]
-    reports: list[tuple[str, int, float]] = []
+    reports: list[Built] = []
     with system.projector():
         catch_up(system.fabric)
         before = system.query("from runs")
@@ -250,7 +259,7 @@ def test_projections_come_back_from_the_log(system: System) -> None:
 
         thread = threading.Thread(target=ask)
         thread.start()
-        rows = replay(system.fabric, progress=lambda *report: reports.append(report))
+        rows = replay(system.fabric, progress=reports.append)
         done.set()
         thread.join()
 
@@ -262,10 +271,10 @@ def test_projections_come_back_from_the_log(system: System) -> None:
         assert system.count("run_states") == 4
     assert {row["name"]: row["records"] for row in rows}["runs"] > 15
     assert all(row["events_per_second"] > 0 for row in rows if row["records"])
-    assert {name for name, _, _ in reports} == {"field_reports", "runs", "urza_catalog"}
+    assert sorted({report.name for report in reports}) == _shipped(system)
     assert verify(system.fabric)["equal"]
-    names = [path.name.split("-")[0] for path in sorted(system.fabric.home.projections.iterdir())]
-    assert names == ["field_reports", "runs", "urza_catalog", "writer.lock"]
+    names = [path.name.split("-")[0] for path in system.fabric.home.projections.iterdir()]
+    assert sorted(names) == sorted([*_shipped(system), "definitions", "generation", "writer.lock"])
 
 
 def test_an_unreadable_file_is_set_aside_and_built_again(system: System, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ from esper.core.clock import Deadline
 from esper.core.errors import OperationFailed, SettingsError, UsageError
 from esper.projection._database import Database
 from esper.projection._reading import Interrupts, run_query
+from tests.projection.hostile_sql import REFUSED, WRITING_CTE
 
 _ENDLESS = "select count(*) from range(10000000) a, range(10000000) b where a.range + b.range = 7"
 _HUNGRY = "select list(lpad(range::varchar, 100, 'x') order by range desc) from range(100000000)"
@@ -38,78 +39,7 @@ def _rows(database: Database) -> int:
     return int(run_query(database, "select count(*) as n from facts", seconds=5).column("n")[0].as_py())
 
 
-_REFUSED = [
-    "insert into facts values (1, 'x')",
-    "with x as (insert into runs.main.facts values (1, 'x') returning *) select * from x",
-    "with x as (delete from runs.main.facts returning *) select * from x",
-    "with x as (update runs.main.facts set n = 0 returning *) select * from x",
-    "explain analyze insert into runs.main.facts values (1, 'x')",
-    "explain insert into runs.main.facts values (1, 'x')",
-    "explain analyze with x as (delete from runs.main.facts returning *) select * from x",
-    "explain (format json) select 1",
-    "select 1; select 2",
-    "select 1; drop table runs.main.facts",
-    "",
-    "-- nothing",
-    "selekt 1",
-    "copy facts to '/tmp/stolen.csv'",
-    "copy (select 1) to 'stolen.csv'",
-    "attach '/tmp/other.duckdb' as other",
-    "detach runs",
-    "use runs",
-    "set memory_limit = '100GB'",
-    "set enable_external_access = true",
-    "reset lock_configuration",
-    "pragma database_list",
-    "pragma enable_profiling",
-    "call duckdb_tables()",
-    "load httpfs",
-    "install httpfs",
-    "checkpoint",
-    "create table memory.main.t (a integer)",
-    "create temp table t (a integer)",
-    "drop table facts",
-    "export database '/tmp/x'",
-    "prepare p as select 1",
-    "begin",
-    "vacuum",
-    "select * from read_text('/etc/passwd')",
-    "select * from read_blob('*')",
-    "select * from glob('*')",
-    "select * from read_csv('notes.csv')",
-    "select * from system.main.read_csv('notes.csv')",
-    "select * from 'notes.csv'",
-    "select * from '/etc/passwd'",
-    "from 'runs.duckdb'",
-    "select * from query('drop table facts')",
-    "select * from query_table('facts')",
-    "select * from json_execute_serialized_sql('{}')",
-    "select * from duckdb_settings()",
-    "select * from duckdb_secrets()",
-    "select * from pragma_storage_info('facts')",
-    "select * from parquet_scan('x')",
-    "select * from (select * from read_text('/etc/passwd'))",
-    "select (select content from read_text('/etc/passwd'))",
-    "explain select * from read_text('/etc/passwd')",
-    "select current_setting('home_directory')",
-    "select getvariable('x')",
-    "select nextval('runs.main.counter')",
-    "select setseed(0.5)",
-    "select sleep_ms(100)",
-    "select pg_sleep(1)",
-    "select repeat('x', 2000000000)",
-    "select list_resize([1], 2000000000)",
-    "select write_log('x')",
-    "select no_such_function(1)",
-    "select * from no_such_table",
-    "select no_such_column from facts",
-    "select 'a'::integer",
-    "pivot facts on word",
-    "select 1 -- " + "x" * 100_000,
-]
-
-
-@pytest.mark.parametrize("sql", _REFUSED, ids=lambda sql: sql[:60])
+@pytest.mark.parametrize("sql", REFUSED, ids=lambda sql: sql[:60])
 def test_what_is_no_reading_query_is_refused(database: Database, sql: str) -> None:
     """Only one SELECT without side effects passes: each way known to write, to leave or to ask twice is refused."""
     before = _rows(database)
@@ -123,7 +53,7 @@ def test_the_transaction_alone_would_stop_a_write(database: Database, monkeypatc
     monkeypatch.setattr("esper.projection._safety._check_tree", lambda tree: None)
     before = _rows(database)
     with pytest.raises(OperationFailed, match="read-only mode"):
-        run_query(database, _REFUSED[1], seconds=5)
+        run_query(database, WRITING_CTE, seconds=5)
     assert _rows(database) == before
 
 

@@ -24,6 +24,8 @@ def in_file() -> dict[str, tuple[str, str]]:
 def shown(default: object) -> str:
     """Write a default as an environment variable would hold it."""
     assert not isinstance(default, SecretStr), "no secret has a default"
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
     return "" if default is None else str(default)
 
 

@@ -28,6 +28,7 @@ class DeadLetterReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEAD_LETTER_REASON_STALE: _ClassVar[DeadLetterReason]
     DEAD_LETTER_REASON_REPLAYED: _ClassVar[DeadLetterReason]
     DEAD_LETTER_REASON_FUTURE_TIME: _ClassVar[DeadLetterReason]
+    DEAD_LETTER_REASON_UNKNOWN_VERSION: _ClassVar[DeadLetterReason]
 
 class KeyAlgorithm(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -52,6 +53,7 @@ DEAD_LETTER_REASON_WRONG_SIGNER: DeadLetterReason
 DEAD_LETTER_REASON_STALE: DeadLetterReason
 DEAD_LETTER_REASON_REPLAYED: DeadLetterReason
 DEAD_LETTER_REASON_FUTURE_TIME: DeadLetterReason
+DEAD_LETTER_REASON_UNKNOWN_VERSION: DeadLetterReason
 KEY_ALGORITHM_UNSPECIFIED: KeyAlgorithm
 KEY_ALGORITHM_HMAC_SHA256: KeyAlgorithm
 KEY_ALGORITHM_ED25519: KeyAlgorithm
@@ -227,3 +229,47 @@ class KeyRevoked(_message.Message):
     effective_from: _containers.RepeatedCompositeFieldContainer[PartitionOffset]
     reason: str
     def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., key_id: _Optional[str] = ..., effective_from: _Optional[_Iterable[_Union[PartitionOffset, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RestoredPartition(_message.Message):
+    __slots__ = ("topic", "topic_id", "new_topic_id", "partition", "first_offset", "next_offset")
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    TOPIC_ID_FIELD_NUMBER: _ClassVar[int]
+    NEW_TOPIC_ID_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    FIRST_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    NEXT_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    topic: str
+    topic_id: str
+    new_topic_id: str
+    partition: int
+    first_offset: int
+    next_offset: int
+    def __init__(self, topic: _Optional[str] = ..., topic_id: _Optional[str] = ..., new_topic_id: _Optional[str] = ..., partition: _Optional[int] = ..., first_offset: _Optional[int] = ..., next_offset: _Optional[int] = ...) -> None: ...
+
+class LogRestoredContent(_message.Message):
+    __slots__ = ("seal", "seal_digest", "cluster_id", "new_cluster_id", "records", "partitions")
+    SEAL_FIELD_NUMBER: _ClassVar[int]
+    SEAL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    NEW_CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    seal: int
+    seal_digest: bytes
+    cluster_id: str
+    new_cluster_id: str
+    records: int
+    partitions: _containers.RepeatedCompositeFieldContainer[RestoredPartition]
+    def __init__(self, seal: _Optional[int] = ..., seal_digest: _Optional[bytes] = ..., cluster_id: _Optional[str] = ..., new_cluster_id: _Optional[str] = ..., records: _Optional[int] = ..., partitions: _Optional[_Iterable[_Union[RestoredPartition, _Mapping]]] = ...) -> None: ...
+
+class LogRestored(_message.Message):
+    __slots__ = ("meta", "content", "signature", "public_key")
+    META_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    meta: _meta_pb2.EventMeta
+    content: bytes
+    signature: bytes
+    public_key: bytes
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., content: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., public_key: _Optional[bytes] = ...) -> None: ...

@@ -6,7 +6,7 @@ import threading
 from typing import Final, Self
 
 from esper.oona._fabric import Fabric
-from esper.oona.housekeeping._reports import RebuiltFrom, Reports, no_projections
+from esper.oona.housekeeping._reports import Archived, RebuiltFrom, Reports, no_archive, no_projections
 from esper.oona.proof._writer import CheckpointWriter
 from esper.oona.publishing._publisher import Publisher
 
@@ -23,10 +23,18 @@ class Housekeeper:
     `CheckpointWriter` signs what every partition holds, and `Reports` emit metrics and delete what expired.
     """
 
-    def __init__(self, fabric: Fabric, *, instance: str, rebuilt_from: RebuiltFrom = no_projections) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        *,
+        instance: str,
+        rebuilt_from: RebuiltFrom = no_projections,
+        archived: Archived = no_archive,
+    ) -> None:
         self._fabric = fabric
         self._instance = instance
         self._rebuilt_from = rebuilt_from
+        self._archived = archived
 
     def run(self, stop: threading.Event) -> None:
         """Watch until `stop` is set; the last checkpoint is written after the last dead letter.
@@ -46,7 +54,7 @@ class Housekeeper:
                 publisher=publisher,
                 gather_seconds=_GATHER_SECONDS,
             )
-            with Reports(self._fabric, publisher, rebuilt_from=self._rebuilt_from):
+            with Reports(self._fabric, publisher, rebuilt_from=self._rebuilt_from, archived=self._archived):
                 consumer.run(stop)
             writing.complete()
 
@@ -87,10 +95,15 @@ class _Writing:
 
 
 def build_housekeeper(
-    fabric: Fabric, *, instance: str = "housekeeper-0", rebuilt_from: RebuiltFrom = no_projections
+    fabric: Fabric,
+    *,
+    instance: str = "housekeeper-0",
+    rebuilt_from: RebuiltFrom = no_projections,
+    archived: Archived = no_archive,
 ) -> Housekeeper:
     """Return the service; `instance` is its stable name in its group.
 
-    `rebuilt_from` names the topics that projections are made from: of those nothing expires.
+    `rebuilt_from` names the topics that projections are made from: of those nothing expires that `archived` does not
+    say the archive holds. Of a partition that the archive seals nothing expires that it has not sealed.
     """
-    return Housekeeper(fabric, instance=instance, rebuilt_from=rebuilt_from)
+    return Housekeeper(fabric, instance=instance, rebuilt_from=rebuilt_from, archived=archived)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from esper.core.ids import new_event_id
 from esper.leyline import messages as ly
+from esper.oona._cluster import Position
 from esper.oona.housekeeping._every import Every
 from esper.oona.housekeeping._metrics import metrics_packet, queue_depths
 from esper.oona.housekeeping._retention import RetentionDecision, apply_retention, plan_retention
@@ -18,11 +19,18 @@ if TYPE_CHECKING:
 
 #: Names of the topics that projections are rebuilt from.
 RebuiltFrom = Callable[[], Collection[str]]
+#: How far an archive holds partitions for certain; those that it does not seal are not named.
+Archived = Callable[[], Mapping[Position, int]]
 
 
 def no_projections() -> Collection[str]:
     """Return that no projection is made from anything."""
     return ()
+
+
+def no_archive() -> Mapping[Position, int]:
+    """Return that no archive holds anything."""
+    return {}
 
 
 class Reports:
@@ -31,10 +39,18 @@ class Reports:
     Each in a thread of its own, so that a long retention delays no figures.
     """
 
-    def __init__(self, fabric: Fabric, publisher: Publisher, *, rebuilt_from: RebuiltFrom = no_projections) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        publisher: Publisher,
+        *,
+        rebuilt_from: RebuiltFrom = no_projections,
+        archived: Archived = no_archive,
+    ) -> None:
         self._fabric = fabric
         self._publisher = publisher
         self._rebuilt_from = rebuilt_from
+        self._archived = archived
         self._retained: list[RetentionDecision] = []
         self._threads = ExitStack()
 
@@ -76,7 +92,7 @@ class Reports:
         Raises:
             EsperError: the cluster refused.
         """
-        self._retained = plan_retention(self._fabric, rebuilt_from=self._rebuilt_from())
+        self._retained = plan_retention(self._fabric, rebuilt_from=self._rebuilt_from(), archived=self._archived())
         apply_retention(self._fabric, self._retained)
         return self._retained
 

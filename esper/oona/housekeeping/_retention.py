@@ -124,6 +124,11 @@ def needs_of_projections(rebuilt_from: Collection[str], place: Position, *, arch
     return [Need("projection", max(low, archived), "projections are rebuilt from what no archive holds")]
 
 
+def needs_of_archive(archived: Mapping[Position, int], place: Position) -> list[Need]:
+    """Return what the archive needs of a partition: what it has not sealed, once it has sealed any of it; pure."""
+    return [Need("archive", archived[place], "no sound segment holds more")] if place in archived else []
+
+
 def plan_retention(
     fabric: Fabric,
     *,
@@ -134,7 +139,7 @@ def plan_retention(
     """Return what is to be deleted of every topic that expires; deletes nothing.
 
     `rebuilt_from` names the topics that projections are made from, `archived` how far an archive holds each
-    partition.
+    partition for certain; of a partition that it names nothing goes that it does not hold.
 
     Raises:
         BrokerUnavailable: no broker answered.
@@ -151,6 +156,7 @@ def plan_retention(
             needs = [
                 *needs_of_groups(positions, place),
                 *needs_of_projections(rebuilt_from, place, archived=marks.get(place, 0), low=holding.low),
+                *needs_of_archive(marks, place),
             ]
             decisions.append(decide_retention(spec, holding, needs))
     return decisions

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -119,6 +119,11 @@ class CheckpointFold:
         for one in content.partitions:
             self.covered[(one.topic, one.partition)] = covered_of(one)
         return problem
+
+
+def renamed(covered: Covered, leads: Callable[[str, int], str]) -> Covered:
+    """Return what is said of a partition under the id of the topic that holds its records since a restore."""
+    return replace(covered, topic_id=leads(covered.topic_id, covered.next_offset))
 
 
 def covered_of(one: ly.PartitionCheckpoint) -> Covered:

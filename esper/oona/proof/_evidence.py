@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -14,6 +14,7 @@ from esper.oona._cluster import Position
 from esper.oona.proof._checkpoint import CHECKPOINT_TYPE, BadCheckpoint, CheckpointFold, open_checkpoint
 from esper.oona.proof._findings import Finding, Kind
 from esper.oona.proof._judge import Judge
+from esper.oona.proof._restored import RESTORED_TYPE, Bridges, bridges_of, open_restored
 
 _STARTED_TYPE: Final = full_name("ProducerStarted")
 
@@ -47,6 +48,8 @@ class Evidence:
     links: dict[Position, dict[int, Link]] = field(default_factory=dict)
     problems: list[Finding] = field(default_factory=list)
     checkpoints: int = 0
+    #: How often the log was written again from its archive, as the log key signed.
+    restores: int = 0
     #: Checkpoints that could not be judged because no public key was given.
     unjudged: int = 0
     last_number: int = 0
@@ -64,6 +67,8 @@ def gather_evidence(operations: Iterable[Record], *, public_key: bytes | None, j
         type_name = (record.header(TYPE_HEADER) or b"").decode(errors="replace")
         if type_name == CHECKPOINT_TYPE:
             _take_checkpoint(record, public_key, fold, evidence)
+        elif type_name == RESTORED_TYPE:
+            _take_restored(record, public_key, evidence)
         elif type_name == _STARTED_TYPE:
             _take_links(record, judge, evidence)
     evidence.last_number, evidence.last_digest = fold.number, fold.digest
@@ -86,6 +91,27 @@ def _take_checkpoint(record: Record, public_key: bytes | None, fold: CheckpointF
     if problem:
         evidence.problems.append(_problem(record, problem))
     add_boundaries(evidence.boundaries, content)
+
+
+def _take_restored(record: Record, public_key: bytes | None, evidence: Evidence) -> None:
+    if public_key is None:
+        evidence.unjudged += 1
+        return
+    try:
+        _, content = open_restored(record, public_key=public_key)
+    except BadCheckpoint as bad:
+        evidence.problems.append(_problem(record, f"the restore here must not be believed: {bad}"))
+        return
+    evidence.restores += 1
+    cross_bridges(evidence.boundaries, bridges_of(content.partitions))
+
+
+def cross_bridges(boundaries: dict[Position, list[Boundary]], bridges: Bridges) -> None:
+    """Let what was signed so far of topics that were sealed speak of those that hold their records since."""
+    for place, bridge in bridges.items():
+        boundaries[place] = [
+            replace(one, topic_id=bridge.leads(one.topic_id, one.next_offset)) for one in boundaries.get(place, [])
+        ]
 
 
 def add_boundaries(boundaries: dict[Position, list[Boundary]], content: ly.LogCheckpointContent) -> None:

@@ -38,6 +38,8 @@ class Verdict:
     last_number: int
     last_digest: bytes
     unjudged_checkpoints: int = 0
+    #: How often the log was written again from its archive.
+    restores: int = 0
 
     @property
     def ok(self) -> bool:
@@ -86,6 +88,11 @@ class Verdict:
                 f"{beyond} records that no checkpoint covers yet: that none was cut off at a chain's end, and their "
                 "offsets, append times and headers other than signature and type"
             )
+        if self.restores:
+            yield (
+                f"{self.restores} restores: that nothing was appended after the seal that each names and before it; "
+                "the holder of the log key says so"
+            )
         trusted = sum(one.taken_on_trust for one in self.partitions)
         if trusted:
             yield f"{trusted} chains before the first record read of them: what it names was not read"
@@ -99,6 +106,7 @@ class Verdict:
             "bad_total": self.bad_total,
             "first_bad": self.bad[0].document() if self.bad else None,
             "covered": self.covered,
+            "restores": self.restores,
             "checkpoints": {
                 "count": self.checkpoints,
                 "last_number": self.last_number,
@@ -119,6 +127,7 @@ def make_verdict(partitions: Sequence[PartitionVerdict], findings: Findings, evi
         last_number=evidence.last_number,
         last_digest=evidence.last_digest,
         unjudged_checkpoints=evidence.unjudged,
+        restores=evidence.restores,
     )
 
 

@@ -22,10 +22,12 @@ from esper.oona.proof._checkpoint import (
     Covered,
     make_checkpoint,
     open_checkpoint,
+    renamed,
 )
 from esper.oona.proof._digest import EMPTY, advance, record_hash
 from esper.oona.proof._kafka import KafkaLog
 from esper.oona.proof._log import Bounds, RecordLog, Span
+from esper.oona.proof._restored import RESTORED_TYPE, bridges_of, open_restored
 from esper.oona.publishing._pending import Receipt
 from esper.oona.publishing._publisher import Publisher
 from esper.oona.reading._reader import Reader
@@ -38,6 +40,7 @@ _logger = logging.getLogger("esper.oona.proof")
 #: Record key of every checkpoint.
 KEY: Final = "log"
 _CHECKPOINT_HEADER: Final = CHECKPOINT_TYPE.encode()
+_RESTORED_HEADER: Final = RESTORED_TYPE.encode()
 _BATCH: Final = 500
 #: A checkpoint may be half a second late; the broker and this process are woken that much less often.
 _GATHER_SECONDS: Final = 0.5
@@ -267,10 +270,15 @@ class CheckpointWriter:
 
 
 def read_checkpoints(log: RecordLog, public_key: bytes) -> tuple[CheckpointFold, int]:
-    """Return the fold of all checkpoints that `public_key` signed, and how many others there are."""
+    """Return the fold of all checkpoints that `public_key` signed, and how many others there are.
+
+    After a restore that it signed they speak of the topics that hold the records since.
+    """
     fold, foreign = CheckpointFold(), 0
     found = log.bounds()[OPERATIONS]
     for record in log.read({OPERATIONS: Span(found.low, found.high)}):
+        if record.header(TYPE_HEADER) == _RESTORED_HEADER:
+            _cross_restore(record, fold, public_key)
         if not _is_checkpoint(record):
             continue
         try:
@@ -280,6 +288,17 @@ def read_checkpoints(log: RecordLog, public_key: bytes) -> tuple[CheckpointFold,
         else:
             fold.take(message.content, content)
     return fold, foreign
+
+
+def _cross_restore(record: Record, fold: CheckpointFold, public_key: bytes) -> None:
+    try:
+        _, content = open_restored(record, public_key=public_key)
+    except BadCheckpoint as bad:
+        _logger.warning("%s-%d-%d is no restore of this log: %s", *OPERATIONS, record.offset, bad)
+        return
+    for place, bridge in bridges_of(content.partitions).items():
+        if place in fold.covered:
+            fold.covered[place] = renamed(fold.covered[place], bridge.leads)
 
 
 def _is_checkpoint(record: Record) -> bool:

@@ -32,13 +32,20 @@ class PublishOptions(TypedDict, total=False):
 def key_of(message: EventMessage, *, source: str) -> str:
     """Return the record key of a message that `source` writes; pure.
 
-    A run, a blueprint, a kernel, a signing key; `<topic>-<partition>-<offset>` for what speaks of a record; the
+    A run, a blueprint, a kernel, a policy, a signing key; `<topic>-<partition>-<offset>` for what speaks of a record; the
     source for telemetry and emergencies; the producer that ended for `ProducerStarted`; `log` for its checkpoints.
 
     Raises:
         UsageError: the field that the key comes from is empty, or names another source than the writer.
     """
-    key = _KEYS[type(cast("Message", message))](message, source)
+    find = _KEYS.get(type(cast("Message", message)))
+    if find is None:
+        raise UsageError(
+            f"{short_name(type_of(message))} cannot be published by its own key",
+            cause="its contract is not Esper's, so that only its writer knows what it is keyed by",
+            next_step="Call `Publisher.publish` with the key",
+        )
+    key = find(message, source)
     if not key:
         raise UsageError(
             f"{short_name(type_of(message))} cannot be published",
@@ -190,6 +197,24 @@ class OonaClient:
         """Say that the forge failed."""
         return self.publish(message, **options)
 
+    # Policies
+
+    def publish_policy_update(self, message: ly.PolicyUpdate, **options: Unpack[PublishOptions]) -> Receipt:
+        """Publish a candidate with its pedigree and its weights."""
+        return self.publish(message, **options)
+
+    def publish_policy_validated(self, message: ly.PolicyValidated, **options: Unpack[PublishOptions]) -> Receipt:
+        """Say what the gates before a promotion measured."""
+        return self.publish(message, **options)
+
+    def publish_policy_promoted(self, message: ly.PolicyPromoted, **options: Unpack[PublishOptions]) -> Receipt:
+        """Say which version decides from now on."""
+        return self.publish(message, **options)
+
+    def publish_policy_rolled_back(self, message: ly.PolicyRolledBack, **options: Unpack[PublishOptions]) -> Receipt:
+        """Give a promoted version up for another."""
+        return self.publish(message, **options)
+
     # Safety and operations
 
     def publish_emergency_signal(self, message: ly.EmergencySignal, **options: Unpack[PublishOptions]) -> Receipt:
@@ -215,6 +240,10 @@ class OonaClient:
 
     def publish_log_checkpoint(self, message: ly.LogCheckpoint, **options: Unpack[PublishOptions]) -> Receipt:
         """Append a checkpoint of the log."""
+        return self.publish(message, **options)
+
+    def publish_log_restored(self, message: ly.LogRestored, **options: Unpack[PublishOptions]) -> Receipt:
+        """Say that this cluster's topics go on where another one's ended."""
         return self.publish(message, **options)
 
     def publish_key_rotated(self, message: ly.KeyRotated, **options: Unpack[PublishOptions]) -> Receipt:
@@ -255,6 +284,7 @@ _RUN: Final = _field("run_id")
 _TRAINING_RUN: Final = _field("training_run_id")
 _KERNEL: Final = _field("kernel_id")
 _KEY: Final = _field("key_id")
+_POLICY: Final = _field("policy_id")
 
 _KEYS: Final[dict[type[Message], Callable[[Any, str], str]]] = {
     ly.AdaptationCommand: _TRAINING_RUN,
@@ -278,6 +308,11 @@ _KEYS: Final[dict[type[Message], Callable[[Any, str], str]]] = {
     ly.KeyRevoked: _KEY,
     ly.KeyRotated: _KEY,
     ly.LogCheckpoint: lambda _, __: LOG_KEY,
+    ly.LogRestored: lambda _, __: LOG_KEY,
+    ly.PolicyPromoted: _POLICY,
+    ly.PolicyRolledBack: _POLICY,
+    ly.PolicyUpdate: _POLICY,
+    ly.PolicyValidated: _POLICY,
     ly.ProducerStarted: _field("predecessor_id"),
     ly.Redriven: _record,
     ly.RunRolledBack: _RUN,

@@ -23,6 +23,7 @@ from esper.leyline import (
     Envelope,
     EventMessage,
     KeyRing,
+    current_version,
     mac_of,
     short_name,
     type_of,
@@ -43,7 +44,6 @@ from esper.oona.topics._specs import TopicCatalog, TopicSpec
 
 _logger = logging.getLogger("esper.oona.publisher")
 
-SCHEMA_VERSION: Final = 1
 #: librdkafka looks for expired records once a second; a caller waits that much longer than the record may.
 _EXPIRY_SLACK_SECONDS: Final = 10.0
 #: Under lasting pressure the number of dropped telemetry packets is published this often.
@@ -251,7 +251,7 @@ class Publisher:
         meta.type = type_name
         meta.source = self.source
         meta.subject = key
-        meta.schema_version = SCHEMA_VERSION
+        meta.schema_version = current_version(type_name)
         meta.correlation_id = correlation_id or key
         meta.causation_id = causation_id
         meta.producer_id = self.producer_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,14 +11,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 import esper
+from esper.core.contracts import load_own_contracts
 from esper.core.errors import SettingsError, UsageError
 from esper.core.settings import Settings
-from esper.leyline import EVENT_TYPES, full_name, short_name
+from esper.leyline import EVENT_TYPES, SHIPPED_TYPES, full_name, short_name
 
 #: The word of a topic file that admits every writer (or reader).
 ALL: Final = "all"
 #: Retention of a topic that keeps everything.
 KEEP: Final = -1
+#: What every source must be able to say: that it was here, how it is, what it sets aside, that something is wrong.
+_OF_EVERY_SOURCE: Final = frozenset(
+    map(full_name, ("ProducerStarted", "TelemetryPacket", "DeadLetter", "EmergencySignal"))
+)
 _NEXT_STEP: Final = "Correct the file; the files in topics/ show every field"
 
 
@@ -46,7 +51,10 @@ class TopicSpec(BaseModel):
     def _known_messages(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         unknown = [name for name in names if full_name(name) not in EVENT_TYPES]
         if unknown:
-            raise ValueError(f"no event of the contract is called {', '.join(unknown)}")
+            raise ValueError(
+                f"no event of the contract is called {', '.join(unknown)}; an event of your own begins with "
+                "`esper.leyline.v1.EventMeta meta = 1`, and ESPER_CONTRACTS names its file"
+            )
         if len(set(names)) != len(names):
             raise ValueError("a message is named twice")
         return names
@@ -83,22 +91,24 @@ class TopicCatalog:
 
     @classmethod
     def load(cls, settings: Settings) -> TopicCatalog:
-        """Read the topic files that `settings` names, or the shipped ones.
+        """Read the topic files that `settings` names, or the shipped ones, and those of users beside them.
+
+        The contracts that `settings` names are loaded first. Sources that write topics of users may write what every
+        source must be able to say as well: dead letters, telemetry, emergencies, where its last life ended.
 
         Raises:
-            SettingsError: a file or field cannot be used; the message names both.
+            SettingsError: a contract, file or field cannot be used; the message names it.
         """
-        folder = settings.topics_dir or shipped_topics_dir()
-        paths = sorted(folder.glob("*.yaml"))
-        if not paths:
-            raise SettingsError(
-                f"no topic files in {folder}",
-                cause="the folder is missing or holds no *.yaml",
-                next_step="Set ESPER_TOPICS_DIR to a folder with topic files, or unset it",
-            )
-        specs = [read_topic_file(path) for path in paths]
-        _check_each_message_once(specs, folder)
-        return cls(specs)
+        own = load_own_contracts(settings)
+        base = settings.topics_dir or shipped_topics_dir()
+        paths = [*_files_of(base, "ESPER_TOPICS_DIR")]
+        for folder in settings.extra_topics_dirs:
+            paths += _files_of(folder, "ESPER_EXTRA_TOPICS_DIRS")
+        specs = {path: read_topic_file(path) for path in paths}
+        _check_each_name_once(specs)
+        _check_each_message_once(specs, wanted=SHIPPED_TYPES | own)
+        sources = {name for path, spec in specs.items() if path.parent != base for name in spec.writers} - {ALL}
+        return cls([_admitting(spec, sources) for spec in specs.values()])
 
     def __getitem__(self, name: str) -> TopicSpec:
         spec = self._specs.get(name)
@@ -177,22 +187,52 @@ def read_topic_file(path: Path) -> TopicSpec:
     return spec
 
 
-def _check_each_message_once(specs: Sequence[TopicSpec], folder: Path) -> None:
-    """Refuse a type that two topics carry, and a type of the contract that none does."""
+def _files_of(folder: Path, setting: str) -> list[Path]:
+    paths = sorted(folder.glob("*.yaml"))
+    if not paths:
+        raise SettingsError(
+            f"no topic files in {folder}",
+            cause="the folder is missing or holds no *.yaml",
+            next_step=f"Set {setting} to a folder with topic files, or unset it",
+        )
+    return paths
+
+
+def _admitting(spec: TopicSpec, sources: Collection[str]) -> TopicSpec:
+    """Return a topic that takes from the sources of users' topics what every source must be able to say."""
+    new = tuple(sorted(name for name in sources if not spec.admits(name)))
+    if not new or spec.types.isdisjoint(_OF_EVERY_SOURCE):
+        return spec
+    return spec.model_copy(update={"writers": (*spec.writers, *new)})
+
+
+def _check_each_name_once(specs: Mapping[Path, TopicSpec]) -> None:
+    """Refuse a topic that two folders have."""
+    seen: dict[str, Path] = {}
+    for path, spec in specs.items():
+        if spec.name in seen:
+            cause = f"{seen[spec.name]} has a topic of that name already"
+            raise SettingsError(f"topic file {path}, field name", cause=cause, next_step="Give your topic another name")
+        seen[spec.name] = path
+
+
+def _check_each_message_once(specs: Mapping[Path, TopicSpec], *, wanted: Collection[str]) -> None:
+    """Refuse a type that two topics carry, and a type of the contracts that none does."""
     owner: dict[str, str] = {}
-    for spec in specs:
+    for path, spec in specs.items():
         for type_name in sorted(spec.types):
             if type_name in owner:
                 raise SettingsError(
-                    f"topic file {folder / spec.name}.yaml, field messages",
+                    f"topic file {path}, field messages",
                     cause=f"{short_name(type_name)} belongs to topic {owner[type_name]} already",
                     next_step=_NEXT_STEP,
                 )
             owner[type_name] = spec.name
-    missing = sorted(short_name(name) for name in EVENT_TYPES.keys() - owner.keys())
+    missing = sorted(short_name(name) for name in wanted if name not in owner)
     if missing:
+        folders = ", ".join(dict.fromkeys(str(path.parent) for path in specs))
         raise SettingsError(
-            f"the topic files in {folder} carry no {', '.join(missing)}",
+            f"the topic files in {folders} carry no {', '.join(missing)}",
             cause="every event of the contract belongs to exactly one topic",
-            next_step="Add the message to one file, or take the folder's files from the distribution",
+            next_step="Add the message to one file; ESPER_EXTRA_TOPICS_DIRS names folders of your own topics",
         )

@@ -487,7 +487,8 @@ def test_a_member_killed_between_any_two_steps_of_a_redrive_loses_and_overtakes_
         name = ",".join(map(str, kill)) if kill else ""
         arguments = [str(broker.settings.home), group, str(effects), run_id, name]
         command = [sys.executable, "-m", "tests.oona.letters.test_redrive", *arguments]
-        codes.append(subprocess.run(command, cwd=REPOSITORY, timeout=120, check=False).returncode)
+        run = subprocess.run(command, cwd=REPOSITORY, env=broker.environment, timeout=120, check=False)
+        codes.append(run.returncode)
     assert codes[-1] == 0
     assert codes[:-1] == [-signal.SIGKILL] * len(KILLS), "each step was reached"
     seen = list(map(int, effects.read_text().split()))

@@ -14,7 +14,7 @@ def test_a_parked_key_is_listed_redriven_and_discarded_by_command(broker: Runnin
     """Goal: three commands deal with a parked key. Method: park two keys; redrive one, discard the other, list."""
     runs, group = [new_run_id(), new_run_id()], fresh_group()
     handler = Poisoned(runs, [(run_id, 0) for run_id in runs])
-    esper = Esper(broker.settings.home)
+    esper = Esper(broker.settings.home, {**broker.told})
     publish_steps(fabric, [(run_id, epoch) for epoch in range(2) for run_id in runs])
     with join(fabric, group, handler) as consumer:
         poll_to_end(consumer, fabric)

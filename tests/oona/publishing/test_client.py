@@ -20,6 +20,7 @@ from esper.oona import Fabric, OonaClient, Pending, Receipt, TopicSpec, key_of
 KEY_FIELDS = {
     "run_id": ("run_id", "training_run_id"),
     "kernel_id": ("kernel_id",),
+    "policy_id": ("policy_id",),
     "blueprint_id": ("descriptor.blueprint_id",),
 }
 
@@ -97,6 +98,7 @@ def test_keys_of_the_fabric_s_own_events() -> None:
     assert key_of(ly.KeyRotated(key_id="k1"), source="cli") == "k1"
     assert key_of(ly.KeyRevoked(key_id="k2"), source="cli") == "k2"
     assert key_of(ly.LogCheckpoint(), source="oona") == "log"
+    assert key_of(ly.LogRestored(), source="projection") == "log"
     assert key_of(ly.ProducerStarted(predecessor_id="tolaria:1"), source="tolaria") == "tolaria:1"
 
 

@@ -127,7 +127,7 @@ def test_the_next_process_tells_how_the_last_one_ended(broker: RunningBroker) ->
     run_id = new_run_id()
     member = f"tolaria-{run_id}"
     words = [sys.executable, "-c", FAILS, str(broker.settings.home), member, run_id]
-    died = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    died = subprocess.run(words, env=broker.environment, capture_output=True, text=True, timeout=120)
     assert died.returncode == 0, died.stderr
     (note,) = broker.home.members.glob(f"{member.replace('.', '-')}*.ending")
     assert note.stat().st_mode & 0o777 == 0o600

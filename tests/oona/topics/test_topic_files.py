@@ -35,9 +35,10 @@ SHIPPED = {
     "kernel-catalog": (1, ("KernelCatalogUpdate", "CompileStarted", "CompileFinished", "CompileFailed")),
     "kernel-requests": (1, ("KernelPrefetchRequest", "CompileRequested")),
     "kernel-replies": (1, ("KernelArtifactReady", "KernelArtifactError")),
+    "policy": (1, ("PolicyUpdate", "PolicyValidated", "PolicyPromoted", "PolicyRolledBack")),
     "telemetry": (1, ("TelemetryPacket",)),
     "dead-letters": (1, ("DeadLetter", "Redriven", "Discarded")),
-    "operations": (1, ("KeyRotated", "KeyRevoked", "LogCheckpoint", "ProducerStarted")),
+    "operations": (1, ("KeyRotated", "KeyRevoked", "LogCheckpoint", "LogRestored", "ProducerStarted")),
     "emergency": (1, ("EmergencySignal",)),
 }
 

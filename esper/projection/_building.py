@@ -1,0 +1,117 @@
+"""Files that one process fills beside those that count: a rebuild, a check against the log, what a rollback lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from esper.oona import Fabric, Position
+from esper.projection._accounts import log_holds
+from esper.projection._admission import Admission
+from esper.projection._committed import CommittedFile
+from esper.projection._database import Database
+from esper.projection._definition import Definition
+from esper.projection._file import ProjectionFile
+from esper.projection._folding import Folding, LetterBox
+from esper.projection._intake import REBUILD_RECORDS, LocalIntake
+from esper.projection._parallel import ParallelIntake
+from esper.projection._past import log_source
+from esper.projection.columnar import ArrowDecoder
+
+STEP_SECONDS: Final = 0.1
+
+
+def admission(fabric: Fabric, definitions: Iterable[Definition]) -> Admission:
+    """Return what verifies and decodes the records of these projections."""
+    return Admission(
+        keyring=fabric.keyring,
+        allowed=fabric.topics.allowed,
+        wanted={type_name for one in definitions for type_name in one.types},
+        decoder=ArrowDecoder(),
+    )
+
+
+def read_topics(definitions: Iterable[Definition]) -> list[str]:
+    """Return the topics that some projection reads."""
+    return sorted({topic for one in definitions for topic in one.topics})
+
+
+def log_ends(fabric: Fabric, definitions: Iterable[Definition]) -> Mapping[Position, int]:
+    """Return the offset after the last record of every partition that some projection reads."""
+    places = [place for topic in read_topics(definitions) for place in fabric.topics.partitions(topic)]
+    return {place: high for place, (_, high) in fabric.cluster.watermarks(places).items()}
+
+
+@contextmanager
+def building(
+    fabric: Fabric,
+    definitions: tuple[Definition, ...],
+    paths: Mapping[str, Path],
+    *,
+    until: Mapping[str, Mapping[Position, int]] | None = None,
+    letters: LetterBox | None = None,
+    processes: int = 1,
+    cold: bool = False,
+) -> Iterator[tuple[Mapping[str, ProjectionFile], Folding]]:
+    """Open files at `paths`, by projection name, and the loop that fills them, each up to `until`.
+
+    Nobody else may have them open. They are new, or go on where they end. With more than one, `processes` read
+    the log for this one. With `cold` what is sealed is read from the archive, also where the log still holds it.
+    """
+    folder = next(iter(paths.values())).parent
+    database = Database(folder, memory_limit=fabric.settings.sql_memory_limit, rebuilding=True)
+    intake = (
+        LocalIntake(
+            log_source(fabric, read_topics(definitions), cold=cold),
+            admission(fabric, definitions),
+            records_max=REBUILD_RECORDS,
+        )
+        if processes == 1
+        else ParallelIntake(
+            fabric,
+            read_topics(definitions),
+            wanted={kind for one in definitions for kind in one.types},
+            processes=processes,
+            records_max=REBUILD_RECORDS,
+            cold=cold,
+        )
+    )
+    files: dict[str, ProjectionFile] = {}
+    folding = Folding(intake=intake, files=files, catalog=fabric.topics, letters=letters, until=until)
+    try:
+        for one in definitions:
+            files[one.name] = CommittedFile(database, one, paths[one.name], holds=log_holds(fabric))
+        yield files, folding
+        folding.close()
+        for file in files.values():
+            file.close()
+    finally:
+        folding.close()
+        intake.close()
+        database.close()
+
+
+def fold_up_to(
+    fabric: Fabric,
+    definition: Definition,
+    path: Path,
+    ends: Mapping[Position, int],
+    *,
+    letters: LetterBox | None = None,
+) -> dict[Position, int]:
+    """Fold a closed file on, exactly up to `ends` where it is not beyond them; return where it ends then.
+
+    Raises:
+        UnreadableFile: it is damaged or not of this version.
+        IntegrityError: the log is not the one that it was folded from.
+    """
+    with building(fabric, (definition,), {definition.name: path}, until={definition.name: ends}, letters=letters) as (
+        files,
+        folding,
+    ):
+        folding.start()
+        while not folding.reached(ends):  # ends with the log up to there; a broker that is away raises
+            folding.step(STEP_SECONDS)
+        return {place: one.next_offset for place, one in files[definition.name].progress.items()}

@@ -1,0 +1,119 @@
+"""From a source to batches: read a little at a time, verify and decode a lot at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from esper.leyline import Record
+from esper.oona import Position
+from esper.projection._admission import Admission
+from esper.projection._source import LogState, RecordSource
+from esper.projection.columnar import Batch
+
+#: Small reads are the fast ones (3.1M records per CPU-second at 500, 0.9M at 10,000) ...
+READ_RECORDS: Final = 500
+#: ... and large commits: a commit costs 5 ms whatever it holds.
+COMMIT_RECORDS: Final = 20_000
+#: A rebuild answers nobody meanwhile, so that its commits may be larger still.
+REBUILD_RECORDS: Final = 50_000
+COMMIT_BYTES: Final = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A batch, and whether the log held more when it was full."""
+
+    batch: Batch
+    more: bool
+
+
+class Intake(Protocol):
+    """Reads a log from given positions on and hands out batches; one thread at a time."""
+
+    def topic_ids(self) -> Mapping[str, str]:
+        """Return the id of each topic."""
+
+    def state(self) -> LogState:
+        """Return what the log holds of every partition now."""
+
+    def seek(self, positions: Mapping[Position, int]) -> None:
+        """Forget what was read and not handed out; read on from these offsets."""
+
+    def take(self, timeout: float) -> Taken | None:
+        """Return the next batch; None while it grows, or when nothing came for `timeout` seconds.
+
+        Raises what reading raises.
+        """
+
+    def flush(self) -> Taken | None:
+        """Return what was read and not handed out; None when there is nothing."""
+
+    def positions(self) -> Mapping[Position, int]:
+        """Return the offset after the last record that was handed out, or would be next, of each partition."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether something was read and not handed out."""
+
+    def close(self) -> None:
+        """Release what it holds."""
+
+
+class LocalIntake:
+    """Reads, verifies and decodes in this thread."""
+
+    def __init__(self, source: RecordSource, admission: Admission, *, records_max: int | None = None) -> None:
+        self._source = source
+        self._admission = admission
+        self._records_max = records_max or COMMIT_RECORDS
+        self._records: list[Record] = []
+        self._bytes = 0
+
+    def topic_ids(self) -> Mapping[str, str]:
+        """Return the id of each topic."""
+        return self._source.topic_ids()
+
+    def state(self) -> LogState:
+        """Return what the log holds of every partition now."""
+        return self._source.state()
+
+    def seek(self, positions: Mapping[Position, int]) -> None:
+        """Forget what was read and not handed out; read on from these offsets."""
+        self._drop()
+        self._source.seek(positions)
+
+    def take(self, timeout: float) -> Taken | None:
+        """Return the next batch; None while it grows, or when nothing came for `timeout` seconds."""
+        records = self._source.read(0 if self._records else timeout, READ_RECORDS)
+        self._records += records
+        self._bytes += sum(len(record.value or b"") for record in records)
+        if len(self._records) >= self._records_max or self._bytes >= COMMIT_BYTES:
+            return self._handed_out(more=True)
+        return self.flush() if not records else None
+
+    def flush(self) -> Taken | None:
+        """Return what was read and not handed out; None when there is nothing."""
+        return self._handed_out(more=False) if self._records else None
+
+    def positions(self) -> Mapping[Position, int]:
+        """Return where the source stands."""
+        return self._source.positions()
+
+    @property
+    def pending(self) -> bool:
+        """Whether something was read and not handed out."""
+        return bool(self._records)
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+    def _handed_out(self, *, more: bool) -> Taken:
+        records = self._records
+        self._drop()
+        return Taken(self._admission.admit(records), more)
+
+    def _drop(self) -> None:
+        self._records, self._bytes = [], 0

@@ -1,0 +1,18 @@
+"""The fast path from records to tables: whole batches, column by column."""
+
+from esper.projection.columnar._batch import Batch
+from esper.projection.columnar._decoder import ArrowDecoder
+from esper.projection.columnar._dispositions import APPLIED, Decided, decide
+from esper.projection.columnar._known import KnownEvents
+from esper.projection.columnar._ledger_rows import ledger_rows, progressed
+
+__all__ = [
+    "APPLIED",
+    "ArrowDecoder",
+    "Batch",
+    "Decided",
+    "KnownEvents",
+    "decide",
+    "ledger_rows",
+    "progressed",
+]

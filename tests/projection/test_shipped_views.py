@@ -1,0 +1,212 @@
+"""What the shipped views make of the cases that the story of docs/queries.md does not hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+from google.protobuf.message import Message
+
+from esper.core.ids import derive_id
+from esper.leyline import EVENT_TYPES, EventMessage, full_name
+from esper.leyline import messages as ly
+from esper.projection import Definition
+from tests.histories.record_messages import fill
+from tests.projection.conftest import OpenWorkbench, Workbench
+from tests.projection.log import Log
+from tests.projection.narrator import LEARNED, InMemory, Run
+
+
+@pytest.fixture
+def teller() -> InMemory:
+    """Tells into an empty log."""
+    return InMemory()
+
+
+def folded(teller: InMemory, open_workbench: OpenWorkbench) -> Workbench:
+    """Return the projections of what was told, all of which was believed."""
+    bench = open_workbench(teller.log)
+    bench.fold()
+    assert bench.letters.judged == []
+    return bench
+
+
+def filled(name: str, **fields: Message) -> EventMessage:
+    """Return an event of a type with every field set."""
+    cls = EVENT_TYPES[full_name(name)]
+    message = cls()
+    fill(message, cls.DESCRIPTOR)
+    for field, value in fields.items():
+        getattr(message, field).CopyFrom(value)
+    return cast("EventMessage", message)
+
+
+def payloads() -> Iterator[EventMessage]:
+    """Return filled events with every kind of a command's payload, of which a message holds one."""
+    rollback = ly.AdaptationCommand()
+    rollback.rollback_payload.update({"to_epoch": 3})
+    yield filled("AdaptationCommand", rollback_payload=rollback.rollback_payload)
+    adjustment = ly.CommandOptimizerAdjustment(optimizer_id="adam", hyperparameters={"lr": 0.5})
+    yield filled("AdaptationCommand", optimizer_adjustment=adjustment)
+    seed = ly.CommandSeedOperation(operation=ly.SEED_OP_CULL, blueprint_id="BP001", slot="a", parameters={"b": 1.0})
+    yield filled("AdaptationCommand", seed_operation=seed)
+    yield filled("DecisionMade", proposed=ly.AdaptationCommand(command_type=ly.COMMAND_SEED, seed_operation=seed))
+    yield filled("AdaptationCommand", circuit_breaker=ly.CommandCircuitBreaker(desired_state=ly.CIRCUIT_STATE_OPEN))
+
+
+def test_every_column_is_filled(open_workbench: OpenWorkbench, definitions: tuple[Definition, ...]) -> None:
+    """A misspelt column stays null in silence: fold a filled event of each type and look for columns without one."""
+    log = Log()
+    events = [filled(kind) for kind in sorted({kind for one in definitions for kind in one.types})]
+    for number, event in enumerate([*events, *payloads()]):
+        log.append(event, key="key", event_id=derive_id("filled", number))
+    bench = open_workbench(log)
+    bench.fold()
+    assert bench.letters.judged == []
+    for definition in definitions:
+        for table in definition.table_names:
+            rows = bench.rows(f"select column_name from (describe {table})")  # noqa: S608 - our own name
+            columns = [str(row[0]) for row in rows]
+            counted = ", ".join(f"count({column})" for column in columns)
+            counts = bench.rows(f"select {counted} from {table}")[0]  # noqa: S608 - our own names
+            assert [column for column, count in zip(columns, counts, strict=True) if not count] == [], table
+
+
+def test_a_seed_whose_loss_is_not_finite_hurt(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """The worst grafts may not vanish from the figures: one seed with an infinite loss, one NaN, one never measured."""
+    for run_id, losses in {"run-inf": (1.0, math.inf), "run-nan": (1.0, math.nan), "run-none": None}.items():
+        run = Run(teller, run_id)
+        run.request()
+        run.take()
+        run.move(1, "TRAINING", "BP003", came_from="GERMINATED")
+        run.packet(1, 1.0, losses=losses)
+    bench = folded(teller, open_workbench)
+    assert bench.rows("select run_id, helped, hurt, gain, relative_gain from grafts order by run_id") == [
+        ("run-inf", False, True, None, None),
+        ("run-nan", False, True, None, None),
+        ("run-none", None, None, None, None),
+    ]
+    sql = "select seeds, measured, helped, hurt, mean_gain, sd_gain from blueprint_results"
+    assert bench.rows(sql) == [(3, 2, 0, 2, None, None)]
+
+
+def test_a_loss_of_zero_divides_nothing(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """A share of nothing is unknown: a seed without which the loss is 0."""
+    run = Run(teller, "run-a")
+    run.move(1, "TRAINING", "BP003", came_from="GERMINATED", losses=(0.0, 0.25))
+    bench = folded(teller, open_workbench)
+    assert bench.rows("select gain, relative_gain, hurt, task from grafts") == [(-0.25, None, True, None)]
+
+
+def test_decisions_of_a_fenced_attempt_do_not_count(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """Both attempts name their events alike: the fenced one decided epoch 2 with another policy, and first."""
+    zombie = Run(teller, "run-a")
+    zombie.request()
+    zombie.take()
+    zombie.epoch(1, 1.0, ly.SEED_OP_GERMINATE)
+    winner = Run(teller, "run-a", policy=LEARNED, attempt=2)
+    winner.take(resumed=1)
+    zombie.epoch(2, 9.0, ly.SEED_OP_CULL)
+    winner.epoch(2, 0.5, ly.SEED_OP_EVALUATE)
+    bench = folded(teller, open_workbench)
+    sql = "select epoch, policy, proposed, command, val_loss, val_loss_change from policy_decisions order by epoch"
+    assert bench.rows(sql) == [
+        (1, "heuristic", "germinate", "germinate", 1.0, -0.5),
+        (2, "learned", "evaluate", "evaluate", 0.5, None),
+    ]
+    assert bench.rows("select epoch, attempt, decide_ms from epoch_times order by epoch") == [(1, 1, 4.0), (2, 2, 4.0)]
+
+
+def test_who_claimed_nothing_fences_nobody(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """A start without a claim is nobody's: another producer says that attempt 99 took the run over at epoch 0."""
+    run = Run(teller, "run-a")
+    run.take()
+    run.epoch(1, 1.0, ly.SEED_OP_GERMINATE)
+    start = ly.TrainingRunStarted(run_id="run-a", attempt=99, resumed_epochs=0)
+    teller.log.append_raw(teller.log.sign(start, key="run-a", producer_id="other:1"))
+    bench = folded(teller, open_workbench)
+    assert bench.rows("select epoch, outcome from epochs") == [(1, "applied")]
+
+
+def test_a_gate_without_figures_still_failed(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """No figure, no row, would hide a failure: a failed gate without checks, and one that passed."""
+    for gate, passed in ((ly.SEED_GATE_G5_RESET, False), (ly.SEED_GATE_G0_SANITY, True)):
+        teller.tell(ly.GateEvaluated(run_id="run-a", epoch=1, seed_id="a.1", gate=gate, passed=passed), "run-a")
+    bench = folded(teller, open_workbench)
+    assert bench.rows("select gate, figure, value, blueprint_id from gate_failures") == [("G5_RESET", None, None, None)]
+
+
+def _policy(teller: InMemory, version: str, *, parent: str = "") -> None:
+    update = ly.PolicyUpdate(policy_id="default", tamiyo_policy_version=version, parent_policy_version=parent)
+    teller.tell(update, "default")
+
+
+def test_a_promoted_policy_retires_the_one_before(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """One version decides: v2 is promoted after v1, which is told of twice; in another line v1 alone."""
+    for version in ("v1", "v2", "v1"):
+        _policy(teller, version)
+    for version in ("v1", "v2"):
+        teller.tell(ly.PolicyPromoted(policy_id="default", tamiyo_policy_version=version), "default")
+    teller.tell(ly.PolicyUpdate(policy_id="other", tamiyo_policy_version="v1"), "other")
+    teller.tell(ly.PolicyPromoted(policy_id="other", tamiyo_policy_version="v1"), "other")
+    bench = folded(teller, open_workbench)
+    assert bench.rows("select policy_id, policy_version, status from policies order by all") == [
+        ("default", "v1", "retired"),
+        ("default", "v2", "active"),
+        ("other", "v1", "active"),
+    ]
+
+
+def test_a_lineage_ends(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """A pedigree that goes round would never end: two versions that name each other, one whose parent is unknown."""
+    _policy(teller, "v1", parent="v2")
+    _policy(teller, "v2", parent="v1")
+    _policy(teller, "v3", parent="v0")
+    bench = folded(teller, open_workbench)
+    sql = "select policy_version, generation, ancestor, known from policy_lineage order by all"
+    assert bench.rows(sql) == [
+        ("v1", 0, "v1", True),
+        ("v1", 1, "v2", True),
+        ("v2", 0, "v2", True),
+        ("v2", 1, "v1", True),
+        ("v3", 0, "v3", True),
+        ("v3", 1, "v0", False),
+    ]
+
+
+def test_a_reply_answers_the_request_that_it_follows_from(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """Whoever knows a request's id could answer it: a reply with the right id and another cause leaves it waiting."""
+    ask = ly.KernelPrefetchRequest(request_id="r", kernel_id="k", training_run_id="run-a")
+    teller.tell(ask, "k", event_id="1" * 32)
+    teller.tell(ly.KernelArtifactReady(request_id="r", kernel_id="k"), "k", cause="2" * 32)
+    bench = folded(teller, open_workbench)
+    assert bench.rows("select status, wait_ms from kernel_requests") == [("waiting", None)]
+    assert bench.rows("select request_id, run_id from waiting_kernel_requests") == [("r", "run-a")]
+
+
+def test_a_kernel_that_failed_and_was_made_after_all(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """The last word counts and the failure is kept: requested twice, failed once, finished."""
+    wanted = ly.KernelRequestSpec(blueprint_id="BP003")
+    for _ in range(2):
+        teller.tell(ly.CompileRequested(kernel_id="k", request=wanted), "k")
+    teller.tell(ly.CompileStarted(kernel_id="k", attempt=1), "k")
+    teller.tell(ly.CompileFailed(kernel_id="k", reason="timeout", attempt=1), "k")
+    teller.tell(ly.CompileStarted(kernel_id="k", attempt=2), "k")
+    teller.tell(ly.CompileFinished(kernel_id="k", compile_ms=5.0), "k")
+    bench = folded(teller, open_workbench)
+    sql = "select blueprint_id, status, requests, attempts, failures, failure, compile_ms from compile_jobs"
+    assert bench.rows(sql) == [("BP003", "finished", 2, 2, 1, "timeout", 5.0)]
+
+
+def test_figures_that_are_no_numbers_spoil_no_quantile(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """One NaN would make a mean NaN: samples 1, 3, NaN and infinity of one metric that names no subsystem."""
+    packet = ly.TelemetryPacket()
+    for value in (1.0, 3.0, math.nan, math.inf):
+        packet.metrics.add(name="m", value=value, unit="ms")
+    teller.tell(packet, "cli")
+    bench = folded(teller, open_workbench)
+    sql = "select subsystem, samples, mean_ms, max_ms from latencies"
+    assert bench.rows(sql) == [("cli", 2, 2.0, 3.0)]
+    assert bench.rows("select count(*) from metric_samples") == [(4,)]
