@@ -24,9 +24,9 @@ _HEADS: Final = (
 _OBSERVED: Final = ("epoch", "train_loss", "val_loss", "val_accuracy", "seeds", "plateau", "gap", "budget")
 
 
-def history(count: int) -> Iterator[tuple[str, EventMessage]]:
-    """Yield `count` events with their keys: of each epoch its decision, and the report of the epoch before."""
-    for number in range(count // 2):
+def history(count: int, *, first: int = 0) -> Iterator[tuple[str, EventMessage]]:
+    """Yield `count` events with their keys, from the `first` on: of each epoch its decision and its report."""
+    for number in range(first // 2, (first + count) // 2):
         run, epoch = f"run-{number % _RUNS:012x}", 1 + number // _RUNS
         yield run, _decision(run, epoch)
         yield run, _report(run, epoch)
@@ -97,8 +97,8 @@ def _report(run: str, epoch: int) -> ly.FieldReport:
     )
 
 
-def record(fabric: Fabric, count: int) -> int:
-    """Append a history of `count` events and return its bytes; raises RuntimeError unless all are acknowledged.
+def record(fabric: Fabric, count: int, *, first: int = 0) -> int:
+    """Append `count` events of a history and return their bytes; raises RuntimeError unless all are acknowledged.
 
     One producer signs and chains them as `Publisher` does, without its waits and breakers: what is read is measured,
     not what is written.
@@ -106,9 +106,9 @@ def record(fabric: Fabric, count: int) -> int:
     producer = Producer(
         {"bootstrap.servers": fabric.bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": 50}
     )
-    producer_id, failed, size = derive_id("bench", "recorder"), list[object](), 0
+    producer_id, size = derive_id("bench", "recorder", first), 0
     chains: dict[tuple[str, int], tuple[int, bytes]] = {}
-    for number, (key, message) in enumerate(history(count)):
+    for number, (key, message) in enumerate(history(count, first=first), first):
         spec = fabric.topics.topic_of(type_of(message))
         place = (spec.name, partition_for(key, spec.partitions))
         sequence, previous = chains.get(place, (0, b""))
@@ -128,7 +128,7 @@ def record(fabric: Fabric, count: int) -> int:
             except BufferError:
                 producer.poll(0.01)
     left = producer.flush()
-    if left or failed:
+    if left:
         raise RuntimeError(f"{left} records were not acknowledged")
     return size
 

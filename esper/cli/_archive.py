@@ -28,14 +28,14 @@ FolderOption = Annotated[
 ]
 
 
-def _layout(folder: Path | None, home: Home) -> Layout:
+def _layout(folder: Path | None, home: Home | None = None) -> Layout:
     from esper.projection.archive import Layout, archive_of
 
-    return archive_of(home) if folder is None else Layout(folder)
+    return archive_of(home or open_home()) if folder is None else Layout(folder)
 
 
-def _existing(folder: Path | None, home: Home) -> Layout:
-    layout = _layout(folder, home)
+def _existing(folder: Path | None) -> Layout:
+    layout = _layout(folder)
     if not layout.seals.is_dir():
         raise UsageError(
             f"there is no archive in {layout.root}",
@@ -96,17 +96,17 @@ def verify(
     folder: FolderOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Prove seals, segments, records and blobs. Exit code 4 when something is wrong. Needs no broker without --live.
+    """Prove seals, segments, records and blobs. Exit code 4 when something is wrong.
 
+    Needs no broker without --live, and no home with --archive and --public-key.
     Example: esper archive verify --live
     """
     from esper.projection.archive import compare_with_live, public_key_of, verify_archive
 
-    home = open_home()
-    key = public_key_of(home) if public_key is None else read_public_key(public_key)
-    verdict = verify_archive(_existing(folder, home), public_key=key)
+    key = public_key_of(open_home()) if public_key is None else read_public_key(public_key)
+    verdict = verify_archive(_existing(folder), public_key=key)
     if live:
-        compare_with_live(verdict, Cluster.open(settings(), home=home), TopicCatalog.load(settings()))
+        compare_with_live(verdict, Cluster.open(settings(), home=open_home()), TopicCatalog.load(settings()))
     document = verdict.document()
     if json:
         emit_json(document)
@@ -128,8 +128,7 @@ def list_(folder: FolderOption = None, json: JsonFlag = False) -> None:
     """List seals, and how far each partition is sealed. Example: esper archive list"""
     from esper.projection.archive import list_archive, public_key_of, survey
 
-    home = open_home()
-    found = survey(_existing(folder, home), public_key=public_key_of(home))
+    found = survey(_existing(folder), public_key=public_key_of(open_home()))
     found.check()
     document = list_archive(found)
     if json:
@@ -154,7 +153,7 @@ def restore(
     """
     from esper.projection.archive import Restorer
 
-    layout = _existing(folder, open_home())
+    layout = _existing(folder)
     with _Bar("restoring") as report:
         restored = Restorer(settings(), layout).restore(again=again, report=report)
     if json:

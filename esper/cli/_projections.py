@@ -53,7 +53,7 @@ def list_(json: JsonFlag = False) -> None:
     if json:
         emit_json(rows)
     else:
-        emit_table(rows, ["name", "version", "records", "lag", "tables"])
+        emit_table(rows, ["name", "version", "pinned", "records", "lag", "tables"])
 
 
 @projections.command()

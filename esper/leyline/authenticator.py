@@ -75,6 +75,8 @@ class Authenticator:
     def _keep(
         self, place: tuple[str, int, bytes | None, bytes | None, bytes], found: tuple[str, str, bytes, bytes]
     ) -> None:
+        if self._keyring.keys is not self._keys:
+            return  # The ring met this key only now; it is kept from the next record on.
         if len(self._kept) >= _KEPT_MAX:
             self._kept.clear()
         topic, partition, _, _, key_id = place

@@ -15,7 +15,7 @@ from typing import ClassVar, Final, cast
 from google.protobuf.message import DecodeError, Message
 
 from esper.leyline.registry import EVENT_TYPES, EventMessage
-from esper.leyline.signing import KEY_ID_BYTES, Envelope, KeyRing, Verdict
+from esper.leyline.signing import KEY_ID_BYTES, SIGNATURE_BYTES, SIGNER_TYPES, Envelope, KeyRing, Verdict
 from esper.leyline.upcasting import CURRENT_VERSIONS, UpcastError, current_version, is_understood, upcast
 from esper.leyline.v1 import operations_pb2 as ops
 from esper.leyline.v1.meta_pb2 import AnyEvent, EventMeta
@@ -35,6 +35,8 @@ _NANOS_PER_SECOND: Final = 1_000_000_000
 
 #: Whether records of (topic, type, source) are expected; topics/*.yaml answers.
 Allowed = Callable[[str, str, str], bool]
+#: Names and contents, in order.
+Headers = tuple[tuple[str, bytes | None], ...]
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -46,7 +48,7 @@ class Record:
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...] = ()
+    headers: Headers = ()
     append_time_ms: int = 0
 
     def __init__(
@@ -56,7 +58,7 @@ class Record:
         offset: int,
         key: bytes | None,
         value: bytes | None,
-        headers: tuple[tuple[str, bytes | None], ...] = (),
+        headers: Headers = (),
         append_time_ms: int = 0,
     ) -> None:
         # One is made for every record read. What `dataclass` would write takes five times as long, as long as its MAC.
@@ -121,7 +123,25 @@ def _text(raw: bytes | None) -> str | None:
         return None
 
 
-def authenticate(record: Record, keyring: KeyRing) -> tuple[str, str, bytes, bytes]:
+#: (key, type, signature, value) of a record whose signature holds.
+Authentic = tuple[str, str, bytes, bytes]
+#: What `authenticate` does with one ring.
+Authenticated = Callable[[Record], Authentic]
+
+
+def _signature_and_type(headers: Headers) -> tuple[bytes | None, bytes | None]:
+    """Return what `Record.header` does for both, in one pass."""
+    signature = type_bytes = None
+    signatures = types = 0
+    for name, content in headers:
+        if name == SIGNATURE_HEADER:
+            signature, signatures = content, signatures + 1
+        elif name == TYPE_HEADER:
+            type_bytes, types = content, types + 1
+    return signature if signatures == 1 else None, type_bytes if types == 1 else None
+
+
+def authenticate(record: Record, keyring: KeyRing) -> Authentic:
     """Return (key, type, signature, value) of a record whose signature holds; nothing of its meta is checked yet.
 
     Raises:
@@ -132,8 +152,8 @@ def authenticate(record: Record, keyring: KeyRing) -> tuple[str, str, bytes, byt
         raise BadRecord(ops.DEAD_LETTER_REASON_EMPTY, "the record has no value")
     if len(value) > VALUE_BYTES_MAX:
         raise BadRecord(ops.DEAD_LETTER_REASON_TOO_LARGE, f"{len(value)} bytes, at most {VALUE_BYTES_MAX}")
-    signature = record.header(SIGNATURE_HEADER)
-    key, type_name = _text(record.key), _text(record.header(TYPE_HEADER))
+    signature, type_bytes = _signature_and_type(record.headers)
+    key, type_name = _text(record.key), _text(type_bytes)
     if signature is None:
         reason, detail = _VERDICTS[Verdict.UNSIGNED]
         raise BadRecord(reason, detail)
@@ -154,7 +174,20 @@ def _check_not_revoked(record: Record, keyring: KeyRing, key_id: str) -> None:
         raise BadRecord(ops.DEAD_LETTER_REASON_REVOKED_KEY, detail)
 
 
-def _inconsistency(meta: EventMeta, key: str, type_name: str) -> str:
+def _check_signer(record: Record, keyring: KeyRing, signature: bytes, type_name: str, source: str) -> None:
+    problem = keyring.signer_problem(
+        signature,
+        type_name=type_name,
+        source=source,
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+    )
+    if problem:
+        raise BadRecord(ops.DEAD_LETTER_REASON_WRONG_SIGNER, problem)
+
+
+def _inconsistency(meta: EventMeta, key: str, type_name: str, seconds: int, nanos: int) -> str:
     """Return what in `meta` disagrees with its record, or nothing."""
     if meta.type != type_name:
         return "meta.type is not the record's type"
@@ -164,66 +197,67 @@ def _inconsistency(meta: EventMeta, key: str, type_name: str) -> str:
         return "meta.event_id is missing or malformed"
     if not meta.producer_id or meta.sequence == 0:
         return "meta.producer_id or meta.sequence is missing"
-    time = meta.time
-    if not (_TIME_SECONDS_MIN <= time.seconds <= _TIME_SECONDS_MAX and 0 <= time.nanos < _NANOS_PER_SECOND):
+    if not (_TIME_SECONDS_MIN <= seconds <= _TIME_SECONDS_MAX and 0 <= nanos < _NANOS_PER_SECOND):
         return "meta.time is no time"
     return ""
 
 
-def _check_time(record: Record, meta: EventMeta) -> None:
-    """Refuse what claims to be made after it was appended: it would never grow stale."""
-    if record.append_time_ms <= 0:
-        return  # Not appended yet, so that there is nothing to compare with.
-    time = meta.time
-    ahead_ms = time.seconds * 1_000 + time.nanos // 1_000_000 - record.append_time_ms
-    if ahead_ms > CLOCK_SKEW_MS_MAX:
-        detail = f"its time lies {ahead_ms // 1_000} s after its append, {CLOCK_SKEW_MS_MAX // 1_000} s are believed"
-        raise BadRecord(ops.DEAD_LETTER_REASON_FUTURE_TIME, detail)
+def _future_time(ahead_ms: int) -> BadRecord:
+    """Return why what claims to be made after it was appended is refused: it would never grow stale."""
+    detail = f"its time lies {ahead_ms // 1_000} s after its append, {CLOCK_SKEW_MS_MAX // 1_000} s are believed"
+    return BadRecord(ops.DEAD_LETTER_REASON_FUTURE_TIME, detail)
 
 
-def open_record(record: Record, *, keyring: KeyRing, allowed: Allowed) -> EventMeta:
+def open_record(
+    record: Record, *, keyring: KeyRing, allowed: Allowed, authenticated: Authenticated | None = None
+) -> EventMeta:
     """Return the meta of a record that is authentic, consistent and in its right place.
 
     Raises:
         BadRecord: it is not; the reason is one of the contract's.
     """
-    return open_event(record, keyring=keyring, allowed=allowed, wanted=())[0]
+    return open_event(record, keyring=keyring, allowed=allowed, wanted=(), authenticated=authenticated)[0]
 
 
 def open_event(
-    record: Record, *, keyring: KeyRing, allowed: Allowed, wanted: Container[str]
+    record: Record,
+    *,
+    keyring: KeyRing,
+    allowed: Allowed,
+    wanted: Container[str],
+    authenticated: Authenticated | None = None,
 ) -> tuple[EventMeta, Message | None]:
     """Return what `open_record` does and, of the types that are `wanted`, the message that holds this meta.
 
     The value is parsed once for both, not twice, and the message brought to the current version of its type. No
-    message where it does not decode as its type, or has no form in that version: `decode` says so.
+    message where it does not decode as its type, or has no form in that version: `decode` says so. Who opens many
+    gives as `authenticated` what an `Authenticator` of this ring does: the same, in half the time.
 
     Raises:
         BadRecord: as `open_record`.
     """
-    key, type_name, signature, value = authenticate(record, keyring)
+    found = authenticate(record, keyring) if authenticated is None else authenticated(record)
+    key, type_name, signature, value = found
     if type_name not in EVENT_TYPES:
         raise BadRecord(ops.DEAD_LETTER_REASON_UNKNOWN_TYPE, f"type {type_name!r} is not in this contract")
     message = _decoded(value, type_name) if type_name in wanted else None
     meta = _meta_of(value) if message is None else cast("EventMessage", message).meta
-    problem = _inconsistency(meta, key, type_name)
+    time = meta.time
+    seconds, nanos = time.seconds, time.nanos
+    problem = _inconsistency(meta, key, type_name, seconds, nanos)
     if problem:
         raise BadRecord(ops.DEAD_LETTER_REASON_INCONSISTENT, problem)
     topic, source = record.topic, meta.source
     if not allowed(topic, type_name, source):
         detail = f"topic {topic} takes no {type_name} from {source!r}"
         raise BadRecord(ops.DEAD_LETTER_REASON_NOT_ALLOWED, detail)
-    problem = keyring.signer_problem(
-        signature,
-        type_name=type_name,
-        source=source,
-        topic=topic,
-        partition=record.partition,
-        offset=record.offset,
-    )
-    if problem:
-        raise BadRecord(ops.DEAD_LETTER_REASON_WRONG_SIGNER, problem)
-    _check_time(record, meta)
+    if type_name in SIGNER_TYPES or len(signature) != SIGNATURE_BYTES:
+        _check_signer(record, keyring, signature, type_name, source)
+    ahead_ms = seconds * 1_000 + nanos // 1_000_000 - record.append_time_ms
+    if (
+        ahead_ms > CLOCK_SKEW_MS_MAX and record.append_time_ms > 0
+    ):  # Before its append there is nothing to compare with.
+        raise _future_time(ahead_ms)
     if message is not None and meta.schema_version != CURRENT_VERSIONS.get(type_name, 1):
         return _of_other_version(value, message)
     return meta, message
@@ -250,6 +284,14 @@ def _meta_of(value: bytes) -> EventMeta:
         return AnyEvent.FromString(value).meta
     except DecodeError as error:
         raise BadRecord(ops.DEAD_LETTER_REASON_UNDECODABLE, "the value is not a protobuf event") from error
+
+
+def signature_of(record: Record) -> bytes:
+    """Return the signature of a record that `open_record` let pass."""
+    name, first = record.headers[0]  # Where publishers put it.
+    signature = first if name == SIGNATURE_HEADER else record.header(SIGNATURE_HEADER)
+    assert signature is not None, "an opened record has one signature"
+    return signature
 
 
 def decode(record: Record, meta: EventMeta) -> Message:

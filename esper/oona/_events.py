@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, cast
 from confluent_kafka import Message as KafkaMessage
 from google.protobuf.message import Message
 
-from esper.leyline import BadRecord, KeyRing, Record, decode, open_event, open_record
+from esper.leyline import Authenticator, BadRecord, KeyRing, Record, decode, open_event, open_record
 from esper.leyline import messages as ly
 from esper.oona._cluster import Position
 from esper.oona._memory import Chained, Judgement, LogMemory, Place
@@ -91,6 +91,7 @@ class Gatekeeper:
 
     def __init__(self, *, keyring: KeyRing, topics: TopicCatalog, memory: LogMemory | None = None) -> None:
         self._keyring = keyring
+        self._authenticated = Authenticator(keyring).authenticate
         self._allowed = topics.allowed
         self.memory = memory or LogMemory()
 
@@ -99,12 +100,18 @@ class Gatekeeper:
         return open_record(record, keyring=self._keyring, allowed=self._allowed)
 
     def open(self, record: Record, *, wanted: Container[str]) -> Opened:
-        """Return the meta of an authentic record and, of the types that are `wanted`, its message.
+        """Return the meta of an authentic record and, of the types that are `wanted`, its message; for one thread.
 
         Raises:
             BadRecord: it is not authentic.
         """
-        meta, message = open_event(record, keyring=self._keyring, allowed=self._allowed, wanted=wanted)
+        meta, message = open_event(
+            record,
+            keyring=self._keyring,
+            allowed=self._allowed,
+            wanted=wanted,
+            authenticated=self._authenticated,
+        )
         return Opened(record, meta, message, Place(meta.producer_id, meta.sequence, meta.event_id))
 
     def is_new(self, record: Record, meta: Chained) -> bool:

@@ -22,6 +22,7 @@ from esper.core.errors import IntegrityError, NotReadyError
 from esper.oona import Fabric, Position
 from esper.projection._contents import read_progress
 from esper.projection._ledger import Disposition, Progress
+from esper.projection._past import log_source
 
 #: Returns the offsets from the second argument on and before the third at which the log holds a record.
 Holds = Callable[[Position, int, int], Sequence[int]]
@@ -52,6 +53,7 @@ ACCOUNTS_SCHEMA: Final = (
 #: DuckDB numbers the rows that a transaction has appended and not committed from 36028797018960000 on.
 _UNCOMMITTED: Final = 2**54
 _PROBE_SECONDS: Final = 60.0
+_PROBE_RECORDS: Final = 500
 _NAMED_MAX: Final = 5
 
 
@@ -104,7 +106,8 @@ def check_accounts(
 def _new_lines(cursor: duckdb.DuckDBPyConnection) -> Mapping[Position, _Lines]:
     rows = cursor.execute(
         "select topic, topic_partition, disposition, count(*), min(record_offset), max(record_offset),"
-        f" sum(record_offset) from esper.records where rowid >= {_UNCOMMITTED} group by all"
+        " sum(record_offset) from esper.records where rowid >= $1 group by all",
+        [_UNCOMMITTED],
     ).fetchall()
     lines: dict[Position, _Lines] = defaultdict(_Lines)
     for topic, partition, disposition, count, first, last, total in rows:
@@ -132,9 +135,9 @@ def _after(old: Progress, lines: _Lines) -> Progress:
 def _check_gaps(cursor: duckdb.DuckDBPyConnection, name: str, old: Progress, holds: Holds) -> None:
     """Ask the log about every gap in the new lines of one partition, and keep those at which it holds nothing."""
     rows = cursor.execute(
-        f"select record_offset from esper.records where rowid >= {_UNCOMMITTED} and topic = $1"  # noqa: S608 - the same
-        " and topic_partition = $2 order by all",
-        list(old.place),
+        "select record_offset from esper.records"
+        " where rowid >= $1 and topic = $2 and topic_partition = $3 order by all",
+        [_UNCOMMITTED, *old.place],
     ).fetchall()
     for before, after in pairwise([old.next_offset - 1, *(offset for (offset,) in rows)]):
         if after == before:
@@ -157,20 +160,24 @@ def _skipped(name: str, place: Position, offsets: Sequence[int], cause: str) -> 
 
 
 def log_holds(fabric: Fabric) -> Holds:
-    """Return what asks the cluster's log, with a reader of its own for each question."""
+    """Return what asks the cluster's log and what is sealed of it, with a source of its own for each question."""
 
     def holds(place: Position, start: int, end: int) -> list[int]:
         found: list[int] = []
         deadline = Deadline(_PROBE_SECONDS)
-        with fabric.reader({place: start}) as reader:
-            while reader.positions()[place] < end:  # ends with a record behind the gap, or at the deadline
-                found += [record.offset for record in reader.read_raw(1.0) if record.offset < end]
+        source = log_source(fabric, [place[0]])
+        try:
+            source.seek({place: start})
+            while source.positions().get(place, start) < end:  # ends with a record behind the gap, or at the deadline
+                found += [record.offset for record in source.read(1.0, _PROBE_RECORDS) if record.offset < end]
                 if deadline.expired:
                     raise NotReadyError(
                         f"offsets {start} to {end - 1} of partition {place[1]} of topic {place[0]} cannot be read",
                         cause=f"the log gave no answer for {_PROBE_SECONDS:g} seconds",
                         next_step="Try again",
                     )
+        finally:
+            source.close()
         return found
 
     return holds

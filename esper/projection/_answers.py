@@ -9,9 +9,9 @@ from typing import Any
 from esper.core.errors import UsageError
 from esper.projection._asof import parse_point
 from esper.projection._parameters import unpack
-from esper.projection._projections import WritableProjections
 from esper.projection._resolve import positions_of
 from esper.projection._server import Routes
+from esper.projection._writable import WritableProjections
 
 
 def reading_routes(projections: WritableProjections, folder: Path) -> Routes:

@@ -52,7 +52,7 @@ def building(
     *,
     until: Mapping[str, Mapping[Position, int]] | None = None,
     letters: LetterBox | None = None,
-    processes: int = 1,
+    readers: int = 0,
     cold: bool = False,
 ) -> Iterator[tuple[Mapping[str, ProjectionFile], Folding]]:
     """Open files at `paths`, by projection name, and the loop that fills them, each up to `until`.
@@ -68,12 +68,12 @@ def building(
             admission(fabric, definitions),
             records_max=REBUILD_RECORDS,
         )
-        if processes == 1
+        if not readers
         else ParallelIntake(
             fabric,
             read_topics(definitions),
             wanted={kind for one in definitions for kind in one.types},
-            processes=processes,
+            processes=readers,
             records_max=REBUILD_RECORDS,
             cold=cold,
         )

@@ -22,6 +22,7 @@ _REBUILD_CHECKPOINT: Final = "1GB"
 _STORAGE_WORDS: Final = tuple(
     os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
 )
+_INVALIDATED: Final = "has been invalidated because of a previous fatal error"
 _LOCK_MESSAGE: Final = "Could not set lock on file"
 
 
@@ -40,9 +41,14 @@ class UnreadableFile(IntegrityError):
 def fault(path: Path, error: duckdb.Error) -> EsperError:
     """Return our error for what DuckDB says of a file that it cannot use.
 
-    A full disk, a lack of permission or of memory is no damage: the file is good once that is mended.
+    A full disk, a lack of permission or of memory is no damage: the file is good once that is mended. Nor is a
+    database that ended because of a fault of its own, in whichever statement that was.
     """
     text = " ".join(str(error).split())
+    if isinstance(error, duckdb.FatalException) and _INVALIDATED in text:
+        return OperationFailed(
+            f"projection file {path} cannot be used any more by this process", cause=text, next_step="Start it again"
+        )
     if isinstance(error, duckdb.OutOfMemoryException):
         return OperationFailed(
             f"projection file {path} cannot be opened",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ _NAME: Final = re.compile(
 )
 #: The file that counts, and the one before it.
 _KEPT: Final = 2
-_BUILDING: Final = re.compile(r"building-(?P<pid>[0-9]+)-.*\.duckdb")
+_BUILDING: Final = re.compile(r"building-(?P<pid>[0-9]+)-.*")
 
 
 @dataclass(frozen=True, order=True)
@@ -116,10 +117,13 @@ class ProjectionFolder:
 
     def remove_abandoned(self) -> None:
         """Delete what processes that no longer live left half-built."""
-        for path in self.path.glob("building-*.duckdb"):
+        for path in self.path.glob("building-*"):
             match = _BUILDING.fullmatch(path.name)
             if match and not psutil.pid_exists(int(match["pid"])):
-                remove(path)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
 
     def set_aside(self, path: Path) -> Path:
         """Rename a file that cannot be read, so that a new one can be built; return its new path."""

@@ -18,9 +18,9 @@ from esper.projection._folding import Folding
 from esper.projection._intake import LocalIntake
 from esper.projection._letters import DeadLetters
 from esper.projection._past import log_source
-from esper.projection._projections import WritableProjections
 from esper.projection._source import RecordSource
 from esper.projection._versions import definition_of, keep_definition, remove_unused, serving_definitions
+from esper.projection._writable import WritableProjections
 
 _log = logging.getLogger("esper.projection.live")
 
@@ -111,7 +111,8 @@ class LiveFold:
     def _level(self, definition: Definition, built: Path) -> dict[Position, int]:
         """Bring the file that counts and `built` to the same offsets, by folding; return those of `built`."""
         live = self.projections.files.get(definition.name)
-        letters = None if live is not None else self._letters
+        told = {topic for one in self.projections.definitions for topic in one.topics}
+        letters = None if told.issuperset(definition.topics) else self._letters
         reached = fold_up_to(self._fabric, definition, built, {}, letters=letters)
         if live is None:
             return reached
@@ -120,7 +121,7 @@ class LiveFold:
             self.folding.step(STEP_SECONDS)
         self.folding.commit()
         ends = {place: one.next_offset for place, one in live.progress.items()}
-        return fold_up_to(self._fabric, definition, built, ends)
+        return fold_up_to(self._fabric, definition, built, ends, letters=letters)
 
     def _make_folding(self) -> None:
         """Make the loop over the present files, which may read other topics than those before."""

@@ -159,7 +159,7 @@ def run_query(
                 cursor.execute("begin transaction read only")
                 if past is not None:
                     past.confirm(cursor)
-                return _read(cursor, checked.statement, parameters, limits, room or Room())
+                return _read(cursor, checked.statement, parameters, limits, room or Room(), expelled)
             # A result that breaks off while Arrow reads it raises OSError with DuckDB's text.
             except (duckdb.Error, OSError, pa.ArrowException) as error:
                 raise _explain(error, deadline=deadline, limits=limits, expelled=expelled.is_set()) from error
@@ -175,6 +175,7 @@ def _read(
     parameters: Sequence[object],
     limits: Limits,
     room: Room,
+    expelled: threading.Event,
 ) -> pa.Table:
     relation = cursor.sql(statement, params=list(parameters) or None)
     if relation is None:
@@ -188,8 +189,13 @@ def _read(
             batches.append(batch)
             rows, taken = rows + batch.num_rows, taken + batch.nbytes
             limits.check(rows, taken)
-    except BaseException:
+    except BaseException as error:
         room.give_back(taken)
+        if isinstance(error, EsperError):
+            # DuckDB goes on computing what nobody takes any more, without a bound where rows have no bytes, until it
+            # is interrupted; to close the reader is to wait for that.
+            expelled.set()
+            reader.close()
         raise
     table = pa.Table.from_batches(batches, schema=reader.schema)
     weakref.finalize(table, room.give_back, taken)

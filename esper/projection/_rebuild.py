@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import duckdb
+
 from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
 from esper.core.errors import Busy, NotReadyError
 from esper.core.rng import jitter
 from esper.oona import Fabric, Position
 from esper.projection._building import STEP_SECONDS, building, fold_up_to, log_ends, read_topics
 from esper.projection._control import ProjectorClient, ProjectorGone, find_projector
+from esper.projection._database import fault, is_held
 from esper.projection._definition import Definition, choose, load_definitions
 from esper.projection._fence import Fence
 from esper.projection._file import ProjectionFile
 from esper.projection._folder import ProjectionFolder, remove
 from esper.projection._letters import DeadLetters
 from esper.projection._live import Switched, kept_version, switched
+from esper.projection._projections import held
 from esper.projection._projector import opened
 from esper.projection._versions import keep_definition, readable_definitions, remove_unused, serving_definitions
 
@@ -142,8 +146,19 @@ def roll_back(fabric: Fabric, name: str) -> dict[str, Any]:
         kept, definition, pinned = kept_version(fabric, folder, name)
         return _promoted(fabric, folder, definition, kept.path, pinned=pinned)
 
-    kept_version(fabric, folder, name)
+    _bring_up(fabric, folder, name)
     return _as_writer(fabric, folder, lambda client: client.roll_back(name), here).as_dict()
+
+
+def _bring_up(fabric: Fabric, folder: ProjectionFolder, name: str) -> None:
+    """Fold the kept file up to the log's end in this process, so that the projector has little left to do."""
+    kept, definition, _ = kept_version(fabric, folder, name)
+    try:
+        fold_up_to(fabric, definition, kept.path, log_ends(fabric, [definition]))
+    except duckdb.Error as error:
+        if not is_held(error):
+            raise fault(kept.path, error) from error
+        raise held(kept.path, error) from error
 
 
 def _build(

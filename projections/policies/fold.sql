@@ -7,8 +7,8 @@ select topic_partition, record_offset, append_time, meta.event_id, meta.time as 
     'topic': r.topic, 'topic_id': r.topic_id, 'topic_partition': r.partition, 'first_offset': r.first_offset,
     'end_offset': r.end_offset
   }) as training_data,
-  code_version, dependencies_digest, seed, numerics.torch, numerics.device, algorithm, hyperparameters, scores, episodes,
-  transitions
+  code_version, dependencies_digest, seed, numerics.torch, numerics.device, algorithm, hyperparameters, scores,
+  episodes, transitions
 from PolicyUpdate;
 
 insert into policy_validations by name

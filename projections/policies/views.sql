@@ -34,7 +34,8 @@ with last_words as (
   select policy_id, policy_version, event, happened_at from policy_history
   qualify row_number() over (partition by policy_id, policy_version order by record_offset desc) = 1
 ), verdicts as (
-  from policy_validations qualify row_number() over (partition by policy_id, policy_version order by record_offset desc) = 1
+  from policy_validations
+  qualify row_number() over (partition by policy_id, policy_version order by record_offset desc) = 1
 ), counts as (
   select policy_id, policy_version, count(*) filter (event = 'promoted') as promotions from policy_history
   group by policy_id, policy_version
@@ -49,7 +50,10 @@ select u.policy_id, u.policy_version,
   u.scores as training_scores, v.scores as validation_scores, v.passed, n.promotions, u.hyperparameters,
   u.observation_schema, u.policy_digest, u.weights_digest, u.payload_bytes, u.code_version, u.dependencies_digest,
   u.torch, u.device, u.training_run_id, u.event_id, u.append_time as made_at, l.happened_at as status_since
-from (from policy_updates qualify row_number() over (partition by policy_id, policy_version order by record_offset) = 1) u
+from (
+  from policy_updates
+  qualify row_number() over (partition by policy_id, policy_version order by record_offset) = 1
+) u
 join last_words l using (policy_id, policy_version)
 join counts n using (policy_id, policy_version)
 left join verdicts v using (policy_id, policy_version)

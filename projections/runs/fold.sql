@@ -11,8 +11,8 @@ from TrainingRunClaimed;
 
 insert into run_starts by name
 select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,
-  run_id, attempt, worker, meta.producer_id, numerics.torch, numerics.python, numerics.instruction_set, numerics.threads,
-  numerics.device, numerics.world_size, numerics.deterministic_algorithms, numerics.blas,
+  run_id, attempt, worker, meta.producer_id, numerics.torch, numerics.python, numerics.instruction_set,
+  numerics.threads, numerics.device, numerics.world_size, numerics.deterministic_algorithms, numerics.blas,
   code_version, dependencies_digest, data_digest, parameters, initial_digest, resumed_epochs
 from TrainingRunStarted;
 

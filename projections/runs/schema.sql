@@ -38,7 +38,8 @@ create table run_seed_states (
 
 create table run_outcomes (
   topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
-  run_id varchar, producer_id varchar, attempt uinteger, epoch uinteger, state_event_id varchar, result varchar, reason varchar,
+  run_id varchar, producer_id varchar, attempt uinteger, epoch uinteger, state_event_id varchar, result varchar,
+  reason varchar,
   command_id varchar, command_event_id varchar, command_offset bigint, command_type varchar, seed_operation varchar,
   seed_id varchar, kernel_digest varchar, latency_ms double, decision_id varchar, gate_verdicts map(varchar, boolean),
   late_commands struct(command_id varchar, event_id varchar, epoch uinteger, reason varchar)[],
@@ -47,18 +48,21 @@ create table run_outcomes (
 
 create table run_checkpoints (
   topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
-  run_id varchar, producer_id varchar, attempt uinteger, epoch uinteger, blob_digest varchar, size_bytes ubigint, weights_digest varchar
+  run_id varchar, producer_id varchar, attempt uinteger, epoch uinteger, blob_digest varchar, size_bytes ubigint,
+  weights_digest varchar
 );
 
 create table run_rollbacks (
   topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
-  run_id varchar, producer_id varchar, attempt uinteger, from_epoch uinteger, to_epoch uinteger, checkpoint_digest varchar, reason varchar
+  run_id varchar, producer_id varchar, attempt uinteger, from_epoch uinteger, to_epoch uinteger,
+  checkpoint_digest varchar, reason varchar
 );
 
 create table run_finishes (
   topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
-  run_id varchar, producer_id varchar, attempt uinteger, epochs uinteger, accuracy double, loss double, val_accuracy double,
-  val_loss double, parameters ubigint, multiply_adds ubigint, multiply_adds_per_sample ubigint, digest varchar,
+  run_id varchar, producer_id varchar, attempt uinteger, epochs uinteger, accuracy double, loss double,
+  val_accuracy double, val_loss double, parameters ubigint, multiply_adds ubigint, multiply_adds_per_sample ubigint,
+  digest varchar,
   seeds struct(seed_id varchar, slot varchar, blueprint_id varchar, stage varchar)[]
 );
 

@@ -140,13 +140,15 @@ with last_claim as (
 ), last_epoch as (
   select run_id, max(epoch) as epochs, arg_max(val_loss, epoch) as val_loss,
     arg_max(val_accuracy, epoch) as val_accuracy, arg_max(parameters, epoch) as parameters,
-    arg_max(multiply_adds, epoch) as multiply_adds, arg_max(multiply_adds_per_sample, epoch) as multiply_adds_per_sample,
+    arg_max(multiply_adds, epoch) as multiply_adds,
+    arg_max(multiply_adds_per_sample, epoch) as multiply_adds_per_sample,
     arg_max(digest, epoch) as digest
   from epochs group by run_id
 ), described as (
+  -- Only packets tell of a run whose request is not in this log.
   select run_id, arg_min(task, record_offset) as task, arg_min(host, record_offset) as host,
     arg_min(policy, record_offset) as policy, arg_min(seed, record_offset) as seed
-  from run_states group by run_id
+  from run_states anti join run_requests using (run_id) group by run_id
 ), grown as (
   select run_id, list({
     'seed_id': seed_id, 'slot': slot, 'blueprint_id': blueprint_id, 'stage': stage
@@ -155,7 +157,7 @@ with last_claim as (
 ), ids as (
   select run_id from requests
   union select run_id from attempts
-  union select run_id from run_states
+  union select run_id from described
   union select run_id from run_status
 )
 select i.run_id, coalesce(r.task, d.task) as task, coalesce(r.host, d.host) as host,
@@ -236,13 +238,14 @@ from seeds s
 join moves m using (run_id, seed_id)
 left join measured x using (run_id, seed_id)
 left join (
-  select run_id, task, host, policy
+  select run_id, arg_min(task, record_offset) as task, arg_min(host, record_offset) as host,
+    arg_min(policy, record_offset) as policy
   from (
-    select run_id, task, host, policy, 0 as order_of_source, record_offset from run_requests
+    select run_id, task, host, policy, record_offset from run_requests
     union all
-    select run_id, task, host, policy, 1, record_offset from run_states
+    select run_id, task, host, policy, record_offset from run_states anti join run_requests using (run_id)
   )
-  qualify row_number() over (partition by run_id order by order_of_source, record_offset) = 1
+  group by run_id
 ) r using (run_id);
 
 -- What each blueprint was worth on each task. Seeds that nothing measured count as seeds and in no figure of gain.
@@ -282,42 +285,47 @@ select policy, policy_version, proposed, count(*) as decisions, count(*) filter 
   count(*) filter (val_loss_change > 0) as loss_rose
 from policy_decisions group by policy, policy_version, proposed;
 
--- Where the time of each epoch went, by the broker's clock (milliseconds apart, so 0 is less than one).
--- train: from the edge before; decide: packet to decision; deliver: decision to command; apply: command, or packet
--- where none came, to outcome. `wait` is all of the edge. Kernel waits stand in `kernel_requests`.
-create view epoch_times as
-with first_decisions as (
-  select run_id, attempt, state_event_id, command_id, append_time from decisions
-  qualify row_number() over (partition by run_id, attempt, state_event_id order by record_offset) = 1
-), first_commands as (
-  select run_id, command_id, append_time from commands
-  qualify row_number() over (partition by run_id, command_id order by record_offset) = 1
+-- What each epoch's edge took, by the broker's clock, without the way of its command.
+create view edge_times as
+with decided as (
+  select run_id, attempt, state_event_id, min(append_time) as decided_at,
+    arg_min(command_id, record_offset) as command_id
+  from decisions group by run_id, attempt, state_event_id
 ), edges as (
   select run_id, epoch, attempt, command, outcome, latency_ms, command_id, state_event_id, finished_at, settled_at,
-    lag(settled_at) over (partition by run_id, attempt order by epoch) as edge_before,
-    lag(epoch) over (partition by run_id, attempt order by epoch) as epoch_before
-  from epochs
+    lag(settled_at) over before as edge_before, lag(epoch) over before as epoch_before
+  from epochs window before as (partition by run_id, attempt order by epoch)
 )
-select e.run_id, e.epoch, e.attempt, e.command, e.outcome, e.finished_at,
+select e.run_id, e.epoch, e.attempt, e.command, e.outcome, e.finished_at, e.settled_at, d.decided_at,
+  coalesce(e.command_id, nullif(d.command_id, '')) as command_id,
   date_diff('microsecond', coalesce(e.edge_before, if(e.epoch_before is null, a.started_at, null)), e.finished_at)
     / 1000.0 as train_ms,
-  date_diff('microsecond', e.finished_at, d.append_time) / 1000.0 as decide_ms,
-  date_diff('microsecond', d.append_time, c.append_time) / 1000.0 as deliver_ms,
-  date_diff('microsecond', coalesce(c.append_time, e.finished_at), e.settled_at) / 1000.0 as apply_ms,
+  date_diff('microsecond', e.finished_at, d.decided_at) / 1000.0 as decide_ms,
   date_diff('microsecond', e.finished_at, e.settled_at) / 1000.0 as wait_ms, e.latency_ms
 from edges e
 left join attempts a using (run_id, attempt)
-left join first_decisions d
-  on d.run_id = e.run_id and d.attempt = e.attempt and d.state_event_id = e.state_event_id
-left join first_commands c on c.run_id = e.run_id and c.command_id = coalesce(e.command_id, nullif(d.command_id, ''));
+left join decided d using (run_id, attempt, state_event_id);
+
+-- Where the time of each epoch went (milliseconds apart, so 0 is less than one). train: from the edge before; decide:
+-- packet to decision; deliver: decision to command; apply: command, or packet where none came, to outcome. `wait_ms` is
+-- all of the edge. Kernel waits stand in `kernel_requests`.
+create view epoch_times as
+with commanded as (
+  select run_id, command_id, min(append_time) as commanded_at from commands group by run_id, command_id
+)
+select e.run_id, e.epoch, e.attempt, e.command, e.outcome, e.finished_at, e.train_ms, e.decide_ms,
+  date_diff('microsecond', e.decided_at, c.commanded_at) / 1000.0 as deliver_ms,
+  date_diff('microsecond', coalesce(c.commanded_at, e.finished_at), e.settled_at) / 1000.0 as apply_ms,
+  e.wait_ms, e.latency_ms
+from edge_times e left join commanded c using (run_id, command_id);
 
 -- Where the time of each run went, in seconds, with the tails of its decisions in milliseconds.
 create view run_times as
 with spent as (
   select run_id, count(*) as epochs, sum(train_ms) / 1000 as train_seconds, sum(wait_ms) / 1000 as wait_seconds,
-    quantile_cont(decide_ms, 0.5) as decide_ms_p50, quantile_cont(decide_ms, 0.99) as decide_ms_p99,
-    quantile_cont(wait_ms, 0.5) as wait_ms_p50, quantile_cont(wait_ms, 0.99) as wait_ms_p99, max(wait_ms) as wait_ms_max
-  from epoch_times group by run_id
+    quantile_cont(decide_ms, [0.5, 0.99]) as decide, quantile_cont(wait_ms, [0.5, 0.99]) as wait,
+    max(wait_ms) as wait_ms_max
+  from edge_times group by run_id
 ), tries as (
   select run_id, count(*) as attempts, min(append_time) as claimed_at,
     sum(date_diff('microsecond', append_time, started_at)) / 1e6 as start_seconds
@@ -326,17 +334,19 @@ with spent as (
 select l.run_id, r.task, l.status, t.attempts, s.epochs,
   date_diff('microsecond', r.append_time, t.claimed_at) / 1e6 as queue_seconds, t.start_seconds,
   s.train_seconds, s.wait_seconds, s.wait_seconds / nullif(s.train_seconds + s.wait_seconds, 0) as wait_share,
-  s.decide_ms_p50, s.decide_ms_p99, s.wait_ms_p50, s.wait_ms_p99, s.wait_ms_max,
-  if(l.status = 'running', null, date_diff('microsecond', r.append_time, l.since) / 1e6) as total_seconds
+  s.decide[1] as decide_ms_p50, s.decide[2] as decide_ms_p99, s.wait[1] as wait_ms_p50, s.wait[2] as wait_ms_p99,
+  s.wait_ms_max, if(l.status = 'running', null, date_diff('microsecond', r.append_time, l.since) / 1e6) as total_seconds
 from run_status l
-left join (from run_requests qualify row_number() over (partition by run_id order by record_offset) = 1) r using (run_id)
+left join (
+  from run_requests qualify row_number() over (partition by run_id order by record_offset) = 1
+) r using (run_id)
 left join tries t using (run_id)
 left join spent s using (run_id);
 
 -- Runs that were asked for and that no worker has taken.
 create view waiting_runs as
 select run_id, task, host, policy, seed, device, append_time as requested_at
-from run_requests anti join (select run_id from run_status union all select run_id from run_states) using (run_id)
+from run_requests anti join run_status using (run_id)
 qualify row_number() over (partition by run_id order by record_offset) = 1;
 
 -- Epochs of running runs whose packet has no outcome yet.

@@ -38,7 +38,8 @@ with words as (
     min(append_time) as requested_at
   from compile_requests group by kernel_id
 )
-select kernel_id, coalesce(a.blueprint_id, k.blueprint_id, l.blueprint_id) as blueprint_id, coalesce(l.status, 'requested') as status,
+select kernel_id, coalesce(a.blueprint_id, k.blueprint_id, l.blueprint_id) as blueprint_id,
+  coalesce(l.status, 'requested') as status,
   coalesce(a.requests, 0) as requests, l.attempts, coalesce(l.failures, 0) as failures, l.failure, l.compile_ms,
   a.requested_at, l.started_at, coalesce(l.status_since, a.requested_at) as status_since
 from asked a full join latest l using (kernel_id)

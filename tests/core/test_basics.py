@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,32 @@ def test_fresh_ids_are_fresh() -> None:
         assert len({make() for _ in range(1000)}) == 1000
     assert len(ids.new_event_id()) == 32
     assert ids.sha256_hex(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_a_forked_process_has_ids_of_its_own() -> None:
+    """Goal: what was drawn ahead is nobody else's. Method: fork after a first id, and compare the next ones of both."""
+    ids.new_event_id()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writing, "".join(ids.new_event_id() for _ in range(100)).encode())
+        finally:
+            os._exit(0)
+    mine = {ids.new_event_id() for _ in range(100)}
+    os.waitpid(child, 0)
+    written = os.read(reading, 65_536).decode()
+    os.close(reading)
+    os.close(writing)
+    theirs = {written[at : at + 32] for at in range(0, len(written), 32)}
+    assert (len(mine), len(theirs), len(mine | theirs)) == (100, 100, 200)
+
+
+def test_threads_share_no_id() -> None:
+    """Goal: an id is given once. Method: eight threads draw at the same time."""
+    with ThreadPoolExecutor(8) as pool:
+        drawn = list(pool.map(lambda _: [ids.new_event_id() for _ in range(2_000)], range(8)))
+    assert len({one for some in drawn for one in some}) == 16_000
 
 
 @given(seconds=st.floats(0.001, 100.0))

@@ -10,9 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import cast
 
+from google.protobuf.message import Message
+
 from esper.leyline import EVENT_TYPES, EventMessage, KeyRing, Record
 from esper.leyline.v1.meta_pb2 import AnyEvent, EventMeta
 from esper.oona import TopicSpec
+from tests.histories.record_messages import fill
 from tests.oona.hostile import Target
 
 #: Types whose golden fields would steer who hears them; they are published empty.
@@ -71,12 +74,14 @@ def golden_values() -> dict[str, bytes]:
 
 
 def golden_message(spec: TopicSpec, rng: random.Random) -> EventMessage:
-    """Return a message of the topic with golden content, its meta empty."""
+    """Return a message of the topic with golden content, or as it would be recorded next, its meta empty."""
     golden = golden_values()
     plain = _PLAIN_TYPES.get(spec.name)
     if plain is not None:
         return cast("EventMessage", EVENT_TYPES[next(name for name in sorted(spec.types) if name.endswith(plain))]())
-    name = rng.choice([name for name in sorted(spec.types) if name in golden])
-    message = cast("EventMessage", EVENT_TYPES[name].FromString(golden[name]))
+    name = rng.choice([name for name in sorted(spec.types) if name in golden] or sorted(spec.types))
+    message = cast("EventMessage", EVENT_TYPES[name].FromString(golden.get(name, b"")))
+    if name not in golden:
+        fill(cast("Message", message), EVENT_TYPES[name].DESCRIPTOR)
     message.meta.Clear()
     return message

@@ -107,7 +107,7 @@ def record_log(release: str) -> Path:
     told = told_by(release)
     with (
         tempfile.TemporaryDirectory() as folder,
-        running_broker(Path(folder) / "home", leyline_secret=SECRET) as broker,
+        running_broker(Path(folder) / "home", leyline_secret=SECRET, broker_start_seconds=240) as broker,
         Fabric.open(broker.settings, member="recorder") as fabric,
     ):
         append(fabric, told)

@@ -200,12 +200,26 @@ def one_epoch(run_id: str, task: str, epoch: int, *, seed: int) -> Iterator[Told
         outcome.gate_verdicts["SEED_GATE_G2_STABILITY"] = False
         outcome.late_commands.add(command_id=derive_id("late"), event_id=derive_id("late", 1), epoch=2, reason="late")
     yield Told("tolaria", run_id, outcome, event_id=derive_id(run_id, "outcome", epoch), causation_id=state_id)
+    yield Told("tolaria", "tolaria", telemetry(run_id, epoch))
+
+
+def telemetry(run_id: str, epoch: int) -> ly.TelemetryPacket:
+    """Return what an epoch took: a metric, an event, two spans, one in the other."""
     point = ly.MetricPoint(name="tolaria.epoch_seconds", value=1.25 + epoch / 8, unit="s", attributes={"run": run_id})
-    telemetry = ly.TelemetryPacket(
-        packet_id=derive_id(run_id, "telemetry", epoch), source_subsystem="tolaria", level=ly.TELEMETRY_LEVEL_INFO,
-        metrics=[point], system_health=ly.SystemHealth(status=ly.HEALTH_STATUS_HEALTHY, summary="trains"),
+    event = ly.TelemetryEvent(
+        event_id=derive_id(run_id, "told", epoch), description="epoch finished", level=ly.TELEMETRY_LEVEL_INFO,
+        attributes={"epoch": str(epoch)},
     )  # fmt: skip
-    yield Told("tolaria", "tolaria", telemetry)
+    outer = ly.TraceSpan(span_id=f"{epoch:015x}a", name="epoch", attributes={"run": run_id})
+    inner = ly.TraceSpan(span_id=f"{epoch:015x}b", parent_span_id=outer.span_id, name="validation")
+    for span, seconds in ((outer, 2), (inner, 1)):
+        span.start_time.FromSeconds(1_790_000_000 + 10 * epoch)
+        span.end_time.FromSeconds(1_790_000_000 + 10 * epoch + seconds)
+    return ly.TelemetryPacket(
+        packet_id=derive_id(run_id, "telemetry", epoch), source_subsystem="tolaria", level=ly.TELEMETRY_LEVEL_INFO,
+        metrics=[point], events=[event], spans=[outer, inner],
+        system_health=ly.SystemHealth(status=ly.HEALTH_STATUS_HEALTHY, summary="trains", indicators={"gpu": "none"}),
+    )  # fmt: skip
 
 
 def packet(

@@ -11,6 +11,7 @@ import pytest
 
 from esper.core.settings import Settings
 from esper.leyline import SHIPPED_TYPES, TYPE_HEADER, Record, decode_value, type_of
+from esper.leyline.upcasting import add_chains, remove_chains
 from esper.oona import TopicCatalog
 from esper.oona.proof import verify_log
 from esper.oona.proof._judge import make_judge
@@ -105,3 +106,31 @@ def test_one_bit_shows(release: str, tmp_path: Path) -> None:
     recorded = outcomes(release)["runs"]
     assert found["dispositions"]["discarded"] == 1
     assert found["tables"]["decisions"] != recorded["tables"]["decisions"]
+
+
+def moves_on(event: Any) -> None:
+    """What a second version of a report might need: a field that says where it came from."""
+    event.notes = f"version 1: {event.notes}"
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_released_event_can_move_on(release: str, tmp_path: Path) -> None:
+    """Goal: the next version of a shipped event reads old logs. Method: a step for reports; decode, fold, compare."""
+    name, log = "esper.leyline.v1.FieldReport", read_log(release)
+    reports = [one for one in log.records if one.header(TYPE_HEADER) == name.encode()]
+    before = outcomes(release)["field_reports"]
+    add_chains({name: (moves_on,)})
+    try:
+        for record in reports:
+            report: Any = decode_value(name, record.value or b"")
+            assert (report.meta.schema_version, report.notes) == (2, "version 1: ")
+        assert prove(log).ok
+        settings = Settings(_env_file=None)  # type: ignore[call-arg]  # as above
+        chosen = [one for one in load_definitions(settings, CATALOG) if one.name == "field_reports"]
+        found = replayed(log.records, chosen, catalog=CATALOG, keyring=log.keyring, folder=tmp_path)["field_reports"]
+    finally:
+        remove_chains([name])
+    assert reports
+    assert found["version"] != before["version"], "a new version of an event is a new version of its projections"
+    assert found["dispositions"] == before["dispositions"]
+    assert outcomes(release)["field_reports"] == before

@@ -32,7 +32,7 @@ def shop(tmp_path: Path, _no_settings_from_outside: None) -> Iterator[RunningBro
     own = topics(tmp_path / "topics", TEXT.replace("readers: [", "readers: [acme, "))
     try:
         with running_broker(
-            tmp_path / "home", secure=True, contracts=(str(image),), extra_topics_dirs=(own,)
+            tmp_path / "home", secure=True, broker_start_seconds=240, contracts=(str(image),), extra_topics_dirs=(own,)
         ) as running:
             yield running
     finally:

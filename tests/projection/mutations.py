@@ -28,10 +28,10 @@ class Mutation:
 def mutate(path: Path, tables: list[str], chooser: random.Random) -> Mutation:
     """Change one row (two, to swap) of one of `tables`, which have rows, in a closed file; every change shows."""
     with duckdb.connect(str(path)) as connection:
+        operation = chooser.choice(OPERATIONS)
         while True:  # ends with a change; a value that stays what it was is none
-            table = chooser.choice(tables)
-            found = _Table(connection, table, chooser)
-            mutation = getattr(found, chooser.choice(OPERATIONS))()
+            found = _Table(connection, chooser.choice(tables), chooser)
+            mutation: Mutation | None = getattr(found, operation)()
             if mutation is not None:
                 return mutation
 
@@ -55,8 +55,9 @@ class _Table:
         column, kind = self._chooser.choice(self._columns)
         before = self._where([row])
         for value in self._chooser.sample(_other_values(column, kind), k=len(_other_values(column, kind))):
-            changed = f"(select {value} from {self._table} where rowid = {row})"
-            differs = f"select {_differs(column, changed)} from {self._table} where rowid = {row}"
+            changed = f"(select ({value})::{kind} from {self._table} where rowid = {row})"
+            # DuckDB leaves out an update by an equal value, and 0.0 equals -0.0.
+            differs = f"select {column} is distinct from {changed} from {self._table} where rowid = {row}"
             if self._connection.execute(differs).fetchone() == (True,):
                 self._connection.execute(f"update {self._table} set {column} = {changed} where rowid = {row}")
                 # An update of a nested value is a deletion and an insertion, so that its row number is another.
@@ -118,16 +119,15 @@ class _Table:
         return frozenset((topic, partition, offset) for topic, partition, offset in found)
 
 
-def _differs(column: str, value: str) -> str:
-    """Return SQL that says whether a value is another one; 0.0 and -0.0 are two, as their texts are."""
-    return f"{column} is distinct from {value} or {column}::varchar is distinct from {value}::varchar"
-
-
 def _other_values(column: str, kind: str) -> list[str]:
     """Return SQL for other values that a column of this type may hold."""
     if kind.startswith("MAP"):
         key = "'other'" if kind.startswith("MAP(VARCHAR") else "99"
-        return ["null", f"map_concat({column}, map {{{key}: null}})", f"map_from_entries(map_entries({column})[2:])"]
+        return [
+            "null",
+            f"map_concat({column}, map {{{key}: null}}::{kind})",
+            f"map_from_entries(map_entries({column})[2:])",
+        ]
     if kind.endswith("[]"):
         return ["null", f"{column}[2:]", f"list_append({column}, null)", f"list_reverse({column})"]
     if kind.startswith("STRUCT"):

@@ -80,7 +80,7 @@ def _shown(bench: Workbench, offsets: Mapping[Position, int], queries: Iterable[
 
 def _everything(one: Definition) -> list[str]:
     mine = f"where projection = '{one.name}'"
-    engine = [f"select * exclude (projection) from esper.{table} {mine}" for table in _ENGINE]
+    engine = [f"select * exclude (projection) from esper.{table} {mine}" for table in _ENGINE]  # noqa: S608 - our own names
     return [f"from {name}" for name in one.relations] + engine
 
 
@@ -113,7 +113,7 @@ def test_the_past_is_what_a_replay_up_to_it_makes(open_workbench: OpenWorkbench)
     """Goal: as-of equals a fresh replay. Method: random offsets, times and events; compare every table and view."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - shown when the test fails
-    generator = random.Random(seed)
+    generator = random.Random(seed)  # noqa: S311 - a seed that can be given again
     live = open_workbench(_busy_log(generator))
     live.fold()
     places = _folded(live)
@@ -210,7 +210,7 @@ def test_only_what_a_query_reads_has_to_be_known(live: Workbench) -> None:
     "sql", ["from runs.run_states", "from runs.main.run_states", "from memory.main.run_states", "from main.runs"]
 )
 def test_the_present_is_out_of_reach(live: Workbench, sql: str) -> None:
-    """Goal: no silently wrong answer. Method: name what is there now, past the filter; the error says how to name it."""
+    """Goal: no silently wrong answer. Method: name what is there now, past the filter, in every way."""
     assert _rows(live, sql.replace("from main.", "from memory.main."))
     with pytest.raises(UsageError, match="as of a point in the past"):
         _rows(live, sql, _past(live, _folded(live)))

@@ -23,7 +23,8 @@ from tests.projection.system import System, own_system, state
 
 QUERIES = 1_000 if WHOLE else 200
 QUERY_THREADS = 4
-SWITCH_SECONDS_MAX = 0.1
+#: A cut runs beside other tests, on a machine that may be busy with all of them.
+SWITCH_SECONDS_MAX = 0.1 if WHOLE else 2.0
 
 
 @pytest.fixture
@@ -154,19 +155,20 @@ def test_queries_never_fail_while_versions_change(
             publisher.join()
         catch_up(system.fabric)
         assert verify(system.fabric, ["runs"])["equal"]
-    slowest = max(one["switch_seconds"] for one in switches)
+    waited = sorted(one["switch_seconds"] for one in switches)
     figures = {
         "queries": askers.answered,
         "failed": len(askers.failures),
         "switches": len(switches),
-        "slowest_switch_ms": round(slowest * 1000, 1),
+        "median_switch_ms": round(waited[len(waited) // 2] * 1000, 1),
+        "slowest_switch_ms": round(waited[-1] * 1000, 1),
         "slowest_query_ms": round(askers.slowest * 1000, 1),
     }
     for name, value in figures.items():
         record_property(name, value)
     assert askers.failures == []
     assert askers.answered == QUERIES
-    assert min(one["switch_seconds"] for one in switches) < SWITCH_SECONDS_MAX, figures
+    assert waited[-1] < SWITCH_SECONDS_MAX, figures
 
 
 def test_a_changed_folder_takes_over_while_the_projector_runs(system: System) -> None:

@@ -133,7 +133,7 @@ def test_a_second_projector_does_not_start_beside_a_suspended_one(
     """With the lock file gone, DuckDB's own lock still keeps the second out: it says which file is in use."""
     import threading
 
-    monkeypatch.setattr("esper.projection._projections._CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr("esper.projection._writable._CLOSE_SECONDS", 0.1)
     with own_system(broker, tmp_path, sql_timeout_seconds=0.5) as system:
         hold = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
         with system.projector():

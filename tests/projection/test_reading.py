@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 
 from esper.core.clock import Deadline
 from esper.core.errors import OperationFailed, SettingsError, UsageError
-from esper.projection._database import Database
-from esper.projection._reading import Interrupts, run_query
+from esper.projection._database import Database, UnreadableFile, fault
+from esper.projection._reading import Interrupts, Room, run_query
 from tests.projection.hostile_sql import REFUSED, WRITING_CTE
 
 _ENDLESS = "select count(*) from range(10000000) a, range(10000000) b where a.range + b.range = 7"
@@ -130,6 +131,44 @@ def test_a_large_result_is_cut_off(database: Database) -> None:
         run_query(database, "select lpad('', 100, 'x') from range(1000000)", seconds=30, bytes_max=1_000_000)
 
 
+def test_what_is_cut_off_does_not_go_on_in_secret(database: Database) -> None:
+    """Goal: a stopped query costs nothing more. Method: endless rows without bytes; then the process comes to rest."""
+    with pytest.raises(OperationFailed, match="too large"):
+        run_query(database, "select null from range(1000000000000)", seconds=30, rows_max=100_000)
+    patience, never = Deadline(30), threading.Event()
+    while True:  # ends with half a second of rest, or at the deadline
+        before = time.process_time()
+        never.wait(0.5)
+        if time.process_time() - before < 0.1:
+            break
+        assert not patience.expired, "something still computes"
+
+
+def test_results_share_one_room(database: Database) -> None:
+    """Goal: many results together are bounded too. Method: two that fit alone, together and one by one."""
+    room, sql = Room(bytes_max=1_000_000), "select range as n from range(100000)"
+    first = run_query(database, sql, seconds=30, room=room)
+    with pytest.raises(OperationFailed, match="too large for now"):
+        run_query(database, sql, seconds=30, room=room)
+    del first
+    assert run_query(database, sql, seconds=30, room=room).num_rows == 100_000
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("select lpad('7', 3, '0') as n", "007"),
+        ("select printf('%05.2f', 3.14159) as n", "03.14"),
+        ("select format('{:>5}|{}', 'a', 'b') as n", "    a|b"),
+        ("select len(range(5))::varchar as n", "5"),
+        ("select sum(range)::varchar as n from range(2000)", "1999000"),
+    ],
+)
+def test_small_values_are_made(database: Database, sql: str, expected: str) -> None:
+    """Goal: the fence bounds sizes, it takes no function away that people need. Method: each within its bound."""
+    assert run_query(database, sql, seconds=5).to_pylist() == [{"n": expected}]
+
+
 def test_queries_give_way_when_asked(database: Database) -> None:
     """Whoever needs memory more can end all queries: start one in a thread, expel it, see its reason."""
     interrupts, failures = Interrupts(), []
@@ -153,3 +192,10 @@ def test_a_memory_limit_that_means_nothing_is_refused(tmp_path: Path) -> None:
     """A bad setting is named with its variable: open a database with nonsense for its limit."""
     with pytest.raises(SettingsError, match="ESPER_SQL_MEMORY_LIMIT=lots"):
         Database(tmp_path, memory_limit="lots")
+
+
+def test_a_fault_of_the_database_is_no_damage_of_a_file(tmp_path: Path) -> None:
+    """Goal: no good file is set aside for it. Method: what DuckDB says after an internal fault, and of a bad block."""
+    text = "FATAL Error: Failed: database has been invalidated because of a previous fatal error. Original error: x"
+    assert isinstance(fault(tmp_path, duckdb.FatalException(text)), OperationFailed)
+    assert isinstance(fault(tmp_path, duckdb.FatalException("computed checksum does not match")), UnreadableFile)

@@ -36,7 +36,7 @@ from tests.projection.log import TOPICS, Log, finish, one_epoch, one_run
 from tests.projection.mutations import OPERATIONS, Mutation, mutate
 from tests.projection.system import System, own_system, state
 
-MUTATIONS = 1_000 if WHOLE else 80
+MUTATIONS = 1_000 if WHOLE else 50
 ENGINE = ["esper.records", "esper.progress"]
 
 

@@ -131,7 +131,9 @@ def _raw(message: KafkaMessage) -> RawRecord:
     headers = headers_of(message)  # Asked for once: what a second call gives is undefined.
     kind, time_ms = message.timestamp()
     topic, partition, offset = message.topic(), message.partition(), message.offset()
-    assert topic is not None and partition is not None and offset is not None, "a record stands somewhere"  # noqa: PT018
+    assert topic is not None, "a record has a topic"
+    assert partition is not None, "a record has a partition"
+    assert offset is not None, "a record has an offset"
     record = Record(topic, partition, offset, message.key(), message.value(), headers or (), time_ms)
     return RawRecord(record, kind, message.leader_epoch(), headers is not None)
 

@@ -15,8 +15,9 @@ from esper.oona._cluster import Position
 from esper.oona.proof._bundle import FORMAT, BadBundle, BundleReader, decode, digest_of, number, record_of
 from esper.oona.proof._checkpoint import BadCheckpoint, open_content
 from esper.oona.proof._digest import EMPTY, advance, record_hash
-from esper.oona.proof._evidence import Boundary, add_boundaries
+from esper.oona.proof._evidence import Boundary, add_boundaries, cross_bridges
 from esper.oona.proof._findings import Finding, Findings, Kind
+from esper.oona.proof._restored import bridges_of, open_restored_content
 from esper.oona.proof._searched import Searched, limits_of, missing_of, not_searched_of, searched_of, subject_run
 
 #: Where findings stand that are not about a record: the "topic" of a bundle, with line numbers for offsets.
@@ -186,6 +187,8 @@ class _Check:
             self._begin_section(document["partition"])
         elif "checkpoint" in document:
             self._checkpoint(decode(document["checkpoint"]), decode(document.get("signature")))
+        elif "restored" in document:
+            self._restored(decode(document["restored"]), decode(document.get("signature")))
         elif "searched" in document:
             stated = searched_of(document["searched"])
             if stated.place in self._searched:
@@ -219,6 +222,13 @@ class _Check:
         self._checkpoints += 1
         self._clusters.add(parsed.cluster_id)
         add_boundaries(self._boundaries, parsed)
+
+    def _restored(self, content: bytes, signature: bytes) -> None:
+        """Let the checkpoints before it speak of the topics, and the cluster, that hold their records since."""
+        parsed = open_restored_content(content, signature, public_key=self._public_key)
+        cross_bridges(self._boundaries, bridges_of(parsed.partitions))
+        if parsed.cluster_id in self._clusters:
+            self._clusters = self._clusters - {parsed.cluster_id} | {parsed.new_cluster_id}
 
     def _begin_section(self, found: object) -> None:
         self._end_section()

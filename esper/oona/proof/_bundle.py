@@ -3,6 +3,7 @@
 ```
 {"format": "esper-audit-bundle-v1", "cluster_id", "public_key", "subject": {"run_id"} or {"range"}}
 {"checkpoint": content, "signature"}               the checkpoints between which the bundle's records lie
+{"restored": content, "signature"}                 between them: from here on topics have the ids that it names
 {"partition": {"topic", "partition", "topic_id", "start", "end"}}
 {"record": {"offset", "key", "value", "headers", "append_time_ms"}}    a record that is shown, in full
 {"hashes": [...]}                                  records in between that are not shown: their 32-byte hashes

@@ -18,10 +18,11 @@ DIGEST_BYTES: Final = 32
 #: The state of a partition before its first record.
 EMPTY: Final = bytes(DIGEST_BYTES)
 #: Length that stands for "absent", which differs from "empty"; no field is that long.
-_ABSENT: Final = struct.pack(">I", 0xFFFF_FFFF)
+_ABSENT_LENGTH: Final = 0xFFFF_FFFF
+_ABSENT: Final = struct.pack(">I", _ABSENT_LENGTH)
 _NUMBER_BYTES: Final = 8
 _KEPT_NAME_CHARACTERS_MAX: Final = 64
-_OFFSET: Final = struct.Struct(">Iq").pack
+_NUMBER: Final = struct.Struct(">Iq").pack
 _LENGTH: Final = struct.Struct(">I").pack
 
 
@@ -29,7 +30,7 @@ def record_hash(record: Record) -> bytes:
     """Return the SHA-256 of everything that Kafka holds of a record, its place in the partition included."""
     key, value, headers = record.key, record.value, record.headers
     parts = [
-        _OFFSET(_NUMBER_BYTES, record.offset),
+        _NUMBER(_NUMBER_BYTES, record.offset),
         _ABSENT if key is None else _LENGTH(len(key)),
         key or b"",
         _ABSENT if value is None else _LENGTH(len(value)),
@@ -37,22 +38,21 @@ def record_hash(record: Record) -> bytes:
         _LENGTH(len(headers)),
     ]
     for name, content in headers:
-        parts += (
-            _kept_name(name) if len(name) <= _KEPT_NAME_CHARACTERS_MAX else _name(name),
-            _ABSENT if content is None else _LENGTH(len(content)),
-            content or b"",
-        )
-    parts.append(_OFFSET(_NUMBER_BYTES, record.append_time_ms))
+        length = _ABSENT_LENGTH if content is None else len(content)
+        parts.append((_kept_before if len(name) <= _KEPT_NAME_CHARACTERS_MAX else _before)(name, length))
+        parts.append(content or b"")
+    parts.append(_NUMBER(_NUMBER_BYTES, record.append_time_ms))
     return sha256(b"".join(parts)).digest()
 
 
-def _name(name: str) -> bytes:
+def _before(name: str, length: int) -> bytes:
+    """Return what stands before a header's content: its name, and how long the content is."""
     encoded = name.encode()
-    return _LENGTH(len(encoded)) + encoded
+    return _LENGTH(len(encoded)) + encoded + _LENGTH(length)
 
 
-#: All records of ours have the same names; a stranger's long ones are not kept.
-_kept_name = lru_cache(maxsize=64)(_name)
+#: All records of ours have the same headers; a stranger's long names are not kept.
+_kept_before = lru_cache(maxsize=64)(_before)
 
 
 def advance(digest: bytes, hashed: bytes) -> bytes:

@@ -108,10 +108,9 @@ def _take_restored(record: Record, public_key: bytes | None, evidence: Evidence)
 
 def cross_bridges(boundaries: dict[Position, list[Boundary]], bridges: Bridges) -> None:
     """Let what was signed so far of topics that were sealed speak of those that hold their records since."""
-    for place, bridge in bridges.items():
-        boundaries[place] = [
-            replace(one, topic_id=bridge.leads(one.topic_id, one.next_offset)) for one in boundaries.get(place, [])
-        ]
+    for place in boundaries.keys() & bridges.keys():
+        leads = bridges[place].leads
+        boundaries[place] = [replace(one, topic_id=leads(one.topic_id, one.next_offset)) for one in boundaries[place]]
 
 
 def add_boundaries(boundaries: dict[Position, list[Boundary]], content: ly.LogCheckpointContent) -> None:

@@ -15,8 +15,9 @@ from esper.oona._cluster import Position
 from esper.oona.proof._bundle import BLOB_BYTES_MAX, FORMAT, BundleWriter, encode, record_object
 from esper.oona.proof._checkpoint import CHECKPOINT_TYPE, OPERATIONS, BadCheckpoint, open_checkpoint
 from esper.oona.proof._digest import record_hash
-from esper.oona.proof._evidence import Boundary, add_boundaries, boundary_after, boundary_before
+from esper.oona.proof._evidence import Boundary, add_boundaries, boundary_after, boundary_before, cross_bridges
 from esper.oona.proof._log import Bounds, RecordLog, Span
+from esper.oona.proof._restored import RESTORED_TYPE, bridges_of, open_restored
 from esper.oona.proof._searched import Searched, Signed, refuse_lost
 from esper.oona.topics._partitioner import partition_for
 from esper.oona.topics._specs import TopicCatalog, TopicSpec
@@ -127,8 +128,11 @@ class BundleExport:
         """Return what is signed of the log, and then its ends: no checkpoint speaks of records beyond them."""
         before = self._log.bounds()
         signed: dict[Position, list[Boundary]] = {}
-        for _, content in self._checkpoints(before):
-            add_boundaries(signed, content)
+        for _, content in self._statements(before):
+            if isinstance(content, ly.LogRestoredContent):
+                cross_bridges(signed, bridges_of(content.partitions))
+            else:
+                add_boundaries(signed, content)
         return {**self._log.bounds(), OPERATIONS: before[OPERATIONS]}, signed
 
     def _select_run(self, run_id: str, bounds: Mapping[Position, Bounds], signed: Signed) -> _Selection:
@@ -190,20 +194,25 @@ class BundleExport:
         writer.seal()
         return Exported(sum(shown.values()), hidden, blobs, omitted, checkpoints)
 
-    def _checkpoints(
+    def _statements(
         self, bounds: Mapping[Position, Bounds]
-    ) -> Iterator[tuple[ly.LogCheckpoint, ly.LogCheckpointContent]]:
+    ) -> Iterator[tuple[ly.LogCheckpoint, ly.LogCheckpointContent] | tuple[ly.LogRestored, ly.LogRestoredContent]]:
+        """Yield what the log key signed: checkpoints and restores, as they follow each other."""
         for record in self._log.read(_whole([OPERATIONS], bounds)):
-            if record.header(TYPE_HEADER) == CHECKPOINT_TYPE.encode():
-                try:
+            try:
+                if record.header(TYPE_HEADER) == CHECKPOINT_TYPE.encode():
                     yield open_checkpoint(record, public_key=self._key.public_key)
-                except BadCheckpoint:
-                    continue  # `esper verify` names it.
+                elif record.header(TYPE_HEADER) == RESTORED_TYPE.encode():
+                    yield open_restored(record, public_key=self._key.public_key)
+            except BadCheckpoint:
+                continue  # `esper verify` names it.
 
     def _write_checkpoints(self, writer: BundleWriter, needed: set[int], bounds: Mapping[Position, Bounds]) -> int:
         count = 0
-        for message, content in self._checkpoints(bounds):
-            if content.number in needed:
+        for message, content in self._statements(bounds):
+            if isinstance(content, ly.LogRestoredContent):
+                writer.line({"restored": encode(message.content), "signature": encode(message.signature)})
+            elif content.number in needed:
                 writer.line({"checkpoint": encode(message.content), "signature": encode(message.signature)})
                 count += 1
         return count

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from esper.leyline import Allowed, KeyRing, Record, open_record
+from esper.leyline import Allowed, Authenticator, KeyRing, Record, open_record
 from esper.leyline import messages as ly
 
 if TYPE_CHECKING:
@@ -17,8 +17,9 @@ Judge = Callable[[Record], ly.EventMeta]
 
 
 def make_judge(*, keyring: KeyRing, allowed: Allowed) -> Judge:
-    """Return a judge by signature, contract and topic files."""
-    return partial(open_record, keyring=keyring, allowed=allowed)
+    """Return a judge by signature, contract and topic files, for one thread."""
+    authenticated = Authenticator(keyring).authenticate
+    return partial(open_record, keyring=keyring, allowed=allowed, authenticated=authenticated)
 
 
 def fabric_judge(fabric: Fabric) -> Judge:

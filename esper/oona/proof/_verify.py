@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from esper.leyline import SIGNATURE_HEADER, BadRecord, Record, mac_of
+from esper.leyline.records import signature_of
 from esper.oona._cluster import Position
 from esper.oona.proof._chain import Chains
 from esper.oona.proof._evidence import Evidence, Link, boundary_after, boundary_before
@@ -98,7 +99,8 @@ class PartitionCheck:
         if offset >= self._walk.next_signed:
             self._cross(offset)
         self._walk.take(record)
-        self._next = max(self._next, offset + 1)
+        if offset >= self._next:
+            self._next = offset + 1
         self._records += 1
         if self._links and offset in self._links:
             self._check_link(record, self._links[offset])
@@ -107,9 +109,7 @@ class PartitionCheck:
         except BadRecord as bad:
             self._add(offset, kind_of(bad.reason), bad.detail)
             return
-        signature = record.header(SIGNATURE_HEADER)
-        assert signature is not None, "an authentic record has one signature"
-        finding = self._chains.judge(meta, mac_of(signature), offset)
+        finding = self._chains.judge(meta, mac_of(signature_of(record)), offset)
         if finding is not None:
             self._add_finding(finding)
 

@@ -35,6 +35,7 @@ class SignedWalk:
         #: The next signed place; one that no record reaches when there is none.
         self.next_signed = self._signed_at(0)
         self._behind = max((one.next_offset for one in boundaries if one.next_offset <= start), default=0)
+        self._anew_at = self._begins_anew_at()
         self._digest = _digest_at(boundaries, start)
         self._start = start
         self._whole = True
@@ -46,9 +47,10 @@ class SignedWalk:
 
     def take(self, record: Record) -> None:
         """Take in the next record; every signed place up to its offset must have been crossed."""
-        if self._at < len(self._pending) and self._begins_anew(self._pending[self._at], record.offset):
+        if record.offset == self._anew_at:
             self._digest, self._start = EMPTY, record.offset
             self._behind = record.offset
+            self._anew_at = _NOWHERE
         if self._digest is not None:
             self._digest = advance(self._digest, record_hash(record))
 
@@ -68,6 +70,7 @@ class SignedWalk:
                 self.proven_to = boundary.next_offset
             self._digest, self._start = boundary.digest, boundary.next_offset
             self._behind = max(self._behind, boundary.next_offset)
+            self._anew_at = self._begins_anew_at()
             if not agrees and not self._in_mismatch:
                 yield mismatch
             self._in_mismatch = not agrees
@@ -80,9 +83,10 @@ class SignedWalk:
         left = self._pending[self._at :]
         return left[-1] if left and left[-1].next_offset > offset else None
 
-    def _begins_anew(self, boundary: Boundary, offset: int) -> bool:
-        """Return whether the writer began a new digest here: what lay before was deleted by age, unread."""
-        return boundary.first_offset == offset and boundary.first_offset > self._behind
+    def _begins_anew_at(self) -> int:
+        """Return where the writer began a new digest: what lay before was deleted by age, unread."""
+        first = self._pending[self._at].first_offset if self._at < len(self._pending) else 0
+        return first if first > self._behind else _NOWHERE
 
 
 def _digest_at(boundaries: Sequence[Boundary], start: int) -> bytes | None:

@@ -264,7 +264,8 @@ class CheckpointWriter:
         """Read to the ends that the log has now, and cover what no checkpoint covers."""
         ends = {place: found.high for place, found in self._log.bounds().items() if place in state.positions}
         deadline = Deadline(seconds, clock=self._clock)
-        while not deadline.expired and any(state.positions[place] < end for place, end in ends.items()):
+        # Where the reader stands, not the last record: a partition may end with the marker of a stranger's transaction.
+        while not deadline.expired and any(reader.positions()[place] < end for place, end in ends.items()):
             self._read(reader, state, key)
         return self._append(state, key) if state.uncovered and self._read_back(state) else None
 

@@ -36,7 +36,7 @@ from esper.oona.emergency._state import alarm_for, emergency_signal
 from esper.oona.publishing._chain import Chain
 from esper.oona.publishing._line import PublisherLine, PublisherMetrics
 from esper.oona.publishing._pending import Pending, Receipt, sampled_out
-from esper.oona.publishing._queue import Headers, SendQueue
+from esper.oona.publishing._queue import Headers, OnDelivery, SendQueue
 from esper.oona.publishing._sampling import TelemetrySampler, dropped_report
 from esper.oona.publishing._trace import TRACEPARENT_HEADER, trace_for
 from esper.oona.topics._partitioner import partition_for
@@ -298,55 +298,45 @@ class Publisher:
 
     def _append(self, message: EventMessage, topic: str, partition: int, *, patient: bool = True) -> Pending:
         """Link, serialise, sign and enqueue; the caller holds the lock that keeps the chain in order."""
-        meta = message.meta
-        place = (topic, partition)
+        meta, place = message.meta, (topic, partition)
+        key, type_name, event_id = meta.subject, meta.type, meta.event_id  # Each look at a meta costs; these are kept.
         last = self._chain.last(place)
-        now_ns = self._clock.now_ns()
-        meta.time.seconds, meta.time.nanos = divmod(now_ns, _NANOSECONDS)
-        meta.sequence = last.sequence + 1
+        sequence, now_ns = last.sequence + 1, self._clock.now_ns()
+        time = meta.time
+        time.seconds, time.nanos = divmod(now_ns, _NANOSECONDS)
+        meta.sequence = sequence
         meta.previous_mac = last.mac
         value = cast("ProtobufMessage", message).SerializeToString(deterministic=True)
-        what = f"{short_name(meta.type)} of {meta.subject} was not appended to {topic}"
+        what = f"{short_name(type_name)} of {key} was not appended to {topic}"
         if len(value) > VALUE_BYTES_MAX:
             raise UsageError(
                 what,
                 cause=f"it has {len(value)} bytes, a record holds at most {VALUE_BYTES_MAX}",
                 next_step="Put large content into the blob store and name its digest",
             )
-        key, type_name = meta.subject, meta.type
         signature = self._keyring.sign(Envelope(topic, partition, key, type_name, value), source=self.source)
         self._line.admit(what)
         since, seconds_max = self._clock.monotonic(), self._retry_seconds + _EXPIRY_SLACK_SECONDS
-        pending = Pending(meta.event_id, what, seconds_max=seconds_max, since=since)
-        self._enqueue(place, meta, value, signature, pending, now_ns // _NANOSECONDS_PER_MS, patient=patient)
+        pending = Pending(event_id, what, seconds_max=seconds_max, since=since)
+        # Not a closure, whose cells would make the collector's work for each record in flight three times as long.
+        delivered = partial(self._on_delivery, pending, place, sequence, signature, now_ns // _NANOSECONDS_PER_MS)
+        headers: Headers = [(SIGNATURE_HEADER, signature), (TYPE_HEADER, type_name)]
+        if self._tracing:
+            trace = trace_for(correlation_id=meta.correlation_id, event_id=event_id)
+            headers.append((TRACEPARENT_HEADER, trace.header()))
+        self._enqueue(place, key, value, headers, delivered, patient=patient)
+        self._chain.append(place, sequence, mac_of(signature))
         self._submitted += 1
         return pending
 
     def _enqueue(
-        self,
-        place: Position,
-        meta: ly.EventMeta,
-        value: bytes,
-        signature: bytes,
-        pending: Pending,
-        issued_ms: int,
-        *,
-        patient: bool,
+        self, place: Position, key: str, value: bytes, headers: Headers, delivered: OnDelivery, *, patient: bool
     ) -> None:
-        sequence = meta.sequence
-
-        # Not a closure, whose cells would make the collector's work for each record in flight three times as long.
-        delivered = partial(self._on_delivery, pending, place, sequence, signature, issued_ms)
-        headers: Headers = [(SIGNATURE_HEADER, signature), (TYPE_HEADER, meta.type)]
-        if self._tracing:
-            trace = trace_for(correlation_id=meta.correlation_id, event_id=meta.event_id)
-            headers.append((TRACEPARENT_HEADER, trace.header()))
         try:
-            self._queue.put(place, meta.subject, value, headers, delivered, self._what, patient=patient)
+            self._queue.put(place, key, value, headers, delivered, self._what, patient=patient)
         except KafkaException as error:
             self._line.failed()
             raise translate(error_of(error), f"{self._what} {place[0]}") from error
-        self._chain.append(place, sequence, mac_of(signature))
 
     # After the queue; these run in the thread that serves deliveries ----------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from confluent_kafka import Consumer as KafkaConsumer
@@ -94,7 +94,7 @@ class Reader:
         if first is None:
             return []
         rest = self._consumer.consume(limit - 1, 0) if limit > 1 else []
-        return [record for message in (first, *rest) if (record := self._take(message)) is not None]
+        return self._take([first, *rest])
 
     def read_to_end(self, deadline_seconds: float = 30.0, *, on_reject: OnReject | None = None) -> list[Event]:
         """Return all events up to the ends that the partitions have at the time of the call.
@@ -159,18 +159,27 @@ class Reader:
         _, high = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
         return 0 <= high <= self._next[place]
 
-    def _take(self, message: KafkaMessage) -> Record | None:
-        """Return the message's record and move past it; None for what is no record."""
-        error = message.error()
-        if error is not None:
-            self._on_message_error(error, message)
-            return None
-        record = record_of(message)
-        place = (record.topic, record.partition)
-        self._next[place] = record.offset + 1
-        self._at_end.discard(place)
-        self._counters.read += 1
-        return record
+    def _take(self, messages: Sequence[KafkaMessage]) -> list[Record]:
+        """Return the records among the messages and move past them."""
+        records: list[Record] = []
+        ends: dict[Position, int] = {}
+        for message in messages:
+            error = message.error()
+            if error is None:
+                record = record_of(message)
+                records.append(record)
+                ends[record.topic, record.partition] = record.offset + 1
+            else:  # It may say that a partition ends where these records brought it.
+                self._move_to(ends)
+                ends.clear()
+                self._on_message_error(error, message)
+        self._move_to(ends)
+        self._counters.read += len(records)
+        return records
+
+    def _move_to(self, ends: Mapping[Position, int]) -> None:
+        self._next.update(ends)
+        self._at_end.difference_update(ends)
 
     def _on_message_error(self, error: KafkaError, message: KafkaMessage) -> None:
         topic, partition, offset = message.topic(), message.partition(), message.offset()

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from confluent_kafka import Producer
 
-from esper.core._log_key import LogKey, log_public_key, open_log_key
 from esper.core.clock import SYSTEM_CLOCK, Clock
-from esper.core.errors import Busy, IntegrityError, OperationFailed, SecretError, UsageError
+from esper.core.errors import Busy, IntegrityError, OperationFailed, UsageError
 from esper.core.home import Home, live_members
 from esper.core.principals import ADMIN
 from esper.core.settings import Settings
-from esper.leyline import SIGNATURE_HEADER, TYPE_HEADER, Envelope, Record, Verdict
 from esper.oona import Cluster, Position, TopicCatalog
 from esper.oona.copying import (
     ExactWriter,
@@ -29,18 +26,14 @@ from esper.oona.copying import (
 )
 from esper.projection.archive._finish import Finish
 from esper.projection.archive._layout import Layout
-from esper.projection.archive._log import OPERATIONS
-from esper.projection.archive._models import Seal
+from esper.projection.archive._restorable import Work, check_possible, key_of
 from esper.projection.archive._restore_state import Phase, RestoreState, forget, recall, remember
 from esper.projection.archive._seal import Report
-from esper.projection.archive._segments import Segment, read_segment
-from esper.projection.archive._survey import Survey
+from esper.projection.archive._segments import read_segment
 from esper.projection.archive._verify import compare_partition, verify_archive
 
 _log = logging.getLogger("esper.projection.archive")
 
-#: Each offset without a record takes two hundredths of a second: so many take minutes.
-GAPS_MAX: Final = 10_000
 #: After a writer was killed, what it had sent may still arrive for so long.
 _SETTLE_SECONDS: Final = 1.0
 _SETTLE_ROUNDS_MAX: Final = 30
@@ -57,24 +50,6 @@ class Restored:
     groups: int
     blobs: int
     resumed: bool
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What is to be written, and where."""
-
-    home: Home
-    cluster: Cluster
-    catalog: TopicCatalog
-    found: Survey
-    seal: Seal
-    segments: dict[Position, list[Segment]]
-    key: LogKey
-
-    @property
-    def spans(self) -> dict[Position, tuple[int, int]]:
-        """First offset of each partition, and the one after its last."""
-        return {one.place: (one.first_offset, one.next_offset) for one in self.seal.partitions}
 
 
 class Restorer:
@@ -123,8 +98,8 @@ class Restorer:
         records = sum(one.manifest.records for found in work.segments.values() for one in found)
         return Restored(work.seal.number, len(work.seal.partitions), records, groups, blobs, resumed)
 
-    def _work(self, home: Home) -> _Work:
-        key = _key_of(home)
+    def _work(self, home: Home) -> Work:
+        key = key_of(home)
         verdict = verify_archive(self._layout, public_key=key.public_key)
         if not verdict.ok:
             first = verdict.faults[0]
@@ -142,13 +117,11 @@ class Restorer:
             )
         cluster = Cluster.open(self._settings, home=home, client_id="esper.restore").as_principal(ADMIN)
         catalog = TopicCatalog.load(self._settings)
-        work = _Work(home, cluster, catalog, verdict.found, seal, verdict.found.sealed_before(seal), key)
-        _check_layout(work)
-        _check_writable(work, self._clock)
-        _check_secret(work, self._settings)
+        work = Work(home, cluster, catalog, verdict.found, seal, verdict.found.sealed_before(seal), key)
+        check_possible(work, self._settings, clock=self._clock)
         return work
 
-    def _begin(self, work: _Work, *, again: bool) -> RestoreState:
+    def _begin(self, work: Work, *, again: bool) -> RestoreState:
         """Return where to go on; refuse a cluster that is in use."""
         digest = work.found.seal_digests[work.seal.number]
         cluster_id = str(work.cluster.metadata().cluster_id)
@@ -174,7 +147,7 @@ class Restorer:
             )
         return remember(work.home, fresh)
 
-    def _make_topics(self, work: _Work) -> None:
+    def _make_topics(self, work: Work) -> None:
         """Make every topic anew under CreateTime; those that are there hold nothing and are in the way."""
         ends = ends_of(work.cluster, work.catalog)
         empty = {topic for topic, _ in ends}
@@ -188,7 +161,7 @@ class Restorer:
         delete_topics(work.cluster, empty, clock=self._clock)
         create_for_copy(work.cluster, work.catalog, clock=self._clock)
 
-    def _let_settle(self, work: _Work) -> None:
+    def _let_settle(self, work: Work) -> None:
         """Wait until nothing arrives any more of what a killed writer had sent."""
         create_for_copy(work.cluster, work.catalog, clock=self._clock)
         before = ends_of(work.cluster, work.catalog)
@@ -200,11 +173,11 @@ class Restorer:
             before = after
         raise Busy("the cluster is being written to", next_step="Stop whoever writes there, then try again")
 
-    def _write(self, work: _Work, report: Report | None) -> None:
+    def _write(self, work: Work, report: Report | None) -> None:
         with exact_producer(work.cluster) as producer:
             self._write_all(work, producer, report)
 
-    def _write_all(self, work: _Work, producer: Producer, report: Report | None) -> None:
+    def _write_all(self, work: Work, producer: Producer, report: Report | None) -> None:
         ends = ends_of(work.cluster, work.catalog)
         marker = GapMarker(work.cluster, clock=self._clock)
         for place, (first, end) in sorted(work.spans.items()):
@@ -224,7 +197,7 @@ class Restorer:
                 trim(work.cluster, place, first, clock=self._clock)
 
     def _write_records(
-        self, work: _Work, writer: ExactWriter, place: Position, marker: GapMarker, report: Report | None
+        self, work: Work, writer: ExactWriter, place: Position, marker: GapMarker, report: Report | None
     ) -> None:
         for segment in work.segments.get(place, []):
             if segment.manifest.next_offset <= writer.next_offset:
@@ -236,7 +209,7 @@ class Restorer:
                 if report is not None and record.offset % _REPORT_EVERY == 0:
                     report(place, record.offset)
 
-    def _compare(self, work: _Work) -> None:
+    def _compare(self, work: Work) -> None:
         """Read everything back."""
         ends = ends_of(work.cluster, work.catalog)
         with RawReader(work.cluster) as reader:
@@ -251,84 +224,9 @@ class Restorer:
                         raise _differs(place, fault.detail)
 
 
-def _key_of(home: Home) -> LogKey:
-    if log_public_key(home.root) is None or not (home.root / "log-key").exists():
-        raise SecretError(
-            f"home {home.root} cannot restore a log",
-            cause="it does not hold the log key that sealed the archive and signs that the log goes on",
-            next_step="Put the files log-key, log-key.pub and key (or ESPER_LEYLINE_SECRET) of the home that sealed it "
-            "into this home",
-        )
-    return open_log_key(home.root)
-
-
-def _present(work: _Work) -> set[str]:
+def _present(work: Work) -> set[str]:
     topics = work.cluster.metadata().topics
     return {spec.name for spec in work.catalog if spec.name in topics}
-
-
-def _check_layout(work: _Work) -> None:
-    """Refuse an archive whose topics are not those of the files."""
-    counts: dict[str, int] = {}
-    for topic, partition in work.spans:
-        counts[topic] = max(counts.get(topic, 0), partition + 1)
-    for topic, count in counts.items():
-        expected = work.catalog[topic].partitions if topic in work.catalog else 0
-        if count != expected:
-            raise UsageError(
-                f"topic {topic} cannot be restored",
-                cause=f"the archive has {count} partitions of it, its file says {expected}",
-                next_step="Point ESPER_TOPICS_DIR at the topic files of the log that was sealed",
-            )
-
-
-def _check_writable(work: _Work, clock: Clock) -> None:
-    """Refuse what Kafka would not take as it was."""
-    manifests = [one.manifest for found in work.segments.values() for one in found]
-    gaps = sum(one.missing for one in manifests)
-    if gaps > GAPS_MAX:
-        worst = max(manifests, key=lambda one: one.missing)
-        raise UsageError(
-            "the archive cannot be restored at the offsets that it had",
-            cause=f"{gaps} offsets hold no record, most in {worst.topic}-{worst.partition}; up to {GAPS_MAX} can be "
-            "left empty again, one by one",
-            next_step="Read it where it lies: `esper replay` does, and any Avro tool",
-        )
-    hour_ahead_ms = clock.now_ns() // 1_000_000 + 3_600_000
-    for one in manifests:
-        if one.records and (one.time_min_ms <= 0 or one.time_max_ms > hour_ahead_ms):
-            raise UsageError(
-                f"{one.topic}-{one.partition} cannot be restored with the times that it had",
-                cause="a record's time is not after 1970, or more than an hour ahead of this machine's clock",
-                next_step="Set the clock of this machine and of the brokers",
-            )
-
-
-def _check_secret(work: _Work, settings: Settings) -> None:
-    """Refuse a home with another signing key: it would take every record of the log for a forgery."""
-    keyring = work.home.keyring(settings)
-    for segment in reversed(work.segments.get((OPERATIONS, 0), [])):
-        for record in read_segment(segment):
-            verdict = _verdict(record, keyring.verify)
-            if verdict is Verdict.GOOD:
-                return
-            if verdict is Verdict.UNKNOWN_KEY:
-                raise SecretError(
-                    "the log cannot be restored into this home",
-                    cause="its records were signed with a key that this home does not hold",
-                    next_step="Put the file key (or ESPER_LEYLINE_SECRET) of the home that sealed it into this home",
-                )
-
-
-def _verdict(record: Record, verify: Callable[[Envelope, bytes], Verdict]) -> Verdict | None:
-    signature, type_name = record.header(SIGNATURE_HEADER), record.header(TYPE_HEADER)
-    if signature is None or type_name is None or record.key is None or record.value is None:
-        return None
-    try:
-        envelope = Envelope(record.topic, record.partition, record.key.decode(), type_name.decode(), record.value)
-    except UnicodeDecodeError:
-        return None
-    return verify(envelope, signature)
 
 
 def _differs(place: Position, cause: str) -> OperationFailed:

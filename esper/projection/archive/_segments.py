@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ from esper.core.errors import IntegrityError
 from esper.leyline import Record
 from esper.oona import Position
 from esper.oona.copying import RawRecord
+from esper.projection.archive._blobs import digests_in
+from esper.projection.archive._decode import decode_block
 from esper.projection.archive._models import Codec, SegmentManifest
 
 #: What a reader without Esper needs to read a segment; the file's own header holds it too.
@@ -50,7 +51,6 @@ SCHEMA: Final = fastavro.parse_schema(
 )
 #: Large blocks read fastest; one holds a few hundred records.
 _BLOCK_BYTES: Final = 256 * 1024
-_DIGEST: Final = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class _Tally:
             self.leader_epochs.append((epoch, record.offset))
         if not raw.headers_known:
             self.headers_unknown.append(record.offset)
-        self.names |= {found.decode() for found in _DIGEST.findall(record.value or b"")}
+        self.names |= digests_in(record.value or b"")
 
     def skip_to(self, offset: int) -> None:
         if offset > self.next_offset:
@@ -221,30 +221,26 @@ def read_segment(segment: Segment, start: int = 0) -> Iterator[Record]:
     Raises:
         IntegrityError: it is not.
     """
-    for row in _rows(segment):
-        if row["offset"] >= start:
-            yield _record(segment.manifest, row)
+    for record, _ in _decoded(segment):
+        if record.offset >= start:
+            yield record
 
 
 def read_raw_segment(segment: Segment) -> Iterator[RawRecord]:
     """Yield the records of a segment with their time's type; raises as `read_segment`."""
-    for row in _rows(segment):
-        yield RawRecord(_record(segment.manifest, row), row["timestamp_type"], None)
+    for record, kind in _decoded(segment):
+        yield RawRecord(record, kind, None)
 
 
-def _rows(segment: Segment) -> Iterator[dict[str, Any]]:
+def _decoded(segment: Segment) -> Iterator[tuple[Record, int]]:
     if not is_intact(segment):
         raise IntegrityError(
             f"segment {segment.path} cannot be read",
             cause="it is missing, or not what was sealed",
             next_step="`esper archive verify` names what is wrong; put it back from a copy",
         )
+    topic, partition = segment.manifest.place
     with segment.path.open("rb") as file:
-        yield from fastavro.reader(file)  # type: ignore[misc]  # rows of our own schema
-
-
-def _record(manifest: SegmentManifest, row: dict[str, Any]) -> Record:
-    headers = tuple((header["name"], header["value"]) for header in row["headers"])
-    return Record(
-        manifest.topic, manifest.partition, row["offset"], row["key"], row["value"], headers, row["timestamp"]
-    )
+        blocks: Any = fastavro.block_reader(file)  # Its stubs lack a block's bytes.
+        for block in blocks:
+            yield from decode_block(block.bytes_.getvalue(), block.num_records, topic=topic, partition=partition)

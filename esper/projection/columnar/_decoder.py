@@ -45,8 +45,10 @@ class ArrowDecoder:
     def _decode(self, type_name: str, descriptor: Descriptor, handler: Any, values: Sequence[bytes]) -> Decoded:  # noqa: ANN401 - ptars has no types
         try:
             rows = canonical(descriptor, _raw(handler, values))
-            _check_versions(type_name, rows)
-            return Decoded(rows, range(len(values)), {})
+            if _are_current(type_name, rows):
+                return Decoded(rows, range(len(values)), {})
+            # Where one event is old its neighbours are: halves of the batch would be looked at in vain.
+            return self._reference.decode(type_name, values)
         except (ValueError, Doubt):  # ptars raises ValueError, of which ArrowInvalid is one
             if len(values) <= _SMALL:
                 return self._reference.decode(type_name, values)
@@ -58,13 +60,13 @@ class ArrowDecoder:
         )
 
 
-def _check_versions(type_name: str, rows: pa.RecordBatch) -> None:
-    """Raise Doubt unless all events are of their type's current version: the others are for upcasters."""
+def _are_current(type_name: str, rows: pa.RecordBatch) -> bool:
+    """Return whether all events are of their type's current version: the others are for upcasters."""
     if type_name == ANY_EVENT:
-        return
+        return True
     versions = rows.column("meta").field("schema_version")
-    if versions.null_count or not pc.all(pc.equal(versions, current_version(type_name)), min_count=0).as_py():
-        raise Doubt("an event is of another version")
+    same = pc.all(pc.equal(versions, current_version(type_name)), min_count=0).as_py()
+    return bool(same) and not versions.null_count
 
 
 def _raw(handler: Any, values: Sequence[bytes]) -> pa.RecordBatch:  # noqa: ANN401 - ptars has no types

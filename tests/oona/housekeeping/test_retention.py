@@ -21,6 +21,7 @@ from esper.oona.housekeeping._retention import (
     apply_retention,
     decide_retention,
     first_that_fits,
+    needs_of_archive,
     needs_of_groups,
     needs_of_projections,
     plan_retention,
@@ -86,6 +87,15 @@ def test_projections_need_what_no_archive_holds() -> None:
     assert needs_of_projections({"telemetry"}, PLACE, archived=50, low=10)[0].offset == 50
     assert needs_of_projections({"runs"}, PLACE, archived=0, low=10) == []
     assert needs_of_groups({"esper.a": {PLACE: 5}, "esper.b": {("runs", 0): 1}}, PLACE)[0].holder == "esper.a"
+
+
+def test_what_the_archive_seals_goes_no_further_than_it() -> None:
+    """Retention never passes the last sound segment: a mark within what expired, and a partition that no seal names."""
+    needs = needs_of_archive({PLACE: 40}, PLACE)
+    decision = decide_retention(SPEC, Holding(PLACE, 10, 100, 90, 10), needs)
+    assert decision.delete_before == 40
+    assert [need.holder for need in decision.held_by] == ["archive"]
+    assert needs_of_archive({("runs", 0): 40}, PLACE) == []
 
 
 @given(

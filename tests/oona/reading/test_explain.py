@@ -170,8 +170,10 @@ def test_what_is_not_there_is_said(secluded: Fabric, run: Run) -> None:
     append(secluded, [Record("decisions", secluded.partition_of("decisions", run.run_id), -1, b"x", ghost.encode())])
     with pytest.raises(UsageError, match=f"no event has the id '{ghost}'"):
         explain_event(secluded, ghost)
+    here = secluded.partition_of("system-state", run.run_id)
+    elsewhere = next(key for key in iter(new_run_id, None) if secluded.partition_of("system-state", key) != here)
     with pytest.raises(UsageError, match="no event has the id"):
-        explain_event(secluded, run.ids["state"], key=new_run_id())
+        explain_event(secluded, run.ids["state"], key=elsewhere)
     with secluded.publisher("tamiyo") as publisher:
         orphan = OonaClient(publisher).publish_field_report(
             ly.FieldReport(training_run_id=run.run_id), causation_id=ghost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections import Counter
@@ -9,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from esper.cli._app import app
 from esper.core.rng import derive_seed
 from esper.projection.archive import Layout, verify_archive
 from tests.campaigns import WHOLE
@@ -156,3 +159,14 @@ def test_another_key_is_no_proof(archived: Archived, tmp_path: Path) -> None:
     verdict = verify_archive(archived.layout, public_key=stranger.key.public_key)
     assert not verdict.ok
     assert {fault.kind.value for fault in verdict.faults} >= {"document"}
+
+
+def test_a_stranger_needs_the_public_key_alone(
+    archived: Archived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal: no home, broker or secret is needed to check. Method: the command with a folder and a key, elsewhere."""
+    monkeypatch.setenv("ESPER_HOME", str(tmp_path / "none"))
+    words = ["archive", "verify", "--archive", str(archived.layout.root), "--public-key", archived.key.public_key.hex()]
+    result = CliRunner().invoke(app, [*words, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["ok"]

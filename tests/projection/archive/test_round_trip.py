@@ -7,7 +7,7 @@ import threading
 from esper.leyline import messages as ly
 from esper.oona import Event, Fabric
 from esper.oona.copying import read_groups
-from esper.oona.proof import verify_cluster
+from esper.oona.proof import export_from_cluster, verify_bundle, verify_cluster
 from esper.projection.archive import Restorer, archive_of, compare_with_live, public_key_of, verify_archive
 from tests.conftest import StartBroker
 from tests.projection.archive.logs import (
@@ -83,6 +83,12 @@ def test_a_wiped_broker_holds_the_same_log_again(start_broker: StartBroker) -> N
         assert read_groups(fabric.cluster, fabric.topics) == groups
         handled += handle_some(fabric, RUNS - 3)
         assert sorted(handled) == [f"run-{number}" for number in range(RUNS)], "none lost, none repeated"
+
+        bundle = running.home.root / "run.bundle"
+        export_from_cluster(fabric, bundle, run_id="run-0")
+        with bundle.open("rb") as file:
+            audit = verify_bundle(file, public_key=public_key_of(running.home))
+        assert audit.ok, audit.bad
 
         fill(fabric, prefix="later")
         assert verify_cluster(fabric).ok, "the housekeeper's checkpoints go on"

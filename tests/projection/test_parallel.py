@@ -1,0 +1,83 @@
+"""Tests of rebuilds for which other processes read: the same files, and no waiting for a process that is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from esper.core.clock import Deadline
+from esper.core.errors import OperationFailed
+from esper.leyline import messages as ly
+from esper.projection import Definition, load_definitions
+from esper.projection._building import building, log_ends
+from esper.projection._contents import Contents, read_contents
+from esper.projection._database import Database
+from tests.conftest import RunningBroker
+from tests.projection.log import finish, one_run
+from tests.projection.system import PATIENCE_SECONDS, System, own_system
+
+_NAMES = ("field_reports", "runs", "urza_catalog")
+
+
+def _definitions(system: System) -> tuple[Definition, ...]:
+    found = load_definitions(system.settings, system.fabric.topics)
+    return tuple(one for one in found if one.name in _NAMES)
+
+
+def _built(system: System, folder: Path, *, readers: int) -> list[Contents]:
+    """Build some projections up to the end of the log; return what they hold."""
+    folder.mkdir()
+    chosen = _definitions(system)
+    paths = {one.name: folder / f"{one.name}.duckdb" for one in chosen}
+    deadline = Deadline(PATIENCE_SECONDS)
+    with building(system.fabric, chosen, paths, readers=readers) as (_, folding):
+        folding.start()
+        while not folding.reached(log_ends(system.fabric, chosen)):
+            folding.step(0.1)
+            assert not deadline.expired, "the end was not reached in time"
+    database = Database(folder, memory_limit="512MB")
+    for one in chosen:
+        database.attach(paths[one.name], one.name, read_only=True)
+    contents = [read_contents(database, one) for one in chosen]
+    database.close()
+    return contents
+
+
+def test_processes_that_read_change_nothing(broker: RunningBroker, tmp_path: Path) -> None:
+    """Rebuild with no, one and three reading processes: every table, offset and account is equal; bad ones included."""
+    with own_system(broker, tmp_path) as system:
+        for number in range(6):
+            one_run(system, f"run-{number}")  # type: ignore[arg-type]
+            finish(system, f"run-{number}")  # type: ignore[arg-type]
+        system.publish(ly.KernelCatalogUpdate(kernel_id="k"), key="k")
+        alone = _built(system, tmp_path / "alone", readers=0)
+        assert sum(one.applied for contents in alone for one in contents.progress) > 100
+        assert _built(system, tmp_path / "one", readers=1) == alone
+        assert _built(system, tmp_path / "three", readers=3) == alone
+
+
+def _fold_with_killed_readers(system: System, folder: Path) -> None:
+    """Begin a rebuild, kill the processes that read for it, and fold on."""
+    chosen = _definitions(system)
+    paths = {one.name: folder / f"{one.name}.duckdb" for one in chosen}
+    before = set(psutil.Process().children(recursive=True))
+    with building(system.fabric, chosen, paths, readers=2) as (_, folding):
+        folding.start()
+        for child in set(psutil.Process().children(recursive=True)) - before:
+            if "spawn_main" in " ".join(child.cmdline()):
+                os.kill(child.pid, signal.SIGKILL)
+        deadline = Deadline(PATIENCE_SECONDS)
+        while not deadline.expired:
+            folding.step(0.1)
+
+
+def test_a_reader_that_is_killed_ends_the_rebuild(broker: RunningBroker, tmp_path: Path) -> None:
+    """Nobody waits for a process that is gone: kill the readers, and the next steps say so."""
+    with own_system(broker, tmp_path) as system:
+        one_run(system, "run-a")  # type: ignore[arg-type]
+        with pytest.raises(OperationFailed, match="a process that reads the log ended"):
+            _fold_with_killed_readers(system, tmp_path)
