@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ from esper.projection._past import log_source
 from esper.projection.columnar import ArrowDecoder
 
 STEP_SECONDS: Final = 0.1
+#: A reader takes a second or two to start; by then one process has folded so many records.
+_RECORDS_PER_READER: Final = 200_000
+_READERS_MAX: Final = 8
 
 
 def admission(fabric: Fabric, definitions: Iterable[Definition]) -> Admission:
@@ -44,6 +48,11 @@ def log_ends(fabric: Fabric, definitions: Iterable[Definition]) -> Mapping[Posit
     return {place: high for place, (_, high) in fabric.cluster.watermarks(places).items()}
 
 
+def readers_for(records: int) -> int:
+    """Return how many processes are to read so many records: one less than there are cores, for one writes."""
+    return max(0, min((os.cpu_count() or 1) - 1, records // _RECORDS_PER_READER, _READERS_MAX))
+
+
 @contextmanager
 def building(
     fabric: Fabric,
@@ -57,8 +66,9 @@ def building(
 ) -> Iterator[tuple[Mapping[str, ProjectionFile], Folding]]:
     """Open files at `paths`, by projection name, and the loop that fills them, each up to `until`.
 
-    Nobody else may have them open. They are new, or go on where they end. With more than one, `processes` read
-    the log for this one. With `cold` what is sealed is read from the archive, also where the log still holds it.
+    Nobody else may have them open. They are new, or go on where they end. So many `readers`, processes of their own,
+    read the log for this one; with none it does so itself. With `cold` what is sealed is read from the archive, also
+    where the log still holds it.
     """
     folder = next(iter(paths.values())).parent
     database = Database(folder, memory_limit=fabric.settings.sql_memory_limit, rebuilding=True)

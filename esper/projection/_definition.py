@@ -143,7 +143,7 @@ def _folders(root: Path) -> list[Path]:
         raise SettingsError(
             f"no projections in {root}",
             cause=f"no folder in it holds a {FILES[0]}",
-            next_step="Set ESPER_PROJECTIONS_DIR or ESPER_EXTRA_PROJECTIONS_DIRS to folders of projections, or unset it",
+            next_step="Set ESPER_PROJECTIONS_DIR or ESPER_EXTRA_PROJECTIONS_DIRS to folders of projections, or unset",
         )
     return folders
 

@@ -14,7 +14,7 @@ from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
 from esper.core.errors import Busy, NotReadyError
 from esper.core.rng import jitter
 from esper.oona import Fabric, Position
-from esper.projection._building import STEP_SECONDS, building, fold_up_to, log_ends, read_topics
+from esper.projection._building import STEP_SECONDS, building, fold_up_to, log_ends, read_topics, readers_for
 from esper.projection._control import ProjectorClient, ProjectorGone, find_projector
 from esper.projection._database import fault, is_held
 from esper.projection._definition import Definition, choose, load_definitions
@@ -173,7 +173,8 @@ def _build(
     """Fold the whole log into new files; return what each one took, by name."""
     ends = log_ends(fabric, definitions)
     begun = clock.monotonic()
-    with building(fabric, definitions, paths, letters=_letters(fabric, folder, definitions)) as (files, folding):
+    letters, readers = _letters(fabric, folder, definitions), readers_for(sum(ends.values()))
+    with building(fabric, definitions, paths, letters=letters, readers=readers) as (files, folding):
         folding.start()
         while not folding.reached(ends):  # ends with the log; a broker that is away raises
             if folding.step(STEP_SECONDS):

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from esper.core.errors import IntegrityError, NotReadyError
 from esper.oona import Fabric, Position, TopicCatalog
-from esper.projection._building import STEP_SECONDS, building
+from esper.projection._building import STEP_SECONDS, building, readers_for
 from esper.projection._contents import PROGRESS, Contents, TableContent, read_contents, read_digests
 from esper.projection._continuity import check_positions, check_topic_ids
 from esper.projection._database import Database
@@ -86,9 +86,9 @@ def _compared(
     _check_log(fabric, definitions, live)
     with tempfile.TemporaryDirectory(dir=fabric.home.projections, prefix="verify-") as folder:
         paths = {one.name: Path(folder) / f"{one.name}.duckdb" for one in definitions}
-        with building(fabric, definitions, paths, until=until) as (_, folding):
+        ends = _furthest(until.values())
+        with building(fabric, definitions, paths, until=until, readers=readers_for(sum(ends.values()))) as (_, folding):
             folding.start()
-            ends = _furthest(until.values())
             while not folding.reached(ends):  # ends with the log up to there; a broker that is away raises
                 folding.step(STEP_SECONDS)
         database = Database(Path(folder), memory_limit=fabric.settings.sql_memory_limit)

@@ -32,8 +32,8 @@ class PublishOptions(TypedDict, total=False):
 def key_of(message: EventMessage, *, source: str) -> str:
     """Return the record key of a message that `source` writes; pure.
 
-    A run, a blueprint, a kernel, a policy, a signing key; `<topic>-<partition>-<offset>` for what speaks of a record; the
-    source for telemetry and emergencies; the producer that ended for `ProducerStarted`; `log` for its checkpoints.
+    A run, a blueprint, a kernel, a policy, a signing key; `<topic>-<partition>-<offset>` for what speaks of a record;
+    the source for telemetry and emergencies; the producer that ended for `ProducerStarted`; `log` for its checkpoints.
 
     Raises:
         UsageError: the field that the key comes from is empty, or names another source than the writer.

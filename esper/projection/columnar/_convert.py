@@ -7,6 +7,7 @@ out of range, a Struct. Doubts are rare; what is certain costs a twentieth of pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Final
 
@@ -177,10 +178,10 @@ def _ranks(keys: pa.Array) -> tuple[_Int64s, int]:
     return rank[encoded.indices.to_numpy()], len(ascending)
 
 
-def _check_oneofs(descriptor: Descriptor, column: object) -> None:
+def _check_oneofs(descriptor: Descriptor, column: Callable[[str], pa.Array]) -> None:
     """Raise Doubt where more than one member of a oneof is set: protobuf keeps the last, which columns do not tell."""
     for oneof in descriptor.oneofs:
-        members = [column(field.name) for field in oneof.fields]  # type: ignore[operator]
+        members = [column(field.name) for field in oneof.fields]
         if len(members) < 2:
             continue
         present = sum(member.is_valid().to_numpy(zero_copy_only=False).astype(np.int8) for member in members)
