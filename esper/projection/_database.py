@@ -13,8 +13,12 @@ from typing import Final
 
 import duckdb
 
+from esper.core.clock import SYSTEM_CLOCK, Deadline
 from esper.core.errors import EsperError, IntegrityError, OperationFailed, SettingsError
 
+#: What an interrupted query takes to end.
+_CLOSE_SECONDS: Final = 5.0
+_RETRY_SECONDS: Final = 0.05
 _log = logging.getLogger("esper.projection.database")
 
 #: Checkpoints while rebuilding: seldom, because each one rewrites what came since the last (measured x3 at 2 GB).
@@ -176,15 +180,28 @@ class Database:
         return found
 
     def close(self) -> None:
-        """Detach every file and end."""
-        with self._lock:
-            self._root.close()
+        """Detach every file and end.
+
+        Raises:
+            duckdb.Error: a query did not end within the time that an interrupt takes.
+        """
+        deadline = Deadline(_CLOSE_SECONDS)
+        while True:  # ends with the connection, or at the deadline
+            try:
+                with self._lock:
+                    self._root.close()
+            except duckdb.ResourceInUseException:
+                if deadline.expired:
+                    raise
+                SYSTEM_CLOCK.sleep(_RETRY_SECONDS)
+            else:
+                return
 
 
 @contextmanager
 def transaction(cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
     """Commit what the block does, or nothing of it when it raises."""
-    cursor.execute("begin transaction")
+    _begin(cursor)
     try:
         yield
         cursor.execute("commit")
@@ -193,8 +210,17 @@ def transaction(cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
         raise
 
 
+def _begin(cursor: duckdb.DuckDBPyConnection) -> None:
+    """Begin, after what could not be rolled back for lack of memory when it failed."""
+    try:
+        cursor.execute("begin transaction")
+    except duckdb.TransactionException:
+        cursor.execute("rollback")
+        cursor.execute("begin transaction")
+
+
 def _rollback(cursor: duckdb.DuckDBPyConnection) -> None:
-    """Roll back; when even that fails, closing the connection does."""
+    """Roll back; where even that fails, the next transaction does it, or the end of the connection."""
     try:
         cursor.execute("rollback")
     except duckdb.Error as error:

@@ -22,7 +22,7 @@ from esper.projection._database import Database, UnreadableFile
 from esper.projection._file import ProjectionFile
 from esper.projection._intake import COMMIT_RECORDS
 from esper.projection._verify import compared
-from esper.projection.columnar import Batch
+from esper.projection.columnar import Batch, Decided
 from tests.projection.conftest import OpenWorkbench
 from tests.projection.log import TOPICS, Log, finish, one_epoch, one_run
 
@@ -373,6 +373,28 @@ class _Hungry:
             self.failures -= 1
             raise duckdb.OutOfMemoryException("Out of Memory Error: full")
         return self._file.fold(*arguments, **options)  # type: ignore[arg-type]
+
+
+def test_what_could_not_be_rolled_back_is_before_the_next_try(
+    open_workbench: OpenWorkbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory may be too short even for a rollback: leave a broken transaction open, and fold the same batch again."""
+    log = Log()
+    one_run(log)
+    bench = open_workbench(log)
+    file = bench.files["runs"]
+    insert = file._insert_facts
+
+    def broken(batch: Batch, decided: Decided) -> None:
+        monkeypatch.setattr(file, "_insert_facts", insert)
+        with pytest.raises(duckdb.Error):
+            file._cursor.execute("insert into no_such_table values (1)")
+        raise duckdb.OutOfMemoryException("Out of Memory Error: full")
+
+    monkeypatch.setattr(file, "_insert_facts", broken)
+    monkeypatch.setattr("esper.projection._database._rollback", lambda _: None)
+    assert bench.fold() == len(log.source.records)
+    assert bench.rows("select count(*) from run_states") == [(3,)]
 
 
 def test_the_fold_goes_before_queries(open_workbench: OpenWorkbench, monkeypatch: pytest.MonkeyPatch) -> None:
