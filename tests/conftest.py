@@ -47,7 +47,7 @@ class RunningBroker:
     local: LocalBroker
     bootstrap: str
     #: What processes must be told beside the home: nothing where the broker is the home's own.
-    told: Mapping[str, str] = field(default_factory=dict)
+    told: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -63,7 +63,7 @@ class BrokerProcess:
         goes back to the default, because an ignored SIGTERM would be inherited.
         """
         assert self.marker in command, "the process could not be recognised again"
-        inherited = [fd for fd in _open_files() if fd > 2 and os.get_inheritable(fd)]
+        inherited = [fd for fd in _open_files() if fd > 2 and _is_inheritable(fd)]
         write = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
         pid = os.posix_spawn(
             command[0],
@@ -149,6 +149,14 @@ def _open_files() -> list[int]:
     """Return the numbers of this process's open files; the one that lists them is closed again by then."""
     numbers = [int(entry.name) for entry in Path("/dev/fd").iterdir()]
     return [fd for fd in numbers if _is_open(fd)]
+
+
+def _is_inheritable(fd: int) -> bool:
+    """Return whether a child would get this file; another thread may have closed it by now."""
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
 
 
 def _is_open(fd: int) -> bool:

@@ -161,7 +161,7 @@ def test_closing_while_the_broker_is_away_takes_seconds(
     start_broker: StartBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Goal: a shutdown has a deadline. Method: kill the broker with letters on their way, close, take the time."""
-    running = start_broker(broker_retry_seconds=60.0)
+    running = start_broker(broker_retry_seconds=240.0)
     run_id = new_run_id()
     with Fabric.open(running.settings, member="test") as fabric:
         consumer = join(fabric, fresh_group(), Poisoned([run_id], [(run_id, 0)]))
