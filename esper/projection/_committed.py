@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esper.oona import Position
-from esper.projection._accounts import ACCOUNTS_SCHEMA, Holds, check_accounts
+from esper.projection._accounts import Holds, check_accounts
 from esper.projection._database import Database
 from esper.projection._definition import Definition
 from esper.projection._fence import Fence
@@ -63,9 +63,6 @@ class CommittedFile(ProjectionFile):
 
     def _prepare(self) -> None:
         with self._guarded():
-            for statement in ACCOUNTS_SCHEMA:
-                self._cursor.execute(statement)
-            self._cursor.execute("alter table esper.meta add column if not exists generation bigint")
             [(last,)] = self._cursor.execute("select coalesce(max(generation), 0) from esper.meta").fetchall()
         if self._fence is not None and last > self._fence.generation:
             # The folder's generation was lost or set back, the file's was not.

@@ -14,6 +14,7 @@ import pyarrow as pa
 from esper.core.errors import OperationFailed
 from esper.leyline import short_name
 from esper.oona import Position
+from esper.projection._accounts import ACCOUNTS_SCHEMA
 from esper.projection._contents import open_cursor, read_progress
 from esper.projection._database import Database, UnreadableFile, fault, is_held, transaction
 from esper.projection._definition import ENGINE_FORMAT, Definition
@@ -26,21 +27,31 @@ from esper.projection._ledger import (
     event_key,
     progress_table,
 )
-from esper.projection.columnar import APPLIED, Batch, Decided, KnownEvents, decide, ledger_rows, progressed
-from esper.projection.columnar._batch import Int64s
-from esper.projection.columnar._known import fingerprints, place_word
+from esper.projection.columnar import (
+    APPLIED,
+    Batch,
+    Decided,
+    Int64s,
+    KnownEvents,
+    decide,
+    fingerprints,
+    ledger_rows,
+    place_word,
+    progressed,
+)
 
 _OFFSET_MAX: Final = 2**63 - 1
 _READ_ROWS: Final = 100_000
 #: The engine's own tables live in a schema of their own, out of the way of bare names.
 _SCHEMA: Final = (
     "create schema esper",
-    "create table esper.meta (projection varchar, version varchar, format integer)",
+    "create table esper.meta (projection varchar, version varchar, format integer, generation bigint)",
     "create table esper.progress (topic varchar, topic_partition integer, topic_id varchar, first_offset bigint,"
     " next_offset bigint, read bigint, applied bigint, filtered bigint, deduplicated bigint, discarded bigint)",
     "create table esper.records (topic varchar, topic_partition integer, record_offset bigint,"
     " append_time timestamptz, disposition varchar,"
     " reason varchar, event_id varchar, attempt uinteger, producer_id varchar, sequence ubigint)",
+    *ACCOUNTS_SCHEMA,
 )
 _COUNTS: Final = ("next_offset", "read", "applied", "filtered", "deduplicated", "discarded")
 
@@ -124,7 +135,7 @@ class ProjectionFile:
         self._database.detach(self.definition.name)
 
     def _before_commit(self) -> None:
-        """Do nothing; a test ends the process here."""
+        """Do nothing: here a commit may still be refused, and tests end the process."""
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -269,5 +280,5 @@ def _create(cursor: duckdb.DuckDBPyConnection, definition: Definition) -> None:
         for statement in (*_SCHEMA, *definition.schema, *definition.views):
             cursor.execute(statement)
         cursor.execute(
-            "insert into esper.meta values ($1, $2, $3)", [definition.name, definition.version, ENGINE_FORMAT]
+            "insert into esper.meta values ($1, $2, $3, null)", [definition.name, definition.version, ENGINE_FORMAT]
         )

@@ -1,9 +1,9 @@
 """The fast path from records to tables: whole batches, column by column."""
 
-from esper.projection.columnar._batch import Batch
+from esper.projection.columnar._batch import Batch, Int64s
 from esper.projection.columnar._decoder import ArrowDecoder
 from esper.projection.columnar._dispositions import APPLIED, Decided, decide
-from esper.projection.columnar._known import KnownEvents
+from esper.projection.columnar._known import KnownEvents, fingerprints, place_word
 from esper.projection.columnar._ledger_rows import ledger_rows, progressed
 
 __all__ = [
@@ -11,8 +11,11 @@ __all__ = [
     "ArrowDecoder",
     "Batch",
     "Decided",
+    "Int64s",
     "KnownEvents",
     "decide",
+    "fingerprints",
     "ledger_rows",
+    "place_word",
     "progressed",
 ]
