@@ -42,8 +42,8 @@ def shell(broker: RunningBroker, tmp_path_factory: pytest.TempPathFactory) -> It
     """Two runs, folded; no projector runs."""
     with own_system(broker, tmp_path_factory.mktemp("sql")) as system:
         for name in ("run-a", "run-b"):
-            one_run(system, name)  # type: ignore[arg-type]
-            finish(system, name)  # type: ignore[arg-type]
+            one_run(system, name)
+            finish(system, name)
         catch_up(system.fabric)
         settings = system.settings
         assert settings.leyline_secret is not None
@@ -131,7 +131,7 @@ def test_a_point_can_be_given_back(shell: Shell) -> None:
     offsets = re.search(r"^as of (\S+)$", first.stderr, re.MULTILINE)
     assert offsets, first.stderr
     assert shell("sql", count, "--as-of", event["event_id"], "--resolve-only").stdout.strip() == offsets[1]
-    one_run(shell.system, "run-later")  # type: ignore[arg-type]
+    one_run(shell.system, "run-later")
     catch_up(shell.system.fabric)
     again = shell("sql", count, "--as-of", offsets[1], "--json")
     assert again.json == first.json

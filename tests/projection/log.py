@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from esper.core.ids import derive_id
 from esper.core.settings import Settings
@@ -14,6 +15,13 @@ from esper.projection._source import MemorySource
 
 SECRET = b"a secret of tests, long enough to sign with"
 TOPICS = TopicCatalog.load(Settings(_env_file=None))
+
+
+class Appends(Protocol):
+    """Takes events: a `Log`, or a system with a broker (`tests.projection.system`)."""
+
+    def append(self, message: EventMessage, *, key: str, event_id: str | None = None) -> object:
+        """Append an event."""
 
 
 @dataclass
@@ -60,7 +68,7 @@ class Log:
         return placed
 
 
-def one_run(log: Log, run_id: str = "run-a", *, epochs: int = 3, seed: int = 7) -> None:
+def one_run(log: Appends, run_id: str = "run-a", *, epochs: int = 3, seed: int = 7) -> None:
     """Append the events of a small run: every epoch with its packet, decision, command and outcome."""
     log.append(
         ly.TrainingRunRequested(
@@ -113,7 +121,7 @@ def one_run(log: Log, run_id: str = "run-a", *, epochs: int = 3, seed: int = 7) 
     )
 
 
-def one_epoch(log: Log, run_id: str, epoch: int, *, attempt: int = 1, val_loss: float = 1.5) -> None:
+def one_epoch(log: Appends, run_id: str, epoch: int, *, attempt: int = 1, val_loss: float = 1.5) -> None:
     """Append one epoch's packet, decision, command and outcome."""
     state_id = derive_id(run_id, "state", epoch)
     command = ly.AdaptationCommand(
@@ -171,7 +179,7 @@ def one_epoch(log: Log, run_id: str, epoch: int, *, attempt: int = 1, val_loss: 
     )
 
 
-def finish(log: Log, run_id: str = "run-a", *, attempt: int = 1, epochs: int = 3) -> None:
+def finish(log: Appends, run_id: str = "run-a", *, attempt: int = 1, epochs: int = 3) -> None:
     """Append the end of a run that went well."""
     log.append(
         ly.TrainingRunFinished(

@@ -122,7 +122,7 @@ def test_queries_never_fail_while_versions_change(
     Method: four threads ask for facts and ledger in one statement while a publisher writes and versions are built,
     switched in and rolled back; every answer is whole, none fails, and no count ever goes back.
     """
-    one_run(system, "run-a")  # type: ignore[arg-type]
+    one_run(system, "run-a")
     for epoch in range(4, 300):
         system.publish(state("run-a", epoch), key="run-a")
     done = threading.Event()
@@ -173,7 +173,7 @@ def test_queries_never_fail_while_versions_change(
 
 def test_a_changed_folder_takes_over_while_the_projector_runs(system: System) -> None:
     """Edit a folder under a running projector: old answers until the rebuild, new ones after it, old ones again."""
-    one_run(system, "run-a")  # type: ignore[arg-type]
+    one_run(system, "run-a")
     with system.projector():
         catch_up(system.fabric)
         first = _row(system, "runs")["version"]
@@ -220,7 +220,7 @@ def _goes_on_after_a_restart(system: System, first: str, second: str) -> None:
 
 def test_a_new_folder_joins_a_running_projector(system: System) -> None:
     """A projection is added without a restart: make a folder that reads a topic nobody read, and rebuild it."""
-    one_run(system, "run-a")  # type: ignore[arg-type]
+    one_run(system, "run-a")
     assert system.settings.projections_dir is not None
     folder = system.settings.projections_dir / "losses"
     with system.projector():
@@ -253,7 +253,7 @@ def test_a_new_folder_joins_a_running_projector(system: System) -> None:
 
 def test_a_failed_build_leaves_the_live_one_alone(system: System) -> None:
     """A file that is spoilt before it is adopted costs the rebuild only: overwrite it, see the old one go on."""
-    one_run(system, "run-a")  # type: ignore[arg-type]
+    one_run(system, "run-a")
     with system.projector():
         catch_up(system.fabric)
         version = _row(system, "runs")["version"]
@@ -269,7 +269,7 @@ def test_a_failed_build_leaves_the_live_one_alone(system: System) -> None:
 
 def test_without_a_projector_the_same_holds(system: System) -> None:
     """Rebuild and rollback write by themselves when nobody else does, and bring the kept file up to the log's end."""
-    one_run(system, "run-a")  # type: ignore[arg-type]
+    one_run(system, "run-a")
     replay(system.fabric)
     _add_marked_view(system)
     assert system.count("run_states") == 3

@@ -23,8 +23,8 @@ from tests.projection.system import System, own_system
 def system(broker: RunningBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system with one finished run, folded."""
     with own_system(broker, tmp_path_factory.mktemp("export")) as made:
-        one_run(made, "run-a")  # type: ignore[arg-type]
-        finish(made, "run-a")  # type: ignore[arg-type]
+        one_run(made, "run-a")
+        finish(made, "run-a")
         catch_up(made.fabric)
         yield made
 
@@ -33,7 +33,7 @@ def system(broker: RunningBroker, tmp_path_factory: pytest.TempPathFactory) -> I
 def test_a_snapshot_is_what_a_query_sees(system: System, tmp_path: Path, beside: bool) -> None:
     """Goal: a snapshot is one past state, whole. Method: both forms, read by plain readers; no leftovers."""
     point = resolve_as_of("now", name="runs", settings=system.settings).offsets
-    one_run(system, f"run-later-{beside}")  # type: ignore[arg-type]
+    one_run(system, f"run-later-{beside}")
     with system.projector() if beside else nullcontext():
         catch_up(system.fabric)
         in_file = export("runs", tmp_path / "runs.duckdb", as_of=point, settings=system.settings)

@@ -28,7 +28,7 @@ _SETTINGS = {"sql_memory_limit": "300MB"}
 def running(broker: RunningBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system whose projector runs; in the end its projections must be what the log says."""
     with own_system(broker, tmp_path_factory.mktemp("running"), **_SETTINGS) as system:
-        one_run(system, "run-a")  # type: ignore[arg-type]
+        one_run(system, "run-a")
         with system.projector():
             catch_up(system.fabric)
             yield system
@@ -39,7 +39,7 @@ def running(broker: RunningBroker, tmp_path_factory: pytest.TempPathFactory) -> 
 def files(broker: RunningBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReadableProjections]:
     """Files without a projector, opened as a query opens them; in the end they must be what they were."""
     with own_system(broker, tmp_path_factory.mktemp("files"), **_SETTINGS) as system:
-        one_run(system, "run-a")  # type: ignore[arg-type]
+        one_run(system, "run-a")
         catch_up(system.fabric)
         before = _contents(system)
         folder = ProjectionFolder(system.fabric.home.projections)

@@ -51,8 +51,8 @@ def test_processes_that_read_change_nothing(broker: RunningBroker, tmp_path: Pat
     """Rebuild with no, one and three reading processes: every table, offset and account is equal; bad ones included."""
     with own_system(broker, tmp_path) as system:
         for number in range(6):
-            one_run(system, f"run-{number}")  # type: ignore[arg-type]
-            finish(system, f"run-{number}")  # type: ignore[arg-type]
+            one_run(system, f"run-{number}")
+            finish(system, f"run-{number}")
         system.publish(ly.KernelCatalogUpdate(kernel_id="k"), key="k")
         alone = _built(system, tmp_path / "alone", readers=0)
         assert sum(one.applied for contents in alone for one in contents.progress) > 100
@@ -78,6 +78,6 @@ def _fold_with_killed_readers(system: System, folder: Path) -> None:
 def test_a_reader_that_is_killed_ends_the_rebuild(broker: RunningBroker, tmp_path: Path) -> None:
     """Nobody waits for a process that is gone: kill the readers, and the next steps say so."""
     with own_system(broker, tmp_path) as system:
-        one_run(system, "run-a")  # type: ignore[arg-type]
+        one_run(system, "run-a")
         with pytest.raises(OperationFailed, match="a process that reads the log ended"):
             _fold_with_killed_readers(system, tmp_path)

@@ -51,7 +51,7 @@ _ENDLESS = "select count(*) from range(10000000) a, range(10000000) b where a.ra
 def shared(broker: RunningBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """One system for tests that only add to it."""
     with own_system(broker, tmp_path_factory.mktemp("shared"), sql_timeout_seconds=5.0) as system:
-        one_run(system, "run-first")  # type: ignore[arg-type]
+        one_run(system, "run-first")
         yield system
 
 
@@ -243,7 +243,7 @@ def test_verify_names_what_was_changed(shared: System) -> None:
 
 def test_a_view_that_others_cannot_use_is_damage(system: System) -> None:
     """A view changed by hand may leave others without sense: such a file is set aside and built again."""
-    one_run(system, "run-a")  # type: ignore[arg-type]
+    one_run(system, "run-a")
     catch_up(system.fabric)
     before = system.query("from runs")
     with duckdb.connect(str(_stored(system, "runs"))) as connection:
@@ -257,8 +257,8 @@ def test_a_view_that_others_cannot_use_is_damage(system: System) -> None:
 
 def test_projections_come_back_from_the_log(system: System) -> None:
     """All files deleted under a running projector, then a replay: nothing failed meanwhile, everything equals."""
-    one_run(system, "run-a")  # type: ignore[arg-type]
-    finish(system, "run-a")  # type: ignore[arg-type]
+    one_run(system, "run-a")
+    finish(system, "run-a")
     reports: list[Built] = []
     with system.projector():
         catch_up(system.fabric)
@@ -280,7 +280,7 @@ def test_projections_come_back_from_the_log(system: System) -> None:
         assert answers
         assert all(answer == before for answer in answers)
         assert verify(system.fabric)["equal"]
-        one_epoch(system, "run-a", 4)  # type: ignore[arg-type]
+        one_epoch(system, "run-a", 4)
         catch_up(system.fabric)
         assert system.count("run_states") == 4
     assert {row["name"]: row["records"] for row in rows}["runs"] > 15
@@ -293,7 +293,7 @@ def test_projections_come_back_from_the_log(system: System) -> None:
 
 def test_an_unreadable_file_is_set_aside_and_built_again(system: System, caplog: pytest.LogCaptureFixture) -> None:
     """Damage costs a rebuild, not the answer: overwrite a file, start again, compare; the damaged bytes are kept."""
-    one_run(system, "run-a")  # type: ignore[arg-type]
+    one_run(system, "run-a")
     catch_up(system.fabric)
     before = system.query("from runs")
     path = _stored(system, "runs")
@@ -313,7 +313,7 @@ def test_an_unreadable_file_is_set_aside_and_built_again(system: System, caplog:
 
 def test_a_file_that_breaks_in_mid_life_is_replaced(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """Damage found while folding is healed without a restart of the process: break one commit, see the rebuild."""
-    one_run(system, "run-a")  # type: ignore[arg-type]
+    one_run(system, "run-a")
     fold, broken = ProjectionFile._fold, list[Path]()
 
     def fold_once_badly(self: ProjectionFile, *arguments: object) -> int:
@@ -334,7 +334,7 @@ def test_a_file_that_breaks_in_mid_life_is_replaced(system: System, monkeypatch:
 
 def test_a_topic_made_anew_stops_everything(system: System) -> None:
     """An offset means nothing in another topic: delete and make a topic again, and nobody goes on with it."""
-    one_run(system, "run-a")  # type: ignore[arg-type]
+    one_run(system, "run-a")
     catch_up(system.fabric)
     topic = system.topic("system-state")
     admin = system.fabric.cluster.admin
@@ -377,7 +377,7 @@ def test_forged_records_are_named_in_the_dead_letters(system: System) -> None:
         producer.produce(topic, key=b"run-x", value=value, partition=0)
     producer.flush(20)
     with system.projector():
-        one_run(system, "run-a")  # type: ignore[arg-type]
+        one_run(system, "run-a")
         catch_up(system.fabric)
         assert system.count("run_claims") == 1
         sql = "select reason, count(*) as n from runs.esper.records where disposition = 'discarded' group by all"
@@ -488,7 +488,7 @@ def test_what_was_never_built_is_said_so(system: System, tmp_path: Path) -> None
 
 def test_projections_can_be_thrown_away(system: System) -> None:
     """Deleting is safe because everything is derived: delete all, see nothing left, catch up, compare."""
-    one_run(system, "run-a")  # type: ignore[arg-type]
+    one_run(system, "run-a")
     catch_up(system.fabric)
     assert delete_all(system.fabric) == 3
     assert not list(system.fabric.home.projections.glob("*.duckdb*"))

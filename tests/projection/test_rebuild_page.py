@@ -21,7 +21,7 @@ def test_the_page_on_rebuilds_is_true(broker: RunningBroker, tmp_path: Path) -> 
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     script = "\n".join(["set -euo pipefail", *blocks])
     with own_system(broker, tmp_path) as system, system.projector():
-        one_run(system, "run-a")  # type: ignore[arg-type]
+        one_run(system, "run-a")
         catch_up(system.fabric)
         settings = system.settings
         assert settings.leyline_secret is not None

@@ -210,7 +210,7 @@ _CHANGES = {
 def test_the_command_names_what_was_changed(broker: RunningBroker, tmp_path: Path) -> None:
     """Through the real command line: exit code 0 and no differences, then 4 with table and offset; then healed."""
     with own_system(broker, tmp_path) as system:
-        one_run(system, "run-a")  # type: ignore[arg-type]
+        one_run(system, "run-a")
         catch_up(system.fabric)
         sound = _esper(system, "projections", "verify", "runs", "--json")
         assert sound.returncode == 0, sound.stderr

@@ -48,7 +48,7 @@ def fill(fabric: Fabric, *, runs: int = 2, prefix: str = "run") -> None:
     """Append runs, telemetry and blobs that records name, and cover all of it by a checkpoint."""
     writer = Writer(fabric)
     for number in range(runs):
-        one_run(writer, f"{prefix}-{number}", epochs=3)  # type: ignore[arg-type]
+        one_run(writer, f"{prefix}-{number}", epochs=3)
     for number in range(5):
         packet = ly.TelemetryPacket(source_subsystem="tolaria", packet_id=derive_id(prefix, number))
         writer.append(packet, key="tolaria")

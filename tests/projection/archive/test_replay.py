@@ -21,12 +21,12 @@ def test_projections_are_rebuilt_from_archive_and_live_log(broker: RunningBroker
     """Goal: what is sealed may go. Method: fold, seal, write on, delete what is sealed, verify and replay."""
     with own_system(broker, tmp_path) as system:
         fabric = system.fabric
-        one_run(system, "run-sealed")  # type: ignore[arg-type]  # publishes as a Log appends
+        one_run(system, "run-sealed")  # publishes as a Log appends
         for number in range(4):
             system.publish(ly.TelemetryPacket(packet_id=f"{number:032}", source_subsystem="nissa"), key="nissa")
         seal(fabric)
         sealed = {place: high for place, (_, high) in ends_of(fabric.cluster, fabric.topics).items()}
-        one_run(system, "run-live")  # type: ignore[arg-type]  # as above
+        one_run(system, "run-live")  # as above
         catch_up(fabric)
         rows = system.query("select run_id, count(*) n from run_states group by 1 order by 1")
         assert [row["run_id"] for row in rows] == ["run-live", "run-sealed"]
