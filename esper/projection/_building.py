@@ -25,6 +25,8 @@ STEP_SECONDS: Final = 0.1
 #: A reader takes a second or two to start; by then one process has folded so many records.
 _RECORDS_PER_READER: Final = 200_000
 _READERS_MAX: Final = 8
+#: One for the process that writes, one for the broker.
+_CORES_TAKEN: Final = 2
 
 
 def admission(fabric: Fabric, definitions: Iterable[Definition]) -> Admission:
@@ -49,8 +51,12 @@ def log_ends(fabric: Fabric, definitions: Iterable[Definition]) -> Mapping[Posit
 
 
 def readers_for(records: int) -> int:
-    """Return how many processes are to read so many records: one less than there are cores, for one writes."""
-    return max(0, min((os.cpu_count() or 1) - 1, records // _RECORDS_PER_READER, _READERS_MAX))
+    """Return how many processes are to read so many records: as many as there are cores beside writer and broker.
+
+    On two cores that is none: one process, which commits in a thread of its own, was faster there than two
+    (benchmarks/results/replay.json).
+    """
+    return max(0, min((os.cpu_count() or 1) - _CORES_TAKEN, records // _RECORDS_PER_READER, _READERS_MAX))
 
 
 @contextmanager
