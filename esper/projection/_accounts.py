@@ -29,8 +29,7 @@ Holds = Callable[[Position, int, int], Sequence[int]]
 
 #: What a user can ask of any projection: `select * from runs.esper.accounts`.
 ACCOUNTS_SCHEMA: Final = (
-    "create table esper.gaps (topic varchar, topic_partition integer, first_offset bigint,"
-    " next_offset bigint)",
+    "create table esper.gaps (topic varchar, topic_partition integer, first_offset bigint, next_offset bigint)",
     """create view esper.accounts as
     select p.topic, p.topic_partition, p.first_offset, p.next_offset, p.read, p.applied, p.filtered, p.deduplicated,
       p.discarded, coalesce(g.offsets, 0) as without_record, coalesce(l.lines, 0) as lines,

@@ -14,14 +14,13 @@ from esper.leyline import Record
 from esper.oona._cluster import Cluster, Position
 from esper.oona._events import headers_of
 from esper.oona._failures import END_OF_PARTITION, ends_consumer, translate
+from esper.oona.reading._reader import reader_config
 
 _BATCH: Final = 500
 _POLL_SECONDS: Final = 0.5
 _PROBE_SECONDS: Final = 1.0
 #: A broker that is there and sends nothing for so long will not send what is missing.
 _SILENT_POLLS_MAX: Final = 60
-#: librdkafka demands a group name even of clients that join none.
-_NO_GROUP: Final = "esper.copy"
 
 
 class RawRecord(NamedTuple):
@@ -45,21 +44,9 @@ class RawReader:
         self._what = "the log cannot be read"
         self._watch = cluster.watch(self._what)
         self._consumer = KafkaConsumer(
-            {
-                **cluster.config(),
-                "group.id": _NO_GROUP,
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                # An open transaction of a stranger would hide everything behind it for as long as it likes.
-                "isolation.level": "read_uncommitted",
-                "enable.partition.eof": True,
-                "auto.offset.reset": "error",
-                "fetch.error.backoff.ms": 100,
-                "fetch.queue.backoff.ms": 10,
-                # What is to be read is there. A fetch that waited for more would keep the next partition waiting.
-                "fetch.wait.max.ms": 10,
-                "error_cb": self._watch.on_error,
-            }
+            reader_config(cluster)
+            # What is to be read is there. A fetch that waited for more would keep the next partition waiting.
+            | {"fetch.wait.max.ms": 10, "error_cb": self._watch.on_error}
         )
         # One that learns of the leaders only when it needs one waits a second for each topic.
         self._watch.retrying(self._what, lambda: self._consumer.list_topics(timeout=_PROBE_SECONDS))

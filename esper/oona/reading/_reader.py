@@ -65,7 +65,7 @@ class Reader:
         self._closed = False
         self._next = _resolve(fabric.cluster, positions)
         self._consumer = KafkaConsumer(
-            _reader_config(fabric.cluster) | gathering(gather_seconds) | {"error_cb": self._watch.on_error}
+            reader_config(fabric.cluster) | gathering(gather_seconds) | {"error_cb": self._watch.on_error}
         )
         self._consumer.assign([TopicPartition(*place, offset) for place, offset in self._next.items()])
 
@@ -251,7 +251,8 @@ def _resolve(cluster: Cluster, positions: Mapping[Position, Start]) -> dict[Posi
     return resolved
 
 
-def _reader_config(cluster: Cluster) -> ClientConfig:
+def reader_config(cluster: Cluster) -> ClientConfig:
+    """Return the settings of a client that reads partitions by position, joins no group and commits nothing."""
     return {
         **cluster.config(),
         "group.id": _NO_GROUP,
