@@ -1,8 +1,9 @@
 """Leyline: the only vocabulary. Messages, their meta, their signatures, and what may be believed."""
 
-from esper.leyline.authenticator import Authenticator
+from esper.leyline.authenticator import Authenticator, Finding
 from esper.leyline.contracts import load_contracts
 from esper.leyline.ed25519 import PrivateKey, PublicKey
+from esper.leyline.record_columns import NO_RECORDS, RecordColumns
 from esper.leyline.records import (
     CLOCK_SKEW_MS_MAX,
     SIGNATURE_HEADER,
@@ -41,6 +42,7 @@ __all__ = [
     "HMAC_ALGORITHM",
     "KEY_OPERATOR",
     "MAC_BYTES",
+    "NO_RECORDS",
     "PACKAGE",
     "SECRET_BYTES_MIN",
     "SHIPPED_TYPES",
@@ -57,11 +59,13 @@ __all__ = [
     "ContractError",
     "Envelope",
     "EventMessage",
+    "Finding",
     "KeyRing",
     "KeySet",
     "PrivateKey",
     "PublicKey",
     "Record",
+    "RecordColumns",
     "Revocations",
     "Upcaster",
     "Verdict",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from operator import methodcaller
 from typing import Final, NamedTuple, cast
 
 from confluent_kafka import Message as KafkaMessage
 from google.protobuf.message import Message
 
-from esper.leyline import Authenticator, BadRecord, KeyRing, Record, decode, open_event, open_record
+from esper.leyline import Authenticator, BadRecord, KeyRing, Record, RecordColumns, decode, open_event, open_record
 from esper.leyline import messages as ly
 from esper.oona._cluster import Position
 from esper.oona._memory import Chained, Judgement, LogMemory, Place
@@ -55,6 +55,19 @@ def record_of(message: KafkaMessage) -> Record:
     append_time_ms = message.timestamp()[1]
     headers = headers_of(message) or ()
     return Record(topic, partition, offset, message.key(), message.value(), headers, append_time_ms)
+
+
+def columns_of(messages: Sequence[KafkaMessage]) -> RecordColumns:
+    """Return Kafka's messages, which must carry no errors, as columns."""
+    return RecordColumns(
+        [message.topic() for message in messages],  # type: ignore[misc]  # a message without error has a place
+        [message.partition() for message in messages],  # type: ignore[misc]
+        [message.offset() for message in messages],  # type: ignore[misc]
+        [message.key() for message in messages],
+        [message.value() for message in messages],
+        [headers_of(message) or () for message in messages],
+        [message.timestamp()[1] for message in messages],
+    )
 
 
 def headers_of(message: KafkaMessage) -> tuple[tuple[str, bytes | None], ...] | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Final
 
 import duckdb
@@ -134,18 +133,18 @@ def _after(old: Progress, lines: _Lines) -> Progress:
 def _check_gaps(cursor: duckdb.DuckDBPyConnection, name: str, old: Progress, holds: Holds) -> None:
     """Ask the log about every gap in the new lines of one partition, and keep those at which it holds nothing."""
     rows = cursor.execute(
-        "select record_offset from esper.records"
-        " where rowid >= $1 and topic = $2 and topic_partition = $3 order by all",
-        [_UNCOMMITTED, *old.place],
+        "select before, after from (select record_offset as after,"
+        " lag(record_offset, 1, $4) over (order by record_offset) as before from esper.records"
+        " where rowid >= $1 and topic = $2 and topic_partition = $3) where after <> before + 1 order by all",
+        [_UNCOMMITTED, *old.place, old.next_offset - 1],
     ).fetchall()
-    for before, after in pairwise([old.next_offset - 1, *(offset for (offset,) in rows)]):
+    for before, after in rows:
         if after == before:
             raise _skipped(name, old.place, [], f"offset {after} would have two lines")
-        if after > before + 1:
-            skipped = holds(old.place, before + 1, after)
-            if skipped:
-                raise _skipped(name, old.place, skipped, "the log holds them")
-            cursor.execute("insert into esper.gaps values ($1, $2, $3, $4)", [*old.place, before + 1, after])
+        skipped = holds(old.place, before + 1, after)
+        if skipped:
+            raise _skipped(name, old.place, skipped, "the log holds them")
+        cursor.execute("insert into esper.gaps values ($1, $2, $3, $4)", [*old.place, before + 1, after])
 
 
 def _skipped(name: str, place: Position, offsets: Sequence[int], cause: str) -> IntegrityError:
@@ -168,7 +167,7 @@ def log_holds(fabric: Fabric) -> Holds:
         try:
             source.seek({place: start})
             while source.positions().get(place, start) < end:  # ends with a record behind the gap, or at the deadline
-                found += [record.offset for record in source.read(1.0, _PROBE_RECORDS) if record.offset < end]
+                found += [offset for offset in source.read(1.0, _PROBE_RECORDS).offset if offset < end]
                 if deadline.expired:
                     raise NotReadyError(
                         f"offsets {start} to {end - 1} of partition {place[1]} of topic {place[0]} cannot be read",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
 import numpy as np
@@ -17,16 +17,19 @@ from esper.leyline import (
     Allowed,
     Authenticator,
     BadRecord,
+    Finding,
     KeyRing,
-    Record,
+    RecordColumns,
     open_record,
 )
+from esper.leyline.records import signature_of
 from esper.projection._columns import TIMESTAMP
 from esper.projection._decoder import ANY_EVENT, Decoder
 from esper.projection._judged import Judged
 from esper.projection.columnar._acquittal import Mask, acquitted
 from esper.projection.columnar._batch import Batch, Int64s
-from esper.projection.columnar._batching import Gathered, Part, gathered, joined
+from esper.projection.columnar._batching import Part, joined
+from esper.projection.columnar._gathering import Gathered, Gathering
 
 #: What stands before a message's own columns in the batch of its type.
 PLACE_SCHEMA: Final = pa.schema(
@@ -34,26 +37,24 @@ PLACE_SCHEMA: Final = pa.schema(
 )
 
 
-@dataclass
-class _Signed:
-    """The records of one type, or of all unwanted ones, whose signatures hold."""
+@dataclass(frozen=True)
+class _Group:
+    """The records of one type, or of all unwanted ones, whose signatures hold; arrays have an element for each."""
 
-    indices: list[int]
-    keys: list[str]
-    types: list[str]
-    values: list[bytes]
-    #: Indices of those that the columns cannot acquit: `open_record` judges them, whatever they hold.
-    doubtful: set[int]
+    kind: str
+    indices: Int64s
+    keys: pa.Array
+    #: Full names, as the headers say; one where all are of it.
+    types: pa.Array | str
+    #: Those that the columns cannot acquit: `open_record` judges them, whatever they hold.
+    doubtful: Mask
 
-    def only(self, numbers: Sequence[int]) -> _Signed:
+    def only(self, numbers: Sequence[int] | Int64s) -> _Group:
         """Return these of them."""
-        return _Signed(
-            [self.indices[number] for number in numbers],
-            [self.keys[number] for number in numbers],
-            [self.types[number] for number in numbers],
-            [self.values[number] for number in numbers],
-            self.doubtful,
-        )
+        chosen = np.asarray(numbers, dtype=np.int64)
+        arrow = pa.array(chosen)
+        types = self.types if isinstance(self.types, str) else self.types.take(arrow)
+        return _Group(self.kind, self.indices[chosen], self.keys.take(arrow), types, self.doubtful[chosen])
 
 
 class Admission:
@@ -67,87 +68,104 @@ class Admission:
         self._wanted = frozenset(wanted)
         self._decoder = decoder
 
-    def admit(self, records: Sequence[Record]) -> Batch:
-        """Return the batch of `records`."""
-        found = gathered(records)
-        bad: dict[int, BadRecord] = {}
-        parts = [self._part(kind, signed, records, found, bad) for kind, signed in self._signed(records, bad).items()]
-        return joined(found, parts, {index: Judged(records[index], bad=why) for index, why in bad.items()})
+    def gathering(self) -> Gathering:
+        """Return what takes in records for a batch; signatures are checked there."""
+        return Gathering(self._authenticator)
 
-    def _signed(self, records: Sequence[Record], bad: dict[int, BadRecord]) -> dict[str, _Signed]:
-        """Check signatures; return the good records by the type whose columns they need."""
-        groups: dict[str, _Signed] = defaultdict(lambda: _Signed([], [], [], [], set()))
-        authenticate, wanted = self._authenticator.authenticate, self._wanted
+    def admit(self, gathering: Gathering) -> Batch:
+        """Return the batch of what was gathered."""
+        found = gathering.gathered()
+        judged = [(code, one.bad) for code, one in enumerate(found.findings) if one.bad is not None]
+        bad: dict[int, BadRecord] = {
+            index: why for code, why in judged for index in np.flatnonzero(found.finding == code).tolist()
+        }
+        parts = [self._part(group, found, bad) for group in self._groups(found)]
+        return joined(found, parts, {index: Judged(found.record(index), bad=why) for index, why in bad.items()})
+
+    def admit_all(self, records: RecordColumns) -> Batch:
+        """Return the batch of `records`."""
+        gathering = self.gathering()
+        gathering.add(records)
+        return self.admit(gathering)
+
+    def _groups(self, found: Gathered) -> list[_Group]:
+        """Return the good records by the type whose columns they need."""
+        good = [(code, one) for code, one in enumerate(found.findings) if one.bad is None]
+        kinds: dict[str, list[int]] = {}
+        for code, one in good:
+            kinds.setdefault(one.type_name if one.type_name in self._wanted else ANY_EVENT, []).append(code)
         strict = SIGNER_TYPES if self._keyring.keys.signers_required else frozenset[str]()
-        for index, record in enumerate(records):
-            try:
-                key, type_name, signature, value = authenticate(record)
-            except BadRecord as why:
-                bad[index] = why
-                continue
-            group = groups[type_name if type_name in wanted else ANY_EVENT]
-            group.indices.append(index)
-            group.keys.append(key)
-            group.types.append(type_name)
-            group.values.append(value)
-            if len(signature) != SIGNATURE_BYTES or type_name in strict or type_name not in EVENT_TYPES:
-                group.doubtful.add(index)
+        doubtful = np.array([_is_doubtful(one, strict) for one in found.findings], dtype=np.bool_)
+        keys = pa.array([one.key for one in found.findings], pa.string())
+        types = pa.array([one.type_name for one in found.findings], pa.string())
+        groups = []
+        for kind, codes in kinds.items():
+            mine = np.zeros(len(found.findings), dtype=np.bool_)
+            mine[codes] = True
+            indices = np.flatnonzero(mine[found.finding])
+            finding = found.finding[indices]
+            arrow = pa.array(finding)
+            named = types.take(arrow) if kind == ANY_EVENT else kind
+            groups.append(_Group(kind, indices, keys.take(arrow), named, doubtful[finding]))
         return groups
 
-    def _part(
-        self, kind: str, signed: _Signed, records: Sequence[Record], found: Gathered, bad: dict[int, BadRecord]
-    ) -> Part:
+    def _part(self, group: _Group, found: Gathered, bad: dict[int, BadRecord]) -> Part:
         """Decode the records of one group; note in `bad` those that must not be believed after all."""
-        decoded = self._decoder.decode(kind, signed.values)
+        decoded = self._decoder.decode(group.kind, _chosen(found.values, group.indices))
         for number, why in decoded.bad.items():
-            index = signed.indices[number]
-            bad[index] = self._refusal(records[index]) or why
-        group = signed if len(decoded.good) == len(signed.indices) else signed.only(decoded.good)
-        good = self._good(kind, group, decoded.rows, records, found, bad)
+            index = int(group.indices[number])
+            bad[index] = self._refusal(found, index) or why
         rows = decoded.rows
+        if len(decoded.good) != len(group.indices):
+            group = group.only(decoded.good)
+        good = self._good(group, rows, found, bad)
         if not good.all():
             kept = np.flatnonzero(good)
-            group, rows = group.only(kept.tolist()), rows.take(pa.array(kept))
-        indices = np.array(group.indices, dtype=np.int64)
-        types = group.types if kind == ANY_EVENT else kind
-        return Part(types, indices, rows.column("meta"), _attempts(rows), _placed(indices, rows, found, kind))
+            group, rows = group.only(kept), rows.take(pa.array(kept))
+        placed = None if group.kind == ANY_EVENT else _placed(group.indices, rows, found)
+        return Part(group.types, group.indices, rows.column("meta"), _attempts(rows), placed)
 
-    def _good(
-        self,
-        kind: str,
-        group: _Signed,
-        rows: pa.RecordBatch,
-        records: Sequence[Record],
-        found: Gathered,
-        bad: dict[int, BadRecord],
-    ) -> Mask:
+    def _good(self, group: _Group, rows: pa.RecordBatch, found: Gathered, bad: dict[int, BadRecord]) -> Mask:
         """Return which rows may be believed; those that the columns do not acquit are judged one by one."""
-        indices = np.array(group.indices, dtype=np.int64)
-        good = acquitted(
+        good = ~group.doubtful & acquitted(
             rows.column("meta"),
             keys=group.keys,
-            types=group.types if kind == ANY_EVENT else kind,
+            types=group.types,
             places=found.places,
-            place=found.place[indices],
-            append_ms=found.append_ms[indices],
+            place=found.place[group.indices],
+            append_ms=found.append_ms[group.indices],
             allowed=self._allowed,
         )
-        if group.doubtful:
-            good &= ~np.isin(indices, list(group.doubtful))
         for row in np.flatnonzero(~good).tolist():
-            index = group.indices[row]
-            refusal = self._refusal(records[index])
+            index = int(group.indices[row])
+            refusal = self._refusal(found, index)
             good[row] = refusal is None
             if refusal is not None:
                 bad[index] = refusal
         return good
 
-    def _refusal(self, record: Record) -> BadRecord | None:
+    def _refusal(self, found: Gathered, index: int) -> BadRecord | None:
         try:
-            open_record(record, keyring=self._keyring, allowed=self._allowed)
+            open_record(found.record(index), keyring=self._keyring, allowed=self._allowed)
         except BadRecord as bad:
             return bad
         return None
+
+
+def _is_doubtful(finding: Finding, strict: Collection[str]) -> bool:
+    """Return whether more must be asked of such records than whether their columns fit."""
+    if finding.bad is not None or finding.type_name in strict or finding.type_name not in EVENT_TYPES:
+        return True
+    # What went the quick way has a MAC; of others it is looked up.
+    return finding.record is not None and len(signature_of(finding.record)) != SIGNATURE_BYTES
+
+
+def _chosen(values: Sequence[bytes | None], indices: Int64s) -> list[bytes]:
+    """Return the values of good records, which all have one."""
+    if not len(indices):
+        return []
+    chosen = itemgetter(*indices.tolist())(values)
+    return list(chosen) if len(indices) > 1 else [chosen]
 
 
 def _attempts(rows: pa.RecordBatch) -> pa.Array:
@@ -156,10 +174,8 @@ def _attempts(rows: pa.RecordBatch) -> pa.Array:
     return pa.nulls(len(rows), pa.uint32())
 
 
-def _placed(indices: Int64s, rows: pa.RecordBatch, found: Gathered, kind: str) -> pa.Table | None:
-    """Return rows with their places before them; none of events that nobody wants."""
-    if kind == ANY_EVENT:
-        return None
+def _placed(indices: Int64s, rows: pa.RecordBatch, found: Gathered) -> pa.Table:
+    """Return rows with their places before them."""
     columns = [
         pa.array(found.partition[indices], PLACE_SCHEMA.field(0).type),
         pa.array(found.offset[indices], PLACE_SCHEMA.field(1).type),

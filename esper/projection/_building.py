@@ -11,7 +11,7 @@ from typing import Final
 from esper.oona import Fabric, Position
 from esper.projection._accounts import log_holds
 from esper.projection._admission import Admission
-from esper.projection._committed import CommittedFile
+from esper.projection._bulk import BulkFile
 from esper.projection._database import Database
 from esper.projection._definition import Definition
 from esper.projection._file import ProjectionFile
@@ -98,7 +98,7 @@ def building(
     folding = Folding(intake=intake, files=files, catalog=fabric.topics, letters=letters, until=until)
     try:
         for one in definitions:
-            files[one.name] = CommittedFile(database, one, paths[one.name], holds=log_holds(fabric))
+            files[one.name] = BulkFile(database, one, paths[one.name], holds=log_holds(fabric))
         yield files, folding
         folding.close()
         for file in files.values():

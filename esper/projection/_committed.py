@@ -53,13 +53,17 @@ class CommittedFile(ProjectionFile):
 
     def _before_commit(self) -> None:
         super()._before_commit()
-        check_accounts(self._cursor, self.definition.name, self._progress, self._holds)
+        check_accounts(self._cursor, self.definition.name, self._committed(), self._holds)
         if self._fence is None:
             return
         if not self._noted:
             self._cursor.execute("update esper.meta set generation = $1", [self._fence.generation])
         self._fence.check()
         self._noted = True
+
+    def _committed(self) -> Mapping[Position, Progress]:
+        """Return what the file held before the transaction."""
+        return self._progress
 
     def _prepare(self) -> None:
         with self._guarded():

@@ -201,16 +201,16 @@ class Database:
 @contextmanager
 def transaction(cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
     """Commit what the block does, or nothing of it when it raises."""
-    _begin(cursor)
+    begin_transaction(cursor)
     try:
         yield
         cursor.execute("commit")
     except BaseException:
-        _rollback(cursor)
+        rollback(cursor)
         raise
 
 
-def _begin(cursor: duckdb.DuckDBPyConnection) -> None:
+def begin_transaction(cursor: duckdb.DuckDBPyConnection) -> None:
     """Begin, after what could not be rolled back for lack of memory when it failed."""
     try:
         cursor.execute("begin transaction")
@@ -219,7 +219,7 @@ def _begin(cursor: duckdb.DuckDBPyConnection) -> None:
         cursor.execute("begin transaction")
 
 
-def _rollback(cursor: duckdb.DuckDBPyConnection) -> None:
+def rollback(cursor: duckdb.DuckDBPyConnection) -> None:
     """Roll back; where even that fails, the next transaction does it, or the end of the connection."""
     try:
         cursor.execute("rollback")

@@ -72,6 +72,8 @@ class FoldStatement:
     table: str
     message: str
     sql: str
+    #: Paths of the columns that it reads, in lower case; None where it may read any.
+    paths: frozenset[tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,15 @@ class Definition:
     def folds_by_type(self) -> Mapping[str, tuple[FoldStatement, ...]]:
         """The statements to run for each event type, by its full name."""
         return {kind: tuple(f for f in self.folds if full_name(f.message) == kind) for kind in self.types}
+
+    @cached_property
+    def paths_by_type(self) -> Mapping[str, frozenset[tuple[str, ...]] | None]:
+        """Paths of the columns that the statements for each event type read; None where they may read any."""
+        found: dict[str, frozenset[tuple[str, ...]] | None] = {}
+        for kind, statements in self.folds_by_type.items():
+            paths = [statement.paths for statement in statements if statement.paths is not None]
+            found[kind] = frozenset[tuple[str, ...]]().union(*paths) if len(paths) == len(statements) else None
+        return found
 
     @property
     def relations(self) -> tuple[str, ...]:
@@ -298,7 +309,7 @@ def _fold(folder: Path, statement: str, connection: duckdb.DuckDBPyConnection) -
     problem = impurity(tree)
     if problem:
         raise _problem(folder, "fold.sql", f"table {table}: {problem}")
-    return FoldStatement(table, sources.pop(), statement)
+    return FoldStatement(table, sources.pop(), statement, sqltree.column_paths(tree))
 
 
 def impurity(tree: sqltree.Node) -> str:

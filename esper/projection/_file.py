@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import duckdb
 import numpy as np
@@ -38,6 +38,7 @@ from esper.projection.columnar import (
     ledger_rows,
     place_word,
     progressed,
+    pruned,
 )
 
 _OFFSET_MAX: Final = 2**63 - 1
@@ -54,6 +55,13 @@ _SCHEMA: Final = (
     *ACCOUNTS_SCHEMA,
 )
 _COUNTS: Final = ("next_offset", "read", "applied", "filtered", "deduplicated", "discarded")
+
+
+class Folded(NamedTuple):
+    """What a fold came to: the partitions that it moved, where they stand then, and what became of the records."""
+
+    progress: Mapping[Position, Progress]
+    decided: Decided
 
 
 class ProjectionFile:
@@ -111,23 +119,34 @@ class ProjectionFile:
         if not len(indices):
             return 0
         with transaction(self._cursor):
-            decided = decide(
-                batch,
-                indices,
-                types=self.definition.types,
-                known=self._known,
-                high=self._high,
-                ask_ledger=self._applied_before,
-            )
-            progress = progressed(self._progress, batch, decided)
-            self._insert_ledger(batch, decided)
-            self._insert_facts(batch, decided)
-            self._write_progress(list(progress.values()))
+            folded = self._insert(batch, indices)
+            self._write_progress(list(folded.progress.values()))
             self._before_commit()
-        self._progress = {**self._progress, **progress}
-        self._known.add(decided.applied)
-        self._high |= decided.high
+        self._advance(folded)
         return len(indices)
+
+    def settle(self) -> None:
+        """Commit what was folded and is not committed yet: here nothing, every fold commits."""
+
+    def _insert(self, batch: Batch, indices: Int64s) -> Folded:
+        """Insert the ledger's lines and the facts of some records; the offsets are not written yet."""
+        decided = decide(
+            batch,
+            indices,
+            types=self.definition.types,
+            known=self._known,
+            high=self._high,
+            ask_ledger=self._applied_before,
+        )
+        self._insert_ledger(batch, decided)
+        self._insert_facts(batch, decided)
+        return Folded(progressed(self._progress, batch, decided), decided)
+
+    def _advance(self, folded: Folded) -> None:
+        """Go on from what was folded."""
+        self._progress = {**self._progress, **folded.progress}
+        self._known.add(folded.decided.applied)
+        self._high |= folded.decided.high
 
     def close(self) -> None:
         """Write what is pending and let go of the file."""
@@ -191,7 +210,7 @@ class ProjectionFile:
         for code in np.unique(kinds).tolist():
             type_name = batch.kinds[code]
             numbers = batch.row[applied[kinds == code]]
-            table = batch.rows[type_name]
+            table = pruned(batch.rows[type_name], self.definition.paths_by_type[type_name])
             with self._registered(short_name(type_name), table if len(numbers) == len(table) else table.take(numbers)):
                 for statement in self.definition.folds_by_type[type_name]:
                     self._run(statement.sql, statement.table)

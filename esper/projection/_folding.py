@@ -61,8 +61,9 @@ class Folding:
         self._relieve = relieve
         self._clock = clock
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fold")
-        #: The commit that is under way.
+        #: The fold that is under way, and whether anything may not be committed yet.
         self._under_way: Future[int] | None = None
+        self._unsettled = False
 
     def start(self) -> LogState:
         """Begin files that are new, check that the log continues the others, and stand where they end.
@@ -90,7 +91,7 @@ class Folding:
             IntegrityError: a topic was replaced, or the log no longer holds a position.
             BrokerUnavailable: no broker answered for the retry time.
         """
-        taken = self._intake.take(0 if self._under_way else timeout)
+        taken = self._intake.take(0 if self._under_way and not self._intake.pending else timeout)
         if taken is not None:
             return self._submit(taken.batch) + (0 if taken.more else self._settle())
         return 0 if self._intake.pending else self._settle()
@@ -102,7 +103,7 @@ class Folding:
 
     def reached(self, ends: Mapping[Position, int]) -> bool:
         """Return whether everything before `ends` was read and committed."""
-        if self._intake.pending or self._under_way is not None:
+        if self._intake.pending or self._unsettled:
             return False
         positions = self._intake.positions()
         return all(positions.get(place, end) >= end for place, end in ends.items())
@@ -119,14 +120,24 @@ class Folding:
             check_topic_ids(name, file.progress.values(), ids)
         if batch.bad and self._letters is not None:
             self._letters.set_aside([batch.bad[index] for index in sorted(batch.bad)])
-        before = self._settle()
+        before = self._wait()
+        self._unsettled = True
         self._under_way = self._writer.submit(self._fold, batch)
         return before
 
-    def _settle(self) -> int:
-        """Wait for the commit that is under way; return how many records it had; raises what it raised."""
+    def _wait(self) -> int:
+        """Wait for the fold that is under way; return how many records it had; raises what it raised."""
         under_way, self._under_way = self._under_way, None
         return 0 if under_way is None else under_way.result()
+
+    def _settle(self) -> int:
+        """Return what `_wait` does once everything that was folded is committed."""
+        records = self._wait()
+        if self._unsettled:
+            for file in self._files.values():
+                file.settle()
+            self._unsettled = False
+        return records
 
     def _fold(self, batch: Batch) -> int:
         for name, file in list(self._files.items()):

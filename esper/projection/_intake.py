@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from esper.leyline import Record
 from esper.oona import Position
 from esper.projection._admission import Admission
 from esper.projection._source import LogState, RecordSource
@@ -68,8 +67,7 @@ class LocalIntake:
         self._source = source
         self._admission = admission
         self._records_max = records_max or COMMIT_RECORDS
-        self._records: list[Record] = []
-        self._bytes = 0
+        self._gathering = admission.gathering()
 
     def topic_ids(self) -> Mapping[str, str]:
         """Return the id of each topic."""
@@ -86,16 +84,17 @@ class LocalIntake:
 
     def take(self, timeout: float) -> Taken | None:
         """Return the next batch; None while it grows, or when nothing came for `timeout` seconds."""
-        records = self._source.read(0 if self._records else timeout, READ_RECORDS)
-        self._records += records
-        self._bytes += sum(len(record.value or b"") for record in records)
-        if len(self._records) >= self._records_max or self._bytes >= COMMIT_BYTES:
+        records = self._source.read(0 if self.pending else timeout, READ_RECORDS)
+        if not len(records):
+            return self.flush()
+        self._gathering.add(records)
+        if len(self._gathering) >= self._records_max or self._gathering.value_bytes >= COMMIT_BYTES:
             return self._handed_out(more=True)
-        return self.flush() if not records else None
+        return None
 
     def flush(self) -> Taken | None:
         """Return what was read and not handed out; None when there is nothing."""
-        return self._handed_out(more=False) if self._records else None
+        return self._handed_out(more=False) if self.pending else None
 
     def positions(self) -> Mapping[Position, int]:
         """Return where the source stands."""
@@ -104,16 +103,16 @@ class LocalIntake:
     @property
     def pending(self) -> bool:
         """Whether something was read and not handed out."""
-        return bool(self._records)
+        return len(self._gathering) > 0
 
     def close(self) -> None:
         """Close the source."""
         self._source.close()
 
     def _handed_out(self, *, more: bool) -> Taken:
-        records = self._records
+        gathering = self._gathering
         self._drop()
-        return Taken(self._admission.admit(records), more)
+        return Taken(self._admission.admit(gathering), more)
 
     def _drop(self) -> None:
-        self._records, self._bytes = [], 0
+        self._gathering = self._admission.gathering()

@@ -69,6 +69,8 @@ class ParallelIntake:
         self._records_max = records_max
         self._positions: dict[Position, int] = {}
         self._workers: dict[Connection, SpawnProcess] = {}
+        #: Those that have more, as far as they told.
+        self._busy: set[Connection] = set()
 
     def topic_ids(self) -> Mapping[str, str]:
         """Return the id of each topic."""
@@ -99,6 +101,7 @@ class ParallelIntake:
             process.start()
             theirs.close()
             self._workers[ours] = process
+            self._busy.add(ours)
 
     def take(self, timeout: float) -> Taken | None:
         """Return the next batch that a process delivered; None when none came in time.
@@ -121,7 +124,8 @@ class ParallelIntake:
         if isinstance(delivery, EsperError):
             raise delivery
         self._positions.update(delivery.positions)
-        return None if delivery.batch is None else Taken(delivery.batch, more=delivery.more or len(ready) > 1)
+        (self._busy.add if delivery.more else self._busy.discard)(connection)
+        return None if delivery.batch is None else Taken(delivery.batch, more=self.pending)
 
     def flush(self) -> Taken | None:
         """Return nothing: what the processes read comes by itself."""
@@ -133,8 +137,8 @@ class ParallelIntake:
 
     @property
     def pending(self) -> bool:
-        """Say no: nothing waits here."""
-        return False
+        """Whether a process has more to deliver: what it read waits with it."""
+        return bool(self._busy)
 
     def close(self) -> None:
         """End the processes."""
@@ -143,6 +147,7 @@ class ParallelIntake:
             process.terminate()
             process.join(_END_SECONDS)
         self._workers = {}
+        self._busy.clear()
         self._log.close()
 
 
@@ -164,10 +169,12 @@ def _deliver(connection: Connection, share: _Share) -> None:
 
 
 def _deliver_all(connection: Connection, intake: LocalIntake) -> None:
-    told: Mapping[Position, int] = {}
+    told: tuple[Mapping[Position, int], bool] | None = None
     while True:  # ends when the other end closes, which `send` notices, or terminates this process
         taken = intake.take(_POLL_SECONDS)
-        if taken is None and (intake.pending or intake.positions() == told):
+        if taken is None and intake.pending:
             continue
-        told = dict(intake.positions())
-        connection.send(_Delivery(None, told, False) if taken is None else _Delivery(taken.batch, told, taken.more))
+        now = (dict(intake.positions()), taken is not None and taken.more)
+        if taken is not None or now != told:
+            connection.send(_Delivery(None if taken is None else taken.batch, *now))
+            told = now

@@ -10,7 +10,7 @@ from confluent_kafka import TopicCollection
 
 from esper.core.errors import NotReadyError
 from esper.core.ids import derive_id
-from esper.leyline import Record
+from esper.leyline import Record, RecordColumns
 from esper.oona import Position
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class RecordSource(Protocol):
     def seek(self, positions: Mapping[Position, int]) -> None:
         """Read on from these offsets, and from these partitions only."""
 
-    def read(self, timeout: float, limit: int) -> Sequence[Record]:
+    def read(self, timeout: float, limit: int) -> RecordColumns:
         """Return the next records, in order within each partition; wait up to `timeout` seconds for the first."""
 
     def positions(self) -> Mapping[Position, int]:
@@ -93,7 +93,7 @@ class KafkaSource:
         self.close()
         self._reader = self._fabric.reader(dict(positions), gather_seconds=_GATHER_SECONDS)
 
-    def read(self, timeout: float, limit: int) -> Sequence[Record]:
+    def read(self, timeout: float, limit: int) -> RecordColumns:
         """Return the next records.
 
         Raises:
@@ -101,7 +101,7 @@ class KafkaSource:
             IntegrityError: the log does not hold the wanted position.
         """
         assert self._reader is not None, "seek comes before read"
-        return self._reader.read_raw(timeout, limit)
+        return self._reader.read_columns(timeout, limit)
 
     def positions(self) -> Mapping[Position, int]:
         """Return where the reader stands."""
@@ -152,7 +152,7 @@ class MemorySource:
             raise NotReadyError(f"the topics {', '.join(sorted(unknown))} are not there")
         self._next = dict(positions)
 
-    def read(self, timeout: float, limit: int) -> Sequence[Record]:
+    def read(self, timeout: float, limit: int) -> RecordColumns:
         """Return the next records in the order in which they were appended."""
         found: list[Record] = []
         for record in self.records:
@@ -160,7 +160,7 @@ class MemorySource:
             if record.offset >= self._next.get(place, record.offset + 1) and len(found) < limit:
                 found.append(record)
                 self._next[place] = record.offset + 1
-        return found
+        return RecordColumns.of(found)
 
     def positions(self) -> Mapping[Position, int]:
         """Return the next offset of each partition."""

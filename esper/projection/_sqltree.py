@@ -71,6 +71,26 @@ def calls(tree: Node) -> list[Node]:
     return [node for node in walk(tree) if "function_name" in node and id(node) not in tables]
 
 
+def column_paths(tree: Node) -> frozenset[tuple[str, ...]] | None:
+    """Return, in lower case, the paths of columns and of fields in them that are read from the one table of a SELECT.
+
+    A path may name more than is there: a lambda's parameter, or another relation. None where columns may be read
+    that no path names.
+    """
+    tables = [node for node in walk(tree) if node.get("type") == "BASE_TABLE"]
+    names = {str(node[key]).lower() for node in tables for key in ("table_name", "alias") if node.get(key)}
+    paths: set[tuple[str, ...]] = set()
+    for node in walk(tree):
+        if node.get("class") == "STAR" or node.get("using_columns") or node.get("ref_type") == "NATURAL":
+            return None
+        path = tuple(str(name).lower() for name in node.get("column_names", ()))
+        if len(path) == 1 and path[0] in names:
+            return None  # A table's name stands for a row of it.
+        if path:
+            paths |= {path, path[1:]} if path[0] in names else {path}
+    return frozenset(paths)
+
+
 def literal(node: Node) -> str | None:
     """Return the text of a constant, or None for any other expression."""
     found = node.get("literal")

@@ -12,11 +12,11 @@ from confluent_kafka import Message as KafkaMessage
 
 from esper.core.clock import Deadline
 from esper.core.errors import NotReadyError, UsageError
-from esper.leyline import EVENT_TYPES, BadRecord, Record
+from esper.leyline import EVENT_TYPES, NO_RECORDS, BadRecord, Record, RecordColumns
 from esper.leyline import messages as ly
 from esper.oona._cluster import ClientConfig, Cluster, Position, gathering
 from esper.oona._counters import ConsumerMetrics, Counters, reason_name
-from esper.oona._events import Event, Gatekeeper, record_of
+from esper.oona._events import Event, Gatekeeper, columns_of
 from esper.oona._failures import END_OF_PARTITION, ends_consumer, translate
 from esper.oona.letters._dead_letters import DeadLetterWriter
 
@@ -89,10 +89,14 @@ class Reader:
 
     def read_raw(self, timeout: float, limit: int = _BATCH) -> list[Record]:
         """Return the next records as Kafka holds them, unverified; waits and raises as `read` does."""
+        return list(self.read_columns(timeout, limit).records())
+
+    def read_columns(self, timeout: float, limit: int = _BATCH) -> RecordColumns:
+        """Return what `read_raw` does without an object for each record, which for many is three times as fast."""
         self._watch.check(self._broker_answers)
         first = self._consumer.poll(timeout)
         if first is None:
-            return []
+            return NO_RECORDS
         rest = self._consumer.consume(limit - 1, 0) if limit > 1 else []
         return self._take([first, *rest])
 
@@ -159,27 +163,22 @@ class Reader:
         _, high = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
         return 0 <= high <= self._next[place]
 
-    def _take(self, messages: Sequence[KafkaMessage]) -> list[Record]:
+    def _take(self, messages: Sequence[KafkaMessage]) -> RecordColumns:
         """Return the records among the messages and move past them."""
-        records: list[Record] = []
-        ends: dict[Position, int] = {}
-        for message in messages:
-            error = message.error()
-            if error is None:
-                record = record_of(message)
-                records.append(record)
-                ends[record.topic, record.partition] = record.offset + 1
-            else:  # It may say that a partition ends where these records brought it.
-                self._move_to(ends)
-                ends.clear()
-                self._on_message_error(error, message)
-        self._move_to(ends)
+        errors = [message.error() for message in messages]
+        good = messages if not any(errors) else [one for one, error in zip(messages, errors, strict=True) if not error]
+        records = columns_of(good)
+        # Of each partition the last one counts.
+        ends = dict(zip(zip(records.topic, records.partition, strict=True), records.offset, strict=True))
+        for place, last in ends.items():
+            self._next[place] = last + 1
+        self._at_end.difference_update(ends)
+        if good is not messages:
+            for message, error in zip(messages, errors, strict=True):
+                if error is not None:
+                    self._on_message_error(error, message)
         self._counters.read += len(records)
         return records
-
-    def _move_to(self, ends: Mapping[Position, int]) -> None:
-        self._next.update(ends)
-        self._at_end.difference_update(ends)
 
     def _on_message_error(self, error: KafkaError, message: KafkaMessage) -> None:
         topic, partition, offset = message.topic(), message.partition(), message.offset()
@@ -187,9 +186,11 @@ class Reader:
             assert topic is not None, "an end of partition names its topic"
             assert partition is not None, "an end of partition names its partition"
             assert offset is not None, "an end of partition names its offset"
-            # Transaction markers and deleted records leave gaps, so the end may lie beyond the last record + 1.
-            self._next[(topic, partition)] = max(self._next[(topic, partition)], offset)
-            self._at_end.add((topic, partition))
+            place = (topic, partition)
+            if offset >= self._next[place]:  # Else more was read since.
+                # Transaction markers and deleted records leave gaps, so the end may lie beyond the last record + 1.
+                self._next[place] = offset
+                self._at_end.add(place)
         elif ends_consumer(error):
             raise translate(error, self._what)
         else:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
-from esper.leyline import Record
+from esper.leyline import Record, RecordColumns
 from esper.oona import Position
 from esper.projection._source import LogState, PartitionState, RecordSource
 from esper.projection.archive._segments import Segment, read_segment
@@ -57,7 +57,7 @@ class SpanningSource:
         if not self._sealed:
             self._begin_live()
 
-    def read(self, timeout: float, limit: int) -> Sequence[Record]:
+    def read(self, timeout: float, limit: int) -> RecordColumns:
         """Return the next records: of segments as long as there are some, then of the live log.
 
         Raises:
@@ -73,7 +73,7 @@ class SpanningSource:
                 continue
             self._sealed[place] = self._sealed.pop(place)  # To the end of the row: the others come first.
             self._next[place] = batch[-1].offset + 1
-            return batch
+            return RecordColumns.of(batch)
         if not self._live_begun:
             self._begin_live()
         return self._live.read(timeout, limit)

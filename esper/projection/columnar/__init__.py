@@ -5,6 +5,7 @@ from esper.projection.columnar._decoder import ArrowDecoder
 from esper.projection.columnar._dispositions import APPLIED, Decided, decide
 from esper.projection.columnar._known import KnownEvents, fingerprints, place_word
 from esper.projection.columnar._ledger_rows import ledger_rows, progressed
+from esper.projection.columnar._pruning import pruned
 
 __all__ = [
     "APPLIED",
@@ -18,4 +19,5 @@ __all__ = [
     "ledger_rows",
     "place_word",
     "progressed",
+    "pruned",
 ]

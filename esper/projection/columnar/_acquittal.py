@@ -25,8 +25,8 @@ _EVENT_ID_LENGTH: Final = 32
 def acquitted(
     meta: pa.StructArray,
     *,
-    keys: Sequence[str],
-    types: Sequence[str] | str,
+    keys: pa.Array,
+    types: pa.Array | str,
     places: Sequence[Position],
     place: Int32s,
     append_ms: Int64s,
@@ -34,13 +34,13 @@ def acquitted(
 ) -> Mask:
     """Return of which rows everything that `open_record` checks after the signature holds.
 
-    `meta` is canonical; `types` is one type of all rows or one for each, as the records' headers say.
+    `meta` is canonical; `keys` and `types` (one of all rows, or one for each) are strings, as the records say.
     """
-    expected = pa.scalar(types) if isinstance(types, str) else pa.array(types, pa.string())
+    expected = pa.scalar(types) if isinstance(types, str) else types
     checks = [
         meta.is_valid(),
         pc.equal(meta.field("type"), expected),
-        pc.equal(meta.field("subject"), pa.array(keys, pa.string())),
+        pc.equal(meta.field("subject"), keys),
         pc.equal(pc.utf8_length(meta.field("event_id")), _EVENT_ID_LENGTH),
         pc.greater(pc.utf8_length(meta.field("producer_id")), 0),
         pc.greater(meta.field("sequence"), 0),
@@ -59,15 +59,17 @@ def _timely(time: pa.Array, append_ms: Int64s) -> Mask:
 
 
 def _permitted(
-    source: pa.Array, types: Sequence[str] | str, places: Sequence[Position], place: Int32s, allowed: Allowed
+    source: pa.Array, types: pa.Array | str, places: Sequence[Position], place: Int32s, allowed: Allowed
 ) -> Mask:
     """Return which sources may write such events there; asks once for each combination."""
     sources = source.dictionary_encode()
-    named = pa.array([types] * len(place) if isinstance(types, str) else types, pa.string()).dictionary_encode()
-    names, kinds = sources.dictionary.to_pylist(), named.dictionary.to_pylist()
-    codes = place.astype(np.int64)
-    for encoded, count in ((sources, len(names)), (named, len(kinds))):
-        codes = codes * max(count, 1) + encoded.indices.fill_null(0).to_numpy()
+    names = sources.dictionary.to_pylist()
+    codes = place.astype(np.int64) * max(len(names), 1) + sources.indices.fill_null(0).to_numpy()
+    kinds = [types]
+    if not isinstance(types, str):
+        named = types.dictionary_encode()
+        kinds = named.dictionary.to_pylist()
+        codes = codes * max(len(kinds), 1) + named.indices.to_numpy()
     distinct, back = np.unique(codes, return_inverse=True)
     verdicts = np.zeros(len(distinct), dtype=np.bool_)
     for index, code in enumerate(distinct.tolist()):

@@ -8,28 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from esper.leyline import Record
-from esper.oona import Position
 from esper.projection._judged import Judged
 from esper.projection.columnar._batch import BAD, Batch, Int32s, Int64s
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """Where the records of a batch stand."""
-
-    places: Sequence[Position]
-    place: Int32s
-    partition: Int32s
-    offset: Int64s
-    append_ms: Int64s
+from esper.projection.columnar._gathering import Gathered
 
 
 @dataclass(frozen=True)
 class Part:
     """The good records of one type, or of several types that nobody wants decoded."""
 
-    types: Sequence[str] | str
+    types: pa.Array | str
     #: Their indices in the batch.
     indices: Int64s
     #: Canonical meta.
@@ -37,22 +25,6 @@ class Part:
     attempt: pa.Array
     #: Their rows, None where they are not wanted.
     rows: pa.Table | None
-
-
-def gathered(records: Sequence[Record]) -> Gathered:
-    """Return the places of `records`."""
-    codes: dict[Position, int] = {}
-    place = np.array(
-        [codes.setdefault((record.topic, record.partition), len(codes)) for record in records], dtype=np.int32
-    )
-    partitions = np.array([partition for _, partition in codes], dtype=np.int32)
-    return Gathered(
-        list(codes),
-        place,
-        partitions[place] if len(codes) else place,
-        np.array([record.offset for record in records], dtype=np.int64),
-        np.array([record.append_time_ms for record in records], dtype=np.int64),
-    )
 
 
 def joined(found: Gathered, parts: Sequence[Part], bad: Mapping[int, Judged]) -> Batch:
@@ -63,8 +35,7 @@ def joined(found: Gathered, parts: Sequence[Part], bad: Mapping[int, Judged]) ->
     row = np.full(count, -1, dtype=np.int64)
     sequence = np.zeros(count, dtype=np.uint64)
     for part in parts:
-        names = [part.types] * len(part.indices) if isinstance(part.types, str) else part.types
-        kind[part.indices] = [kinds.setdefault(name, len(kinds)) for name in names]
+        kind[part.indices] = _codes(part.types, kinds)
         sequence[part.indices] = part.meta.field("sequence").fill_null(0).to_numpy()
         if part.rows is not None:
             row[part.indices] = np.arange(len(part.indices))
@@ -87,6 +58,15 @@ def joined(found: Gathered, parts: Sequence[Part], bad: Mapping[int, Judged]) ->
         bad,
         {part.types: part.rows for part in parts if part.rows is not None and isinstance(part.types, str)},
     )
+
+
+def _codes(types: pa.Array | str, kinds: dict[str, int]) -> Int32s | int:
+    """Return the number of each type's name, one where all are of it; new names get the next ones."""
+    if isinstance(types, str):
+        return kinds.setdefault(types, len(kinds))
+    named = types.dictionary_encode()
+    numbers = np.array([kinds.setdefault(name, len(kinds)) for name in named.dictionary.to_pylist()], dtype=np.int32)
+    return np.asarray(numbers[named.indices.to_numpy()])
 
 
 def _order(count: int, parts: Sequence[Part], bad: Mapping[int, Judged]) -> pa.Array | None:

@@ -27,7 +27,7 @@ def read_all(source: RecordSource, positions: dict[Position, int]) -> dict[Posit
     ends = {place: source.state()[place].high for place in positions}
     found: dict[Position, list[Record]] = {place: [] for place in positions}
     for _ in range(10_000):
-        for record in source.read(0, 7):
+        for record in source.read(0, 7).records():
             found[(record.topic, record.partition)].append(record)
         if all(source.positions()[place] >= end for place, end in ends.items()):
             return found

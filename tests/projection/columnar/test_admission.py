@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from esper.leyline import (
     EVENT_TYPES,
+    NO_RECORDS,
     SIGNATURE_HEADER,
     TYPE_HEADER,
     Authenticator,
@@ -19,6 +20,7 @@ from esper.leyline import (
     KeySet,
     PrivateKey,
     Record,
+    RecordColumns,
     authenticate,
     open_record,
 )
@@ -147,7 +149,7 @@ def test_columns_judge_as_single_records_are_judged(seed: int, signers: bool) ->
     keyring = _keyring(signers=signers)
     records = _log(seed, keyring)
     admission = Admission(keyring=keyring, allowed=TOPICS.allowed, wanted=_WANTED, decoder=ArrowDecoder())
-    batch = admission.admit(records)
+    batch = admission.admit_all(RecordColumns.of(records))
     assert _found(batch) == _reference(records, keyring, _WANTED)
     for index in range(len(batch)):
         one = batch.judged(index)
@@ -183,6 +185,22 @@ def test_remembered_signatures_refuse_what_the_long_way_refuses(seed: int) -> No
         assert isinstance(found[0], int), "nothing signed with a key that is gone is believed"  # type: ignore[index]
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_many_at_once_are_judged_as_one_by_one(seed: int) -> None:
+    """Every record twice in columns: keys, types, signatures, reasons and the records themselves equal the long way's."""
+    keyring = KeyRing.from_secrets(SECRET, [_OLD])
+    records = _log(seed, keyring)
+    authenticator = Authenticator(keyring)
+    for _ in range(2):
+        findings, signatures = authenticator.authenticate_all(RecordColumns.of(records))
+        for record, finding, signature in zip(records, findings, signatures, strict=True):
+            assert finding.rebuilt(record.offset, record.value or b"", signature, record.append_time_ms) == record
+            found = (finding.key, finding.type_name, signature, record.value)
+            bad = finding.bad and (finding.bad.reason, finding.bad.detail)
+            assert (bad or found) == _verdict(record, lambda one: authenticate(one, keyring))
+
+
 def test_a_revoked_key_is_refused_from_its_offset_on() -> None:
     """Revocations count for what is remembered too: believe before the offset, refuse from it on."""
     log = Log()
@@ -201,6 +219,8 @@ def test_a_revoked_key_is_refused_from_its_offset_on() -> None:
             return key_id == log.keyring.signing_key_id and offset >= 2
 
     log.keyring.revocations = Revoked()  # type: ignore[assignment]
+    findings, _ = authenticator.authenticate_all(RecordColumns.of(records))
+    assert [finding.bad is not None for finding in findings] == [False, False, True, True]
     verdicts = [_verdict(record, authenticator.authenticate) for record in records]
     assert [isinstance(one[0], str) for one in verdicts] == [True, True, False, False]  # type: ignore[index]
     assert verdicts[2][0] == ly.DEAD_LETTER_REASON_REVOKED_KEY  # type: ignore[index]
@@ -211,4 +231,4 @@ def test_a_batch_of_nothing_is_empty() -> None:
     admission = Admission(
         keyring=KeyRing.from_secrets(SECRET), allowed=TOPICS.allowed, wanted=(), decoder=ArrowDecoder()
     )
-    assert len(admission.admit([])) == 0
+    assert len(admission.admit_all(NO_RECORDS)) == 0

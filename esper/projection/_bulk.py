@@ -1,0 +1,103 @@
+"""A projection's file that nobody asks while it is built, so that it may commit seldom.
+
+DuckDB writes what a large transaction appends into the file at once, a row group at a time and compressed. What a
+small one appends it writes three times: into memory, into its write-ahead log, and later into the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import duckdb
+
+from esper.core.errors import OperationFailed
+from esper.oona import Position
+from esper.projection._accounts import Holds
+from esper.projection._committed import CommittedFile
+from esper.projection._database import Database, begin_transaction, rollback
+from esper.projection._definition import Definition
+from esper.projection._ledger import Progress
+
+if TYPE_CHECKING:
+    from esper.projection.columnar import Batch
+
+#: A row group holds 122,880 rows, and what a commit leaves in a part of one is written again by the next.
+RECORDS_MAX: Final = 1_000_000
+
+
+class BulkFile(CommittedFile):
+    """A projection file with many folds in a transaction; after one that failed it is of no use any more."""
+
+    def __init__(
+        self, database: Database, definition: Definition, path: Path, *, holds: Holds, records_max: int = RECORDS_MAX
+    ) -> None:
+        """Attach as `CommittedFile` does; commit when `records_max` records were read, and when told to settle."""
+        super().__init__(database, definition, path, holds=holds)
+        self._records_max = records_max
+        #: Records of the open transaction; none: there is none.
+        self._records = 0
+        #: What was committed last.
+        self._settled = self._progress
+        self._failed = False
+
+    def begin(self, progress: Iterable[Progress]) -> None:
+        """Write where the fold begins."""
+        super().begin(progress)
+        self._settled = self._progress
+
+    def fold(self, batch: Batch, *, until: Mapping[Position, int] | None = None) -> int:
+        """Fold as `CommittedFile` does; it is committed later, together with what comes.
+
+        Raises:
+            OperationFailed: as there, or memory ran out.
+        """
+        try:
+            return super().fold(batch, until=until)
+        except duckdb.OutOfMemoryException as error:
+            raise OperationFailed(
+                f"projection {self.definition.name} cannot be built",
+                cause=" ".join(str(error).split()),
+                next_step="Set ESPER_SQL_MEMORY_LIMIT higher",
+            ) from error
+
+    def settle(self) -> None:
+        """Commit what was folded and is not committed yet; raises as `fold`."""
+        if self._records:
+            with self._guarded(), self._whole():
+                self._commit()
+
+    def _fold(self, batch: Batch, until: Mapping[Position, int]) -> int:
+        indices = self._unread(batch, until)
+        if not len(indices):
+            return 0
+        with self._whole():
+            if not self._records:
+                begin_transaction(self._cursor)
+            self._records += len(indices)
+            self._advance(self._insert(batch, indices))
+            if self._records >= self._records_max:
+                self._commit()
+        return len(indices)
+
+    def _commit(self) -> None:
+        self._write_progress([one for place, one in self._progress.items() if one != self._settled[place]])
+        self._before_commit()
+        self._cursor.execute("commit")
+        self._records, self._settled = 0, self._progress
+
+    def _committed(self) -> Mapping[Position, Progress]:
+        return self._settled
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Let nothing follow what failed: it would stand behind a gap."""
+        assert not self._failed, "a bulk file that failed is built anew"
+        try:
+            yield
+        except BaseException:
+            self._failed = True
+            rollback(self._cursor)
+            raise
