@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from esper.core.interpreter import tuned_for_throughput
 from esper.oona import Fabric, Position
 from esper.projection._accounts import log_holds
 from esper.projection._admission import Admission
@@ -77,7 +78,13 @@ def building(
     where the log still holds it.
     """
     folder = next(iter(paths.values())).parent
-    database = Database(folder, memory_limit=fabric.settings.sql_memory_limit, rebuilding=True)
+    database = Database(
+        folder,
+        memory_limit=fabric.settings.rebuild_memory_limit,
+        # A core for each process that reads, this one's own reading included.
+        threads=max(1, (os.cpu_count() or 1) - max(1, readers)),
+        setting="ESPER_REBUILD_MEMORY_LIMIT",
+    )
     intake = (
         LocalIntake(
             log_source(fabric, read_topics(definitions), cold=cold),
@@ -99,7 +106,8 @@ def building(
     try:
         for one in definitions:
             files[one.name] = BulkFile(database, one, paths[one.name], holds=log_holds(fabric))
-        yield files, folding
+        with tuned_for_throughput():
+            yield files, folding
         folding.close()
         for file in files.values():
             file.close()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from esper.projection.columnar import Batch
 
 #: A row group holds 122,880 rows, and what a commit leaves in a part of one is written again by the next.
-RECORDS_MAX: Final = 1_000_000
+RECORDS_MAX: Final = 400_000
 
 
 class BulkFile(CommittedFile):
@@ -60,7 +60,7 @@ class BulkFile(CommittedFile):
             raise OperationFailed(
                 f"projection {self.definition.name} cannot be built",
                 cause=" ".join(str(error).split()),
-                next_step="Set ESPER_SQL_MEMORY_LIMIT higher",
+                next_step="Set ESPER_REBUILD_MEMORY_LIMIT higher",
             ) from error
 
     def settle(self) -> None:

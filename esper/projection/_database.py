@@ -21,8 +21,6 @@ _CLOSE_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 0.05
 _log = logging.getLogger("esper.projection.database")
 
-#: Checkpoints while rebuilding: seldom, because each one rewrites what came since the last (measured x3 at 2 GB).
-_REBUILD_CHECKPOINT: Final = "1GB"
 _STORAGE_WORDS: Final = tuple(
     os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
 )
@@ -57,7 +55,7 @@ def fault(path: Path, error: duckdb.Error) -> EsperError:
         return OperationFailed(
             f"projection file {path} cannot be opened",
             cause=text,
-            next_step="Set ESPER_SQL_MEMORY_LIMIT higher",
+            next_step="Set ESPER_SQL_MEMORY_LIMIT higher, or ESPER_REBUILD_MEMORY_LIMIT for a rebuild",
         )
     if any(words in text for words in _STORAGE_WORDS):
         return OperationFailed(
@@ -91,8 +89,10 @@ class Database:
     fails. Cursors may be used by one thread each.
     """
 
-    def __init__(self, folder: Path, *, memory_limit: str, rebuilding: bool = False) -> None:
-        """Open it.
+    def __init__(
+        self, folder: Path, *, memory_limit: str, threads: int | None = None, setting: str = "ESPER_SQL_MEMORY_LIMIT"
+    ) -> None:
+        """Open it; `setting` is where the limit comes from. With no number of `threads` DuckDB takes every core.
 
         Raises:
             SettingsError: DuckDB does not understand `memory_limit`.
@@ -111,7 +111,7 @@ class Database:
             )
         except duckdb.Error as error:
             raise SettingsError(
-                f"ESPER_SQL_MEMORY_LIMIT={memory_limit} cannot be used",
+                f"{setting}={memory_limit} cannot be used",
                 cause=" ".join(str(error).split()),
                 next_step="Write a size such as 2GB",
             ) from error
@@ -119,8 +119,8 @@ class Database:
         #: Alias -> file that is attached before its writer asks for it.
         self._ahead: dict[str, Path] = {}
         self._root.execute("set global TimeZone = 'UTC'")
-        if rebuilding:
-            self._root.execute(f"set global checkpoint_threshold = '{_REBUILD_CHECKPOINT}'")
+        if threads is not None:
+            self._root.execute(f"set global threads = {threads}")
         self._root.execute(f"set allowed_directories = [{text_literal(str(folder))}]")
         self._root.execute("set enable_external_access = false")
         self._root.execute("set lock_configuration = true")

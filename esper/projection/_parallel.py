@@ -1,7 +1,7 @@
 """The intake of a long rebuild: partitions read, verified and decoded by several processes, committed by this one.
 
-Signatures are Python's work and so one core's; a process more is a core more. Batches come over pipes, which hold a
-process back that is ahead of the writer. Partitions never change their process, so that each one's order is kept.
+Signatures are Python's work and so one core's; a process more is a core more. Batches come over sockets, which hold
+a process back that is ahead of the writer. Partitions never change their process, so that each one's order is kept.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
+from socket import socket
 from typing import TYPE_CHECKING, Final
 
 from esper.core.errors import EsperError, OperationFailed
+from esper.core.interpreter import tuned_for_throughput
 from esper.core.settings import Settings
 from esper.oona import Fabric, Position
 from esper.projection._admission import Admission
+from esper.projection._delivery import receive, send, socket_pair
 from esper.projection._intake import LocalIntake, Taken
 from esper.projection._past import log_source
 from esper.projection._source import LogState
@@ -68,9 +71,9 @@ class ParallelIntake:
         self._processes = processes
         self._records_max = records_max
         self._positions: dict[Position, int] = {}
-        self._workers: dict[Connection, SpawnProcess] = {}
+        self._workers: dict[socket, SpawnProcess] = {}
         #: Those that have more, as far as they told.
-        self._busy: set[Connection] = set()
+        self._busy: set[socket] = set()
 
     def topic_ids(self) -> Mapping[str, str]:
         """Return the id of each topic."""
@@ -95,7 +98,7 @@ class ParallelIntake:
         # Spawned, not forked: the client library's threads do not survive a fork.
         context = get_context("spawn")
         for share in filter(None, shares):
-            ours, theirs = context.Pipe()
+            ours, theirs = socket_pair()
             work = _Share(self._fabric.settings, self._wanted, share, self._records_max, self._cold)
             process = context.Process(target=_deliver, args=(theirs, work), daemon=True)
             process.start()
@@ -112,10 +115,10 @@ class ParallelIntake:
         if not ready:
             return None
         connection = ready[0]
-        assert isinstance(connection, Connection), "only connections are waited for"
+        assert isinstance(connection, socket), "only sockets are waited for"
         try:
-            delivery = connection.recv()
-        except EOFError:
+            delivery = receive(connection)
+        except (EOFError, ConnectionResetError):
             process = self._workers[connection]
             process.join(_END_SECONDS)
             raise OperationFailed(
@@ -123,6 +126,7 @@ class ParallelIntake:
             ) from None
         if isinstance(delivery, EsperError):
             raise delivery
+        assert isinstance(delivery, _Delivery), "a process sends nothing else"
         self._positions.update(delivery.positions)
         (self._busy.add if delivery.more else self._busy.discard)(connection)
         return None if delivery.batch is None else Taken(delivery.batch, more=self.pending)
@@ -151,7 +155,7 @@ class ParallelIntake:
         self._log.close()
 
 
-def _deliver(connection: Connection, share: _Share) -> None:
+def _deliver(connection: socket, share: _Share) -> None:
     """Read, verify and decode a share of the partitions until the other end closes."""
     try:
         with Fabric.open(share.settings, member="rebuild") as fabric:
@@ -161,14 +165,15 @@ def _deliver(connection: Connection, share: _Share) -> None:
             source = log_source(fabric, sorted({topic for topic, _ in share.positions}), cold=share.cold)
             intake = LocalIntake(source, admission, records_max=share.records_max)
             intake.seek(share.positions)
-            _deliver_all(connection, intake)
+            with tuned_for_throughput():
+                _deliver_all(connection, intake)
     except EsperError as error:
-        connection.send(error)
+        send(connection, error)
     except (BrokenPipeError, ConnectionResetError):
         return  # Nobody waits for more.
 
 
-def _deliver_all(connection: Connection, intake: LocalIntake) -> None:
+def _deliver_all(connection: socket, intake: LocalIntake) -> None:
     told: tuple[Mapping[Position, int], bool] | None = None
     while True:  # ends when the other end closes, which `send` notices, or terminates this process
         taken = intake.take(_POLL_SECONDS)
@@ -176,5 +181,5 @@ def _deliver_all(connection: Connection, intake: LocalIntake) -> None:
             continue
         now = (dict(intake.positions()), taken is not None and taken.more)
         if taken is not None or now != told:
-            connection.send(_Delivery(None if taken is None else taken.batch, *now))
+            send(connection, _Delivery(None if taken is None else taken.batch, *now))
             told = now

@@ -38,10 +38,9 @@ class Gathered:
 
     def record(self, index: int) -> Record:
         """Return one record as it was read."""
-        finding, value = self.findings[self.finding[index]], self.values[index]
-        return finding.rebuilt(
-            int(self.offset[index]), value or b"", self.signatures[index], int(self.append_ms[index])
-        )
+        finding: Finding = self.findings[self.finding[index]]
+        value, signature = self.values[index] or b"", self.signatures[index]
+        return finding.rebuilt(int(self.offset[index]), value, signature, int(self.append_ms[index]))
 
 
 class _Codes(dict[Finding, int]):

@@ -188,7 +188,7 @@ def test_remembered_signatures_refuse_what_the_long_way_refuses(seed: int) -> No
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_many_at_once_are_judged_as_one_by_one(seed: int) -> None:
-    """Every record twice in columns: keys, types, signatures, reasons and the records themselves equal the long way's."""
+    """Every record twice in columns: keys, types, signatures, reasons and records equal the long way's."""
     keyring = KeyRing.from_secrets(SECRET, [_OLD])
     records = _log(seed, keyring)
     authenticator = Authenticator(keyring)
