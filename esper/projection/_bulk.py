@@ -70,17 +70,17 @@ class BulkFile(CommittedFile):
                 self._commit()
 
     def _fold(self, batch: Batch, until: Mapping[Position, int]) -> int:
-        indices = self._unread(batch, until)
-        if not len(indices):
-            return 0
         with self._whole():
+            indices = self._unread(batch, until)
+            if not len(indices):
+                return 0
             if not self._records:
                 begin_transaction(self._cursor)
             self._records += len(indices)
             self._advance(self._insert(batch, indices))
             if self._records >= self._records_max:
                 self._commit()
-        return len(indices)
+            return len(indices)
 
     def _commit(self) -> None:
         self._write_progress([one for place, one in self._progress.items() if one != self._settled[place]])

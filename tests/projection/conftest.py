@@ -12,6 +12,7 @@ from esper.core.settings import Settings
 from esper.oona import Position
 from esper.projection import Definition, load_definitions
 from esper.projection._admission import Admission
+from esper.projection._bulk import BulkFile
 from esper.projection._contents import Contents, read_contents
 from esper.projection._database import Database
 from esper.projection._file import ProjectionFile
@@ -84,16 +85,30 @@ OpenWorkbench = Callable[..., Workbench]
 
 @pytest.fixture
 def open_workbench(tmp_path: Path, definitions: tuple[Definition, ...]) -> Iterator[OpenWorkbench]:
-    """Return a function that opens a folder's projections over a log; the same folder again continues it."""
+    """Return a function that opens a folder's projections over a log; the same folder again continues it.
+
+    With `bulk` the files are those of a rebuild, which commit after so many records.
+    """
     opened: list[Workbench] = []
 
     def build(
-        log: Log, folder: str = "live", *, until: Mapping[str, Mapping[Position, int]] | None = None
+        log: Log,
+        folder: str = "live",
+        *,
+        until: Mapping[str, Mapping[Position, int]] | None = None,
+        bulk: int | None = None,
     ) -> Workbench:
         path = tmp_path / folder
         path.mkdir(exist_ok=True)
         database = Database(path, memory_limit="512MB")
-        files = {one.name: ProjectionFile(database, one, path / f"{one.name}.duckdb") for one in definitions}
+
+        def file(one: Definition) -> ProjectionFile:
+            where = path / f"{one.name}.duckdb"
+            if bulk is None:
+                return ProjectionFile(database, one, where)
+            return BulkFile(database, one, where, holds=log.holds, records_max=bulk)
+
+        files = {one.name: file(one) for one in definitions}
         for one in definitions:
             database.expose(one.name, one.relations)
         admission = Admission(

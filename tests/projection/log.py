@@ -10,7 +10,7 @@ from esper.core.ids import derive_id
 from esper.core.settings import Settings
 from esper.leyline import SIGNATURE_HEADER, TYPE_HEADER, Envelope, EventMessage, KeyRing, Record, short_name, type_of
 from esper.leyline import messages as ly
-from esper.oona import TopicCatalog, partition_for
+from esper.oona import Position, TopicCatalog, partition_for
 from esper.projection._source import MemorySource
 
 SECRET = b"a secret of tests, long enough to sign with"
@@ -58,6 +58,11 @@ class Log:
     def append(self, message: EventMessage, *, key: str, event_id: str | None = None) -> Record:
         """Sign and append an event."""
         return self.append_raw(self.sign(message, key=key, event_id=event_id))
+
+    def holds(self, place: Position, start: int, end: int) -> list[int]:
+        """Return the offsets from `start` on and before `end` at which a partition holds a record."""
+        stored = (one.offset for one in self.source.records if (one.topic, one.partition) == place)
+        return sorted(offset for offset in stored if start <= offset < end)
 
     def append_raw(self, record: Record) -> Record:
         """Append a record as it is; it gets the next offset of its partition."""

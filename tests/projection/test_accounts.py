@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ import pytest
 from confluent_kafka import Producer
 
 from esper.core.errors import IntegrityError
-from esper.leyline import Record
-from esper.oona import Position
+from esper.leyline import Record, RecordColumns
 from esper.projection import Definition, catch_up, verify
 from esper.projection._committed import CommittedFile
 from esper.projection._database import Database
@@ -31,12 +30,8 @@ def open_committed(open_workbench: OpenWorkbench, monkeypatch: pytest.MonkeyPatc
     """Return a function that opens a workbench whose files are those of the projector."""
 
     def build(log: Log) -> Workbench:
-        def holds(place: Position, start: int, end: int) -> list[int]:
-            stored = (one for one in log.source.records if (one.topic, one.partition) == place)
-            return sorted(one.offset for one in stored if start <= one.offset < end)
-
         def file(database: Database, definition: Definition, path: Path) -> CommittedFile:
-            return CommittedFile(database, definition, path, holds=holds)
+            return CommittedFile(database, definition, path, holds=log.holds)
 
         monkeypatch.setattr("tests.projection.conftest.ProjectionFile", file)
         return open_workbench(log)
@@ -77,8 +72,8 @@ class _Forgetful:
         self._read = log.source.read
         self._lost = lost
 
-    def __call__(self, timeout: float, limit: int) -> Sequence[Record]:
-        return [one for one in self._read(timeout, limit) if one is not self._lost]
+    def __call__(self, timeout: float, limit: int) -> RecordColumns:
+        return RecordColumns.of([one for one in self._read(timeout, limit).records() if one != self._lost])
 
 
 @pytest.mark.parametrize("number", range(10))
@@ -157,8 +152,8 @@ def test_a_line_that_is_doubled_is_refused(open_committed: Open, monkeypatch: py
     states = [one for one in log.source.records if one.topic == "system-state"]
     read = log.source.read
 
-    def confused(timeout: float, limit: int) -> Sequence[Record]:
-        return [states[0] if one is states[1] else one for one in read(timeout, limit)]
+    def confused(timeout: float, limit: int) -> RecordColumns:
+        return RecordColumns.of([states[0] if one == states[1] else one for one in read(timeout, limit).records()])
 
     bench = open_committed(log)
     with monkeypatch.context() as patch:

@@ -392,7 +392,7 @@ def test_what_could_not_be_rolled_back_is_before_the_next_try(
         raise duckdb.OutOfMemoryException("Out of Memory Error: full")
 
     monkeypatch.setattr(file, "_insert_facts", broken)
-    monkeypatch.setattr("esper.projection._database._rollback", lambda _: None)
+    monkeypatch.setattr("esper.projection._database.rollback", lambda _: None)
     assert bench.fold() == len(log.source.records)
     assert bench.rows("select count(*) from run_states") == [(3,)]
 

@@ -6,12 +6,12 @@ import os
 import random
 import shutil
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import pytest
 
 from esper.core.rng import derive_seed
-from esper.leyline import Record
+from esper.leyline import NO_RECORDS, Record, RecordColumns
 from esper.oona import Position
 from esper.projection._contents import Contents
 from tests.campaigns import WHOLE
@@ -42,14 +42,14 @@ class _Shuffled:
                 left[place].append(record)
         self._left = dict(left)
 
-    def read(self, _timeout: float, limit: int) -> Sequence[Record]:
+    def read(self, _timeout: float, limit: int) -> RecordColumns:
         """Return some records of one partition; nothing now and then, which ends a batch."""
         waiting = [place for place, records in self._left.items() if records]
         if not waiting or self._chooser.random() < self._pauses:
-            return []
+            return NO_RECORDS
         records = self._left[self._chooser.choice(waiting)]
         count = self._chooser.randint(1, min(self._most, limit))
-        return [records.popleft() for _ in range(min(count, len(records)))]
+        return RecordColumns.of([records.popleft() for _ in range(min(count, len(records)))])
 
     @property
     def empty(self) -> bool:
@@ -99,7 +99,7 @@ def test_no_interleaving_shows_in_the_tables(
         shuffled = _Shuffled(log, chooser, most=chooser.choice((1, 7, 60)), pauses=chooser.choice((0.01, 0.1, 0.5)))
         monkeypatch.setattr(log.source, "seek", shuffled.seek)
         monkeypatch.setattr(log.source, "read", shuffled.read)
-        bench = open_workbench(log, f"order-{number}")
+        bench = open_workbench(log, f"order-{number}", bulk=chooser.choice((None, 1, 20, 10_000)))
         _fold(bench, shuffled, chooser)
         for name, contents in _contents(bench).items():
             assert contents == expected[name], f"CAMPAIGN_SEED={seed}, interleaving {number}, projection {name}"
