@@ -40,6 +40,10 @@ class RecordColumns:
     def __len__(self) -> int:
         return len(self.offset)
 
+    def __getitem__(self, part: slice) -> RecordColumns:
+        """Return a range of them."""
+        return RecordColumns(*(getattr(self, name)[part] for name in self.__slots__))
+
     def record(self, index: int) -> Record:
         """Return one of them by itself."""
         return Record(

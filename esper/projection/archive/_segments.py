@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import IO, Any, Final
 import fastavro
 
 from esper.core.errors import IntegrityError
-from esper.leyline import Record
+from esper.leyline import Record, RecordColumns
 from esper.oona import Position
 from esper.oona.copying import RawRecord
 from esper.projection.archive._blobs import digests_in
-from esper.projection.archive._decode import decode_block
+from esper.projection.archive._decode import decode_block, decode_columns
 from esper.projection.archive._models import Codec, SegmentManifest
 
 #: What a reader without Esper needs to read a segment; the file's own header holds it too.
@@ -226,6 +227,15 @@ def read_segment(segment: Segment, start: int = 0) -> Iterator[Record]:
             yield record
 
 
+def read_segment_columns(segment: Segment, start: int = 0) -> Iterator[RecordColumns]:
+    """Yield what `read_segment` does, a block at a time."""
+    topic, partition = segment.manifest.place
+    for content, count in _blocks(segment):
+        columns = decode_columns(content, count, topic=topic, partition=partition)
+        if columns.offset[-1] >= start:
+            yield columns[bisect_left(columns.offset, start) :]
+
+
 def read_raw_segment(segment: Segment) -> Iterator[RawRecord]:
     """Yield the records of a segment with their time's type; raises as `read_segment`."""
     for record, kind in _decoded(segment):
@@ -233,14 +243,21 @@ def read_raw_segment(segment: Segment) -> Iterator[RawRecord]:
 
 
 def _decoded(segment: Segment) -> Iterator[tuple[Record, int]]:
+    topic, partition = segment.manifest.place
+    for content, count in _blocks(segment):
+        yield from decode_block(content, count, topic=topic, partition=partition)
+
+
+def _blocks(segment: Segment) -> Iterator[tuple[bytes, int]]:
+    """Yield each block's content and how many records it has, once the file was seen to be what was sealed."""
     if not is_intact(segment):
         raise IntegrityError(
             f"segment {segment.path} cannot be read",
             cause="it is missing, or not what was sealed",
             next_step="`esper archive verify` names what is wrong; put it back from a copy",
         )
-    topic, partition = segment.manifest.place
     with segment.path.open("rb") as file:
         blocks: Any = fastavro.block_reader(file)  # Its stubs lack a block's bytes.
         for block in blocks:
-            yield from decode_block(block.bytes_.getvalue(), block.num_records, topic=topic, partition=partition)
+            if block.num_records:
+                yield block.bytes_.getvalue(), block.num_records

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Final
+from itertools import chain
 
-from esper.leyline import Record, RecordColumns
+from esper.leyline import RecordColumns
 from esper.oona import Position
 from esper.projection._source import LogState, PartitionState, RecordSource
-from esper.projection.archive._segments import Segment, read_segment
+from esper.projection.archive._segments import Segment, read_segment_columns
 from esper.projection.archive._survey import Survey
-
-#: Records that one read takes from a segment at most, so that partitions take turns.
-_TURN: Final = 2_000
 
 
 class SpanningSource:
@@ -29,7 +26,7 @@ class SpanningSource:
         self._live = live
         self._found = found
         self._cold = cold
-        self._sealed: dict[Position, Iterator[Record]] = {}
+        self._sealed: dict[Position, Iterator[RecordColumns]] = {}
         self._next: dict[Position, int] = {}
         self._live_begun = False
 
@@ -65,15 +62,17 @@ class SpanningSource:
             BrokerUnavailable: no broker answered.
         """
         while self._sealed:  # ends with the segments
-            place, records = next(iter(self._sealed.items()))
-            batch = list(islice(records, min(limit, _TURN)))
-            if not batch:
-                del self._sealed[place]
+            place, blocks = next(iter(self._sealed.items()))
+            del self._sealed[place]
+            block = next(blocks, None)
+            if block is None:
                 self._next[place] = self._end_of_segments(place, self._next[place])
                 continue
-            self._sealed[place] = self._sealed.pop(place)  # To the end of the row: the others come first.
-            self._next[place] = batch[-1].offset + 1
-            return RecordColumns.of(batch)
+            taken = block[:limit]
+            # To the end of the row: the others come first.
+            self._sealed[place] = chain([block[limit:]], blocks) if len(block) > limit else blocks
+            self._next[place] = taken.offset[-1] + 1
+            return taken
         if not self._live_begun:
             self._begin_live()
         return self._live.read(timeout, limit)
@@ -116,10 +115,12 @@ class SpanningSource:
         return max(offset, end if self._cold else min(end, self._live.state()[place].low))
 
 
-def _read(segments: Sequence[Segment], start: int, end: int) -> Iterator[Record]:
+def _read(segments: Sequence[Segment], start: int, end: int) -> Iterator[RecordColumns]:
     for segment in segments:
         if segment.manifest.next_offset > start and segment.manifest.first_offset < end:
-            for record in read_segment(segment, start):
-                if record.offset >= end:
+            for block in read_segment_columns(segment, start):
+                before = block[: bisect_left(block.offset, end)]
+                if len(before):
+                    yield before
+                if len(before) < len(block):
                     return
-                yield record
