@@ -1,6 +1,6 @@
 """One rebuild in a process of its own, so that its memory is its own too.
 
-python -m benchmarks._rebuilding HOME READERS NAME... -> one line of JSON
+python -m benchmarks._rebuilding HOME READERS live|cold NAME... -> one line of JSON
 """
 
 from __future__ import annotations
@@ -39,14 +39,25 @@ class Rebuilt:
         return self.records / self.seconds
 
 
-def rebuild(home: Path, names: Sequence[str], *, readers: int) -> Rebuilt:
-    """Build projections from the beginning of the log in a new process, for which so many others read."""
-    command = [sys.executable, "-m", "benchmarks._rebuilding", str(home), str(readers), *names]
+def rebuild(home: Path, names: Sequence[str], *, readers: int, cold: bool = False) -> Rebuilt:
+    """Build projections from the beginning of the log in a new process, for which so many others read.
+
+    With `cold` what is sealed is read from the archive.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks._rebuilding",
+        str(home),
+        str(readers),
+        "cold" if cold else "live",
+        *names,
+    ]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return Rebuilt(**json.loads(done.stdout))
 
 
-def _rebuild_here(home: Path, names: Sequence[str], readers: int) -> Rebuilt:
+def _rebuild_here(home: Path, names: Sequence[str], readers: int, *, cold: bool) -> Rebuilt:
     with Fabric.open(load_settings(home=home), member="bench") as fabric:
         chosen = tuple(one for one in load_definitions(fabric.settings, fabric.topics) if one.name in names)
         fabric.home.projections.mkdir(parents=True, exist_ok=True)
@@ -54,7 +65,7 @@ def _rebuild_here(home: Path, names: Sequence[str], readers: int) -> Rebuilt:
             paths = {one.name: Path(folder) / f"{one.name}.duckdb" for one in chosen}
             ends = log_ends(fabric, chosen)
             began = time.perf_counter()
-            with building(fabric, chosen, paths, readers=readers) as (files, folding):
+            with building(fabric, chosen, paths, readers=readers, cold=cold) as (files, folding):
                 folding.start()
                 while not folding.reached(ends):
                     folding.step(STEP_SECONDS)
@@ -72,4 +83,5 @@ def _rebuild_here(home: Path, names: Sequence[str], readers: int) -> Rebuilt:
 
 
 if __name__ == "__main__":
-    print(json.dumps(vars(_rebuild_here(Path(sys.argv[1]), sys.argv[3:], int(sys.argv[2])))))
+    _, root, count, kind, *chosen_names = sys.argv
+    print(json.dumps(vars(_rebuild_here(Path(root), chosen_names, int(count), cold=kind == "cold"))))
