@@ -82,7 +82,7 @@ def write_oddities(bootstrap: str, topic: str) -> None:
 
 def forget_beginning(fabric: Fabric, topic: str, before: int) -> None:
     """Delete the first records of a topic, as retention does."""
-    trim(fabric.cluster, (topic, 0), before)
+    trim(Cluster.open(fabric.settings, home=fabric.home), (topic, 0), before)
 
 
 def everything(running: RunningBroker) -> dict[Position, tuple[tuple[int, int], list[RawRecord]]]:
@@ -98,12 +98,12 @@ def records_only(found: dict[Position, tuple[tuple[int, int], Sequence[RawRecord
     return {place: (span, [raw.record for raw in raws]) for place, (span, raws) in found.items()}
 
 
-def wipe(running: RunningBroker) -> None:
+def wipe(running: RunningBroker, *, secure: bool = False) -> None:
     """Stop a broker, delete all that it and the home's blobs hold, and start an empty one in its place."""
     running.local.stop()
     shutil.rmtree(running.home.broker)
     shutil.rmtree(running.home.blobs)
-    LocalBroker(running.home, running.settings).start()
+    LocalBroker(running.home, running.settings).start(secure=secure)
 
 
 def seal(fabric: Fabric, **options: Any) -> Sealed:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
+from esper.core.settings import Settings
 from esper.leyline import messages as ly
 from esper.oona import Event, Fabric
 from esper.oona.copying import read_groups
@@ -22,12 +25,18 @@ from tests.projection.archive.logs import (
     write_oddities,
 )
 
-GROUP = "esper.test-archive"
+#: Of tolaria, whose member handles some: on a secure broker nobody else may.
+GROUP = "esper.tolaria"
 RUNS = 5
 
 
-def handle_some(fabric: Fabric, count: int) -> list[str]:
+def handle_some(settings: Settings, count: int) -> list[str]:
     """Let a member of a group handle so many requests for runs, and return their keys."""
+    with Fabric.open(settings, member="tolaria-0") as fabric:
+        return _handled(fabric, count)
+
+
+def _handled(fabric: Fabric, count: int) -> list[str]:
     stop, seen = threading.Event(), list[str]()
 
     def handle(event: Event) -> None:
@@ -47,13 +56,14 @@ def handle_some(fabric: Fabric, count: int) -> list[str]:
     return seen
 
 
-def test_a_wiped_broker_holds_the_same_log_again(start_broker: StartBroker) -> None:
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "secure"])
+def test_a_wiped_broker_holds_the_same_log_again(start_broker: StartBroker, *, secure: bool) -> None:
     """Goal: a sealed log survives the loss of its broker. Method: seal it, wipe the broker, restore, compare all."""
-    running = start_broker()
+    running = start_broker(secure=secure)
     layout = archive_of(running.home)
     with open_fabric(running) as fabric:
         fill(fabric, runs=RUNS)
-        handled = handle_some(fabric, 3)
+        handled = handle_some(running.settings, 3)
         forget_beginning(fabric, "telemetry", 3)
         assert verify_cluster(fabric).ok
         sealed = seal(fabric)
@@ -62,7 +72,7 @@ def test_a_wiped_broker_holds_the_same_log_again(start_broker: StartBroker) -> N
         before, groups = everything(running), read_groups(fabric.cluster, fabric.topics)
         blobs = stored_blobs(running.home.blobs)
     assert before[("telemetry", 0)][0][0] == 3, "the beginning is gone"
-    wipe(running)
+    wipe(running, secure=secure)
 
     restored = Restorer(running.settings, layout).restore()
 
@@ -81,7 +91,7 @@ def test_a_wiped_broker_holds_the_same_log_again(start_broker: StartBroker) -> N
         assert verdict.ok, verdict.bad
         assert verdict.restores == 1
         assert read_groups(fabric.cluster, fabric.topics) == groups
-        handled += handle_some(fabric, RUNS - 3)
+        handled += handle_some(running.settings, RUNS - 3)
         assert sorted(handled) == [f"run-{number}" for number in range(RUNS)], "none lost, none repeated"
 
         bundle = running.home.root / "run.bundle"
