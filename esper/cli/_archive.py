@@ -79,6 +79,11 @@ def seal(
     layout = _layout(folder, fabric.home)
     with sealing(fabric, layout, codec="deflate" if deflate else "null") as sealer, _Bar("sealing") as report:
         sealed = sealer.seal(topic or (), report=report)
+    if sealed.unknown_topics:
+        say(
+            f"not sealed: {', '.join(sealed.unknown_topics)}; no topic file that these settings name describes them "
+            "(ESPER_TOPICS_DIR, ESPER_EXTRA_TOPICS_DIRS)"
+        )
     if json:
         emit_json({"archive": str(layout.root)} | vars(sealed))
     elif sealed.new:

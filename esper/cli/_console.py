@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, Any
 
 import typer
@@ -39,6 +40,8 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any JSON document
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        return int(value)  # A sum of integers; JSON bounds no number.
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -62,16 +62,16 @@ class _Lines:
     counts: dict[str, int] = field(default_factory=dict)
     first: int = 2**63
     last: int = -1
-    total: int = 0
+    #: Different offsets.
+    distinct: int = 0
 
     @property
     def count(self) -> int:
         return sum(self.counts.values())
 
     def contiguous_from(self, offset: int) -> bool:
-        """Return whether they are exactly the offsets from `offset` to the last one."""
-        whole = self.first == offset and self.count == self.last - self.first + 1
-        return whole and 2 * self.total == (self.first + self.last) * self.count
+        """Return whether they are exactly the offsets from `offset` to the last one, each once."""
+        return self.first == offset and self.distinct == self.count == self.last - self.first + 1
 
 
 def check_accounts(
@@ -104,14 +104,17 @@ def check_accounts(
 def _new_lines(cursor: duckdb.DuckDBPyConnection) -> Mapping[Position, _Lines]:
     rows = cursor.execute(
         "select topic, topic_partition, disposition, count(*), min(record_offset), max(record_offset),"
-        " sum(record_offset) from esper.records where rowid >= $1 group by all",
+        " count(distinct record_offset) from esper.records where rowid >= $1"
+        " group by grouping sets ((topic, topic_partition, disposition), (topic, topic_partition))",
         [_UNCOMMITTED],
     ).fetchall()
     lines: dict[Position, _Lines] = defaultdict(_Lines)
-    for topic, partition, disposition, count, first, last, total in rows:
+    for topic, partition, disposition, count, first, last, distinct in rows:
         one = lines[(topic, partition)]
-        one.counts[disposition] = count
-        one.first, one.last, one.total = min(one.first, first), max(one.last, last), one.total + int(total)
+        if disposition is None:
+            one.first, one.last, one.distinct = first, last, distinct
+        else:
+            one.counts[disposition] = count
     return lines
 
 

@@ -72,6 +72,8 @@ def parse_point(given: AsOf) -> Point:
         return _at_time(given, given.isoformat())
     if isinstance(given, Mapping):
         return AtOffsets(dict(given))
+    if not isinstance(given, str):
+        raise UsageError(f"{given!r} is no point of the log", cause="it is no text", next_step=_NEXT_STEP)
     text = given.strip()
     if text.lower() == _NOW:
         return Now()

@@ -54,14 +54,7 @@ class BulkFile(CommittedFile):
         Raises:
             OperationFailed: as there, or memory ran out.
         """
-        try:
-            return super().fold(batch, until=until)
-        except duckdb.OutOfMemoryException as error:
-            raise OperationFailed(
-                f"projection {self.definition.name} cannot be built",
-                cause=" ".join(str(error).split()),
-                next_step="Set ESPER_REBUILD_MEMORY_LIMIT higher",
-            ) from error
+        return super().fold(batch, until=until)
 
     def settle(self) -> None:
         """Commit what was folded and is not committed yet; raises as `fold`."""
@@ -97,7 +90,13 @@ class BulkFile(CommittedFile):
         assert not self._failed, "a bulk file that failed is built anew"
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             self._failed = True
             rollback(self._cursor)
+            if isinstance(error, duckdb.OutOfMemoryException):
+                raise OperationFailed(
+                    f"projection {self.definition.name} cannot be built",
+                    cause=" ".join(str(error).split()),
+                    next_step="Set ESPER_REBUILD_MEMORY_LIMIT higher",
+                ) from error
             raise

@@ -223,5 +223,7 @@ def rollback(cursor: duckdb.DuckDBPyConnection) -> None:
     """Roll back; where even that fails, the next transaction does it, or the end of the connection."""
     try:
         cursor.execute("rollback")
+    except duckdb.TransactionException as error:
+        _log.debug("nothing is left to be rolled back: %s", error)
     except duckdb.Error as error:
         _log.warning("a transaction could not be rolled back: %s", error)

@@ -35,6 +35,7 @@ from esper.core.settings import Settings
 from esper.leyline import EVENT_TYPES, current_version, full_name
 from esper.oona import TopicCatalog
 from esper.projection import _sqltree as sqltree
+from esper.projection._purity import impurity
 
 #: Part of every version: what the engine makes of a folder. Raise it when that changes.
 ENGINE_FORMAT: Final = 3
@@ -44,14 +45,7 @@ PLACE_COLUMNS: Final = {"topic_partition": "INTEGER", "record_offset": "BIGINT"}
 
 _INSERT: Final = re.compile(r"insert\s+into\s+([a-z][a-z0-9_]*)\s+by\s+name\s+(select\s.*)", re.IGNORECASE | re.DOTALL)
 _RESERVED: Final = frozenset({"esper", "main", "memory", "system", "temp"})
-#: Pure words that DuckDB has as macros, and the one function that turns a list into rows.
-_PURE_EXTRA: Final = frozenset({"if", "nullif", "unnest"})
 _REMEMBERED: Final = 64
-#: Clock words that need no parentheses and so look like columns.
-_CLOCK_WORDS: Final = frozenset(
-    {"current_date", "current_localtime", "current_localtimestamp", "current_time", "current_timestamp"}
-    | {"localtime", "localtimestamp"}
-)
 
 
 class Manifest(BaseModel):
@@ -310,20 +304,6 @@ def _fold(folder: Path, statement: str, connection: duckdb.DuckDBPyConnection) -
     if problem:
         raise _problem(folder, "fold.sql", f"table {table}: {problem}")
     return FoldStatement(table, sources.pop(), statement, sqltree.column_paths(tree))
-
-
-def impurity(tree: sqltree.Node) -> str:
-    """Return why a fold's SELECT depends on more than each single record, or nothing."""
-    impure = sqltree.functions(tree) - sqltree.builtin("scalar", stability=("CONSISTENT",)) - _PURE_EXTRA
-    if impure:
-        return f"{min(impure)} is not a pure function of one record"
-    for node in sqltree.walk(tree):
-        if node.get("modifiers") or node.get("group_expressions") or node.get("sample"):
-            return "it sorts, groups, samples, limits or drops duplicates, which depends on the batch"
-        columns = node.get("column_names") or [""]
-        if len(columns) == 1 and columns[0].lower() in _CLOCK_WORDS:
-            return f"{columns[0]} reads the clock"
-    return ""
 
 
 def _check_folds(folder: Path, folds: Sequence[FoldStatement], manifest: Manifest, tables: Sequence[str]) -> None:

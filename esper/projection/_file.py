@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from esper.core.errors import OperationFailed
+from esper.core.errors import IntegrityError, OperationFailed
 from esper.leyline import short_name
 from esper.oona import Position
 from esper.projection._accounts import ACCOUNTS_SCHEMA
@@ -107,6 +107,7 @@ class ProjectionFile:
         Records before the file's offsets, of other topics, and from `until` on are passed over.
 
         Raises:
+            IntegrityError: a partition's records come twice or out of order.
             OperationFailed: a statement of fold.sql cannot take these events, or the disk is full.
             UnreadableFile: the file turned out to be damaged.
             duckdb.OutOfMemoryException: nothing was folded; try again with more room.
@@ -182,7 +183,23 @@ class ProjectionFile:
         ranges = [self._range(place, until) for place in batch.places]
         first = np.array([begin for begin, _ in ranges], dtype=np.int64)[batch.place]
         last = np.array([end for _, end in ranges], dtype=np.int64)[batch.place]
-        return np.flatnonzero((batch.offset >= first) & (batch.offset < last))
+        unread = np.flatnonzero((batch.offset >= first) & (batch.offset < last))
+        self._check_order(batch, unread)
+        return unread
+
+    def _check_order(self, batch: Batch, indices: Int64s) -> None:
+        """Raise IntegrityError unless each partition's records come once and in the order of the log."""
+        order = indices[np.argsort(batch.place[indices], kind="stable")]
+        same = batch.place[order[1:]] == batch.place[order[:-1]]
+        wrong = np.flatnonzero(same & (batch.offset[order[1:]] <= batch.offset[order[:-1]]))
+        if len(wrong):
+            before, after = (int(batch.offset[order[wrong[0] + step]]) for step in (0, 1))
+            topic, partition = batch.places[int(batch.place[order[wrong[0]]])]
+            raise IntegrityError(
+                f"projection {self.definition.name} was given partition {partition} of topic {topic} out of order",
+                cause=f"offset {after} came after offset {before}",
+                next_step="Nothing was committed; start it again, and report this if it comes again",
+            )
 
     def _range(self, place: Position, until: Mapping[Position, int]) -> tuple[int, int]:
         """Return from which offset on, and before which one, a partition is to be read; nothing of others."""

@@ -175,7 +175,8 @@ def _deliver(connection: socket, share: _Share) -> None:
 
 def _deliver_all(connection: socket, intake: LocalIntake) -> None:
     told: tuple[Mapping[Position, int], bool] | None = None
-    while True:  # ends when the other end closes, which `send` notices, or terminates this process
+    # Nothing ever comes from the other end: what can be read there is its end, also where it was killed.
+    while not wait([connection], 0):
         taken = intake.take(_POLL_SECONDS)
         if taken is None and intake.pending:
             continue

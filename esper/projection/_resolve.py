@@ -159,10 +159,12 @@ def _given(horizons: Sequence[_Horizon], given: Mapping[Position, int]) -> Resol
     folded = _folded_furthest(horizons)
     missing = sorted(place for place in folded if place not in given)
     if missing:
+        strange = sorted(place for place in given if place not in folded)
+        beside = f"; it does not depend on {_spans_text(strange)}" if strange else ""
         raise UsageError(
             "the offsets do not say enough for this query",
-            cause=f"it depends on {', '.join(map(_place_text, missing))}",
-            next_step="Add them, or give the time or event that the offsets were made of",
+            cause=f"it depends also on {_spans_text(missing)}{beside}",
+            next_step="Give an offset for each, or the time or event that the offsets were made of",
         )
     for one in horizons:
         for place, progress in one.progress.items():
@@ -170,6 +172,17 @@ def _given(horizons: Sequence[_Horizon], given: Mapping[Position, int]) -> Resol
                 raise _too_early(one.name, progress)
     offsets = {place: given[place] for place in folded}
     return Resolved(offsets_text(offsets), (), _behind(horizons, offsets))
+
+
+def _spans_text(places: Sequence[Position]) -> str:
+    """Return partitions in short, neighbours as a range: runs:0-7, system-state:3."""
+    spans: list[tuple[str, int, int]] = []
+    for topic, partition in places:
+        if spans and spans[-1][0] == topic and spans[-1][2] == partition - 1:
+            spans[-1] = (topic, spans[-1][1], partition)
+        else:
+            spans.append((topic, partition, partition))
+    return ", ".join(f"{topic}:{first}" if first == last else f"{topic}:{first}-{last}" for topic, first, last in spans)
 
 
 def _folded(horizons: Sequence[_Horizon]) -> Resolved:

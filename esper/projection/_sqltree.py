@@ -11,6 +11,8 @@ import duckdb
 
 Node = dict[str, Any]
 
+#: Expressions that read columns without naming them.
+_UNNAMED: Final = frozenset({"STAR", "POSITIONAL_REFERENCE"})
 #: Query nodes that only read; DuckDB 2.0 has others (INSERT_QUERY_NODE, ...) for writing CTEs.
 READING_NODES: Final = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
 
@@ -75,19 +77,22 @@ def column_paths(tree: Node) -> frozenset[tuple[str, ...]] | None:
     """Return, in lower case, the paths of columns and of fields in them that are read from the one table of a SELECT.
 
     A path may name more than is there: a lambda's parameter, or another relation. None where columns may be read
-    that no path names.
+    that no path names, or are told by their places.
     """
     tables = [node for node in walk(tree) if node.get("type") == "BASE_TABLE"]
+    if any(node.get("column_name_alias") for node in tables):
+        return None
     names = {str(node[key]).lower() for node in tables for key in ("table_name", "alias") if node.get(key)}
     paths: set[tuple[str, ...]] = set()
     for node in walk(tree):
-        if node.get("class") == "STAR" or node.get("using_columns") or node.get("ref_type") == "NATURAL":
+        if node.get("class") in _UNNAMED or node.get("using_columns") or node.get("ref_type") == "NATURAL":
             return None
         path = tuple(str(name).lower() for name in node.get("column_names", ()))
-        if len(path) == 1 and path[0] in names:
+        # Behind a table's name, which may itself stand behind those of its schema and catalog.
+        inner = [path[place + 1 :] for place, name in enumerate(path) if name in names]
+        if () in inner:
             return None  # A table's name stands for a row of it.
-        if path:
-            paths |= {path, path[1:]} if path[0] in names else {path}
+        paths |= {one for one in (path, *inner) if one}
     return frozenset(paths)
 
 

@@ -34,26 +34,34 @@ class Log:
     _sequences: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
 
     def sign(
-        self, message: EventMessage, *, key: str, event_id: str | None = None, producer_id: str = "test:1"
+        self,
+        message: EventMessage,
+        *,
+        key: str,
+        event_id: str | None = None,
+        producer_id: str = "test:1",
+        sequence: int | None = None,
     ) -> Record:
         """Fill the message's meta as a publisher does, and return its record, not appended yet."""
         spec = TOPICS.topic_of(type_of(message))
         partition = partition_for(key, spec.partitions)
-        self._sequences[(spec.name, partition)] += 1
-        sequence = self._sequences[(spec.name, partition)]
+        if sequence is None:
+            self._sequences[(spec.name, partition)] += 1
+            sequence = self._sequences[(spec.name, partition)]
+        moment = sequence % 1_000_000_000
         meta = message.meta
         meta.event_id = event_id or meta.event_id or derive_id("test", spec.name, partition, sequence)
         meta.type, meta.subject, meta.correlation_id = type_of(message), key, key
         meta.source = spec.writers[0]
         meta.schema_version, meta.producer_id, meta.sequence = 1, producer_id, sequence
-        meta.time.FromNanoseconds(1_700_000_000_000_000_000 + sequence)
+        meta.time.FromNanoseconds(1_700_000_000_000_000_000 + moment)
         value = message.SerializeToString()
         envelope = Envelope(spec.name, partition, key, meta.type, value)
         headers = (
             (SIGNATURE_HEADER, self.keyring.sign(envelope, source=meta.source)),
             (TYPE_HEADER, meta.type.encode()),
         )
-        return Record(spec.name, partition, -1, key.encode(), value, headers, 1_700_000_000_000 + sequence)
+        return Record(spec.name, partition, -1, key.encode(), value, headers, 1_700_000_000_000 + moment)
 
     def append(self, message: EventMessage, *, key: str, event_id: str | None = None) -> Record:
         """Sign and append an event."""

@@ -511,3 +511,17 @@ def test_every_damaged_block_is_found_or_unused(
 def test_the_catalogue_of_topics_is_whole() -> None:
     """The log of these tests carries every topic: compare its partitions with the files'."""
     assert Log().source.partitions == {spec.name: spec.partitions for spec in TOPICS}
+
+
+def test_numbers_up_to_the_last_one_are_folded(open_workbench: OpenWorkbench) -> None:
+    """A sequence has 64 bits, all of which a producer may use: the last ones are folded, and told from copies."""
+    log = Log()
+    for number, sequence in enumerate((1, 2**63 - 1, 2**63, 2**64 - 1)):
+        message = ly.SystemStatePacket(training_run_id="run-a", current_epoch=number, attempt=1)
+        log.append_raw(log.sign(message, key="run-a", sequence=sequence))
+    bench = open_workbench(log)
+    assert bench.fold() == 4
+    assert bench.rows("select epoch from run_states order by all") == [(0,), (1,), (2,), (3,)]
+    log.append_raw(log.source.records[-1])
+    bench.fold()
+    assert bench.rows("select sum(deduplicated) from runs.esper.progress") == [(1,)]

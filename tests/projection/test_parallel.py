@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -73,6 +75,42 @@ def _fold_with_killed_readers(system: System, folder: Path) -> None:
         deadline = Deadline(PATIENCE_SECONDS)
         while not deadline.expired:
             folding.step(0.1)
+
+
+_ORPHANING = """
+import sys, time
+from pathlib import Path
+import psutil
+from esper.core.settings import load_settings
+from esper.oona import Fabric
+from esper.projection import load_definitions
+from esper.projection._building import building, log_ends
+
+if __name__ == "__main__":
+    with Fabric.open(load_settings(_env_file=None, home=Path(sys.argv[1])), member="test") as fabric:
+        chosen = tuple(one for one in load_definitions(fabric.settings, fabric.topics) if one.name == "runs")
+        with building(fabric, chosen, {"runs": Path(sys.argv[2]) / "runs.duckdb"}, readers=2) as (_, folding):
+            folding.start()
+            while not folding.reached(log_ends(fabric, chosen)):
+                folding.step(0.1)
+            print(*(child.pid for child in psutil.Process().children()), flush=True)
+            time.sleep(600)
+"""
+
+
+def test_readers_end_with_whom_they_read_for(local_broker: RunningBroker, tmp_path: Path) -> None:
+    """Goal: a rebuild that is killed leaves no process behind. Method: kill -9 it when its readers wait for more."""
+    script = tmp_path / "orphaning.py"
+    script.write_text(_ORPHANING)
+    command = [sys.executable, str(script), str(local_broker.home.root), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        readers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        assert len(readers) >= 2
+        process.kill()
+        process.wait(PATIENCE_SECONDS)
+        _, alive = psutil.wait_procs(readers, timeout=PATIENCE_SECONDS)
+    assert not alive
 
 
 def test_a_reader_that_is_killed_ends_the_rebuild(broker: RunningBroker, tmp_path: Path) -> None:

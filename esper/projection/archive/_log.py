@@ -28,6 +28,8 @@ class Look:
     ids: Mapping[str, str]
     ends: Mapping[Position, tuple[int, int]]
     groups: GroupOffsets
+    #: Topics of the cluster that no topic file names.
+    unknown_topics: Sequence[str] = ()
 
 
 class SealableLog(Protocol):
@@ -63,7 +65,9 @@ class KafkaSealable:
             for topic in ordered  # One request for each, so that one is answered before the next is asked.
             for place, span in cluster.watermarks(catalog.partitions(topic)).items()
         }
-        return Look(str(cluster.metadata().cluster_id), ids, ends, groups)
+        metadata = cluster.metadata()
+        unknown = sorted(name for name in metadata.topics if name not in catalog and not name.startswith("__"))
+        return Look(str(metadata.cluster_id), ids, ends, groups, unknown)
 
     def read(self, place: Position, start: int, end: int) -> Iterator[RawRecord]:
         """Yield what the cluster holds; raises as `RawReader.read`."""

@@ -51,6 +51,8 @@ class Sealed:
     groups: int = 0
     complete: bool = False
     new: bool = True
+    #: Topics of the cluster that no topic file names: nothing of them is sealed.
+    unknown_topics: Sequence[str] = ()
 
 
 @dataclass
@@ -104,7 +106,12 @@ class Sealer:
                 path.unlink()
             adopted = self._adopt(known)
             plan = self._plan(chosen, known)
-            result = Sealed(len(known.seals) + 1, groups=len(plan.look.groups), complete=not topics)
+            result = Sealed(
+                len(known.seals) + 1,
+                groups=len(plan.look.groups),
+                complete=not topics,
+                unknown_topics=plan.look.unknown_topics,
+            )
             written = [one for place in _in_order(plan.spans) for one in self._partition(place, plan, result, report)]
             return self._close(known, plan, [*adopted, *written], result)
 

@@ -20,6 +20,8 @@ from esper.projection.columnar._batch import Int32s, Int64s
 
 Mask = npt.NDArray[np.bool_]
 _EVENT_ID_LENGTH: Final = 32
+#: Of the column's own type: Arrow would bring both to signed numbers, which end in the middle.
+_NO_SEQUENCE: Final = pa.scalar(0, pa.uint64())
 
 
 def acquitted(
@@ -43,7 +45,7 @@ def acquitted(
         pc.equal(meta.field("subject"), keys),
         pc.equal(pc.utf8_length(meta.field("event_id")), _EVENT_ID_LENGTH),
         pc.greater(pc.utf8_length(meta.field("producer_id")), 0),
-        pc.greater(meta.field("sequence"), 0),
+        pc.not_equal(meta.field("sequence"), _NO_SEQUENCE),
     ]
     good = _timely(meta.field("time"), append_ms) & _permitted(meta.field("source"), types, places, place, allowed)
     for check in checks:

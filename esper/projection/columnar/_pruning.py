@@ -17,7 +17,8 @@ def pruned(table: pa.Table, paths: Collection[Path] | None) -> pa.Table:
     """
     if paths is None:
         return table
-    columns = [column for column in table.schema.names if any(path[0] == column.lower() for path in paths)]
+    named = [column for column in table.schema.names if any(path[0] == column.lower() for path in paths)]
+    columns = named or table.schema.names[:1]  # A table without columns has no rows.
     arrays = [
         pa.chunked_array(
             [_pruned(chunk, _below(paths, name)) for chunk in table.column(name).chunks],
