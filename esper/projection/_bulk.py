@@ -26,19 +26,30 @@ if TYPE_CHECKING:
 
 #: A row group holds 122,880 rows, and what a commit leaves in a part of one is written again by the next.
 RECORDS_MAX: Final = 400_000
+#: Until a row group is full its rows stay in memory, whatever they hold.
+BYTES_MAX: Final = 384 * 1024 * 1024
 
 
 class BulkFile(CommittedFile):
     """A projection file with many folds in a transaction; after one that failed it is of no use any more."""
 
     def __init__(
-        self, database: Database, definition: Definition, path: Path, *, holds: Holds, records_max: int = RECORDS_MAX
+        self,
+        database: Database,
+        definition: Definition,
+        path: Path,
+        *,
+        holds: Holds,
+        records_max: int = RECORDS_MAX,
+        bytes_max: int = BYTES_MAX,
     ) -> None:
-        """Attach as `CommittedFile` does; commit when `records_max` records were read, and when told to settle."""
+        """Attach as `CommittedFile` does; commit after so many records or bytes of columns, and when told to settle."""
         super().__init__(database, definition, path, holds=holds)
         self._records_max = records_max
-        #: Records of the open transaction; none: there is none.
+        self._bytes_max = bytes_max
+        #: Records of the open transaction, and bytes of their columns; no records: there is none.
         self._records = 0
+        self._bytes = 0
         #: What was committed last.
         self._settled = self._progress
         self._failed = False
@@ -70,8 +81,9 @@ class BulkFile(CommittedFile):
             if not self._records:
                 begin_transaction(self._cursor)
             self._records += len(indices)
+            self._bytes += sum(table.nbytes for table in batch.rows.values())
             self._advance(self._insert(batch, indices))
-            if self._records >= self._records_max:
+            if self._records >= self._records_max or self._bytes >= self._bytes_max:
                 self._commit()
             return len(indices)
 
@@ -79,7 +91,7 @@ class BulkFile(CommittedFile):
         self._write_progress([one for place, one in self._progress.items() if one != self._settled[place]])
         self._before_commit()
         self._cursor.execute("commit")
-        self._records, self._settled = 0, self._progress
+        self._records, self._bytes, self._settled = 0, 0, self._progress
 
     def _committed(self) -> Mapping[Position, Progress]:
         return self._settled

@@ -71,6 +71,21 @@ def test_nothing_is_committed_before_its_time(open_workbench: OpenWorkbench) -> 
     assert bench.rows("select topic from runs.esper.accounts where not adds_up") == []
 
 
+def test_it_commits_before_memory_fills(open_workbench: OpenWorkbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of any size wait in memory for a commit: as much as may wait is a number of bytes too."""
+    log = Log()
+    bench = open_workbench(log, bulk=1_000_000)
+    file = _file(bench)
+    monkeypatch.setattr(file, "settle", lambda: None)
+    one_run(log)
+    bench.fold()
+    assert bench.rows(_STATES) == [(0,)], "nobody settled it"
+    monkeypatch.setattr(file, "_bytes_max", 1)
+    one_epoch(log, "run-a", 4)
+    bench.fold()
+    assert bench.rows(_STATES) == [(4,)]
+
+
 def test_after_a_failure_nothing_of_it_is_there_and_nothing_follows(
     open_workbench: OpenWorkbench, definitions: tuple[Definition, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
