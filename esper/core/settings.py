@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     )
     sql_timeout_seconds: float = Field(30.0, gt=0, description="Longest that one SQL query may run.")
     sql_memory_limit: str = Field("2GB", description="Memory that the projector's database may use.")
-    rebuild_memory_limit: str = Field("768MB", description="Memory that the database of a rebuild may use.")
+    rebuild_memory_limit: str = Field("512MB", description="Memory that the database of a rebuild may use.")
 
     @property
     def loopback(self) -> bool:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from esper.projection.columnar import Batch
 
 #: A row group holds 122,880 rows, and what a commit leaves in a part of one is written again by the next.
-RECORDS_MAX: Final = 400_000
+RECORDS_MAX: Final = 250_000
 #: Until a row group is full its rows stay in memory, whatever they hold.
-BYTES_MAX: Final = 384 * 1024 * 1024
+BYTES_MAX: Final = 256 * 1024 * 1024
 
 
 class BulkFile(CommittedFile):

@@ -82,7 +82,9 @@ class KnownEvents:
         self._runs.append(np.sort(new))
         while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):  # ends: each turn merges two
             last = self._runs.pop()
-            self._runs[-1] = np.sort(np.concatenate([self._runs[-1], last]))
+            merged = np.concatenate([self._runs.pop(), last])
+            merged.sort()  # Where it lies: a copy would be another 8 bytes an event.
+            self._runs.append(merged)
 
     def any_of(self, ascending: UInt64s) -> bool:
         """Return whether one of these, given in ascending order, may be known."""
