@@ -131,14 +131,19 @@ def load_definitions(settings: Settings, topics: TopicCatalog) -> tuple[Definiti
         SettingsError: a folder holds none, a file is missing or malformed or breaks a rule of folds, or two
             projections use one name.
     """
+    definitions = tuple(read_definition(folder, topics) for folder in definition_folders(settings))
+    check_names(definitions)
+    return definitions
+
+
+def definition_folders(settings: Settings) -> list[Path]:
+    """Return the folders of all projections, by name; raises SettingsError for none in a root, or two of a name."""
     roots = (settings.projections_dir or shipped_projections_dir(), *settings.extra_projections_dirs)
     folders = sorted((folder for root in roots for folder in _folders(root)), key=lambda folder: folder.name)
     for first, second in pairwise(folders):
         if first.name == second.name:
             raise _problem(second, FILES[0], f"{first} holds a projection of this name already")
-    definitions = tuple(read_definition(folder, topics) for folder in folders)
-    check_names(definitions)
-    return definitions
+    return folders
 
 
 def _folders(root: Path) -> list[Path]:

@@ -36,6 +36,7 @@ from esper.projection.columnar import (
     decide,
     fingerprints,
     ledger_rows,
+    out_of_order,
     place_word,
     progressed,
     pruned,
@@ -189,12 +190,9 @@ class ProjectionFile:
 
     def _check_order(self, batch: Batch, indices: Int64s) -> None:
         """Raise IntegrityError unless each partition's records come once and in the order of the log."""
-        order = indices[np.argsort(batch.place[indices], kind="stable")]
-        same = batch.place[order[1:]] == batch.place[order[:-1]]
-        wrong = np.flatnonzero(same & (batch.offset[order[1:]] <= batch.offset[order[:-1]]))
-        if len(wrong):
-            before, after = (int(batch.offset[order[wrong[0] + step]]) for step in (0, 1))
-            topic, partition = batch.places[int(batch.place[order[wrong[0]]])]
+        wrong = out_of_order(batch, indices)
+        if wrong is not None:
+            (topic, partition), before, after = wrong
             raise IntegrityError(
                 f"projection {self.definition.name} was given partition {partition} of topic {topic} out of order",
                 cause=f"offset {after} came after offset {before}",

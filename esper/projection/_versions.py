@@ -16,7 +16,7 @@ from pathlib import Path
 from esper.core.errors import NotReadyError, SettingsError
 from esper.core.settings import Settings
 from esper.oona import TopicCatalog
-from esper.projection._definition import Definition, check_names, load_definitions, read_definition
+from esper.projection._definition import Definition, check_names, definition_folders, load_definitions, read_definition
 from esper.projection._folder import ProjectionFolder
 
 _log = logging.getLogger("esper.projection.versions")
@@ -81,15 +81,22 @@ def serving_definitions(settings: Settings, topics: TopicCatalog, folder: Projec
 
 
 def readable_definitions(settings: Settings, topics: TopicCatalog, folder: ProjectionFolder) -> tuple[Definition, ...]:
-    """Return the version of every projection that its file holds: the folder's, where there is no usable file."""
-    found = tuple(_readable(one, topics, folder) for one in load_definitions(settings, topics))
+    """Return the version of every projection that its file holds: the folder's, where there is no usable file.
+
+    A folder that cannot be read costs no other projection its readers, nor its own the file that was built.
+    """
+    found = [one for path in definition_folders(settings) if (one := _readable(path, topics, folder)) is not None]
     check_names(found)
-    return found
+    return tuple(found)
 
 
-def _readable(installed: Definition, topics: TopicCatalog, folder: ProjectionFolder) -> Definition:
-    live = folder.live(installed.name)
-    if live is None or live.version == installed.version:
+def _readable(path: Path, topics: TopicCatalog, folder: ProjectionFolder) -> Definition | None:
+    live, installed = folder.live(path.name), None
+    try:
+        installed = read_definition(path, topics)
+    except SettingsError as error:
+        _log.warning("%s", error)
+    if live is None or (installed is not None and live.version == installed.version):
         return installed
     try:
         return kept_definition(folder, live.name, live.version, topics)

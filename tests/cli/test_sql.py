@@ -86,6 +86,20 @@ def test_every_form_says_the_same(shell: Shell, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
+def test_sums_of_integers_are_numbers(shell: Shell) -> None:
+    """DuckDB sums integers as decimals: in JSON they are numbers all the same, whatever their size."""
+    (row,) = shell("sql", "select sum(i) as small, sum(i * 2**60::hugeint) as large from range(5) t(i)", "--json").json
+    assert row == {"small": 10, "large": 10 * 2**60}
+
+
+def test_offsets_that_say_too_little_are_told_in_short(shell: Shell) -> None:
+    """Of offsets for other partitions: those first that the query knows nothing of, and ranges instead of lists."""
+    answer = shell("sql", "select count(*) from runs", "--as-of", "bogus:3=1")
+    assert answer.code == 2
+    assert "it does not depend on bogus:3" in answer.stderr
+    assert re.search(r"depends also on [^,]*:0-7, ", answer.stderr)
+
+
 def test_parameters_are_values_not_text(shell: Shell) -> None:
     """Goal: `--param` keeps its types. Method: numbers, text, null, text that looks like a number."""
     select = "select typeof($1) as a, typeof($2) as b, $3 is null as c, $4 as d, $5 as e"

@@ -167,12 +167,13 @@ def test_one_text_is_one_point() -> None:
         "runs:0=-1",
         "runs:x=1",
         "runs:0=1;",
+        5,
     ],
 )
-def test_what_is_no_point_is_refused(text: str) -> None:
+def test_what_is_no_point_is_refused(text: str | int) -> None:
     """Goal: nothing is guessed, least of all a zone. Method: each malformed or ambiguous text names the way out."""
     with pytest.raises(UsageError) as caught:
-        parse_point(text)
+        parse_point(text)  # type: ignore[arg-type]
     assert caught.value.next_step
 
 

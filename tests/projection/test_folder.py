@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from esper.core.errors import Busy, NotReadyError
+from esper.core.settings import Settings
 from esper.projection import Definition
+from esper.projection._definition import shipped_projections_dir
 from esper.projection._folder import ProjectionFolder
-from esper.projection._versions import keep_definition, kept_definition, remove_unused
+from esper.projection._versions import keep_definition, kept_definition, readable_definitions, remove_unused
 from tests.projection.log import TOPICS
 
 
@@ -118,3 +121,20 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
         pytest.fail("two processes write")
     with folder.writing(seconds=0.1):
         pass
+
+
+def test_a_broken_folder_costs_nobody_his_answers(
+    tmp_path: Path, definitions: tuple[Definition, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a folder that cannot be read the version counts that was built, if one was; the others are as they were."""
+    own = Path(shutil.copytree(shipped_projections_dir(), tmp_path / "own"))
+    settings = Settings(_env_file=None, projections_dir=own)
+    folder, runs = ProjectionFolder(tmp_path / "files"), _named(definitions, "runs")
+    (own / "runs" / "fold.sql").write_text("insert into nowhere")
+    others = {one.name for one in definitions} - {"runs"}
+    assert {one.name for one in readable_definitions(settings, TOPICS, folder)} == others
+    assert "projection runs" in caplog.text
+    folder.path.mkdir()
+    folder.next(runs).touch()
+    keep_definition(folder, runs)
+    assert _named(readable_definitions(settings, TOPICS, folder), "runs") == runs

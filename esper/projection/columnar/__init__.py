@@ -1,6 +1,6 @@
 """The fast path from records to tables: whole batches, column by column."""
 
-from esper.projection.columnar._batch import Batch, Int64s
+from esper.projection.columnar._batch import Batch, Int64s, out_of_order
 from esper.projection.columnar._decoder import ArrowDecoder
 from esper.projection.columnar._dispositions import APPLIED, Decided, decide
 from esper.projection.columnar._known import KnownEvents, fingerprints, place_word
@@ -17,6 +17,7 @@ __all__ = [
     "decide",
     "fingerprints",
     "ledger_rows",
+    "out_of_order",
     "place_word",
     "progressed",
     "pruned",

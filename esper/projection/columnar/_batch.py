@@ -66,3 +66,14 @@ class Batch:
             producer_id=self.producers[self.producer[index]],
             sequence=int(self.sequence[index]),
         )
+
+
+def out_of_order(batch: Batch, indices: Int64s) -> tuple[Position, int, int] | None:
+    """Return a partition, and two offsets of it that follow each other in a batch and not in the log, if there are."""
+    order = indices[np.argsort(batch.place[indices], kind="stable")]
+    same = batch.place[order[1:]] == batch.place[order[:-1]]
+    wrong = np.flatnonzero(same & (batch.offset[order[1:]] <= batch.offset[order[:-1]]))
+    if not len(wrong):
+        return None
+    before, after = int(order[wrong[0]]), int(order[wrong[0] + 1])
+    return batch.places[int(batch.place[before])], int(batch.offset[before]), int(batch.offset[after])

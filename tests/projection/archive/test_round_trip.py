@@ -9,6 +9,7 @@ import pytest
 from esper.core.settings import Settings
 from esper.leyline import messages as ly
 from esper.oona import Event, Fabric
+from esper.oona._kafka_admin import NewTopic
 from esper.oona.copying import read_groups
 from esper.oona.proof import export_from_cluster, verify_bundle, verify_cluster
 from esper.projection.archive import Restorer, archive_of, compare_with_live, public_key_of, verify_archive
@@ -117,7 +118,8 @@ def test_what_no_producer_of_ours_writes_is_restored_too(start_broker: StartBrok
         for topic in ("runs", "field-reports", "telemetry"):
             write_oddities(running.bootstrap, topic)
         forget_beginning(fabric, "telemetry", 13)
-        seal(fabric, segment_bytes=600, codec="deflate")
+        fabric.cluster.admin.create_topics([NewTopic("strange", num_partitions=1)])["strange"].result(10)
+        assert seal(fabric, segment_bytes=600, codec="deflate").unknown_topics == ["strange"], "left out, and named"
         before, bad = everything(running), [one.document() for one in verify_cluster(fabric).bad]
     assert any(one["kind"] == "gap" for one in bad), "markers leave gaps"
     assert before[("telemetry", 0)][0] == (13, 13), "an emptied partition that did not begin at 0"
