@@ -61,8 +61,8 @@ def columns_of(messages: Sequence[KafkaMessage]) -> RecordColumns:
     """Return Kafka's messages, which must carry no errors, as columns."""
     return RecordColumns(
         [message.topic() for message in messages],  # type: ignore[misc]  # a message without error has a place
-        [message.partition() for message in messages],  # type: ignore[misc]
-        [message.offset() for message in messages],  # type: ignore[misc]
+        [message.partition() for message in messages],  # type: ignore[misc]  # and its place a partition
+        [message.offset() for message in messages],  # type: ignore[misc]  # and an offset in it
         [message.key() for message in messages],
         [message.value() for message in messages],
         [headers_of(message) or () for message in messages],
