@@ -234,7 +234,18 @@ def test_the_commands(sealed: SealedLog, monkeypatch: pytest.MonkeyPatch, tmp_pa
     copy = tmp_path / "copy"
     shutil.copytree(sealed.layout.root, copy)
     again = run("seal", "--archive", str(copy))
-    assert set(again) == {"archive", "number", "segments", "records", "bytes", "blobs", "groups", "complete", "new"}
+    assert set(again) == {
+        "archive",
+        "number",
+        "segments",
+        "records",
+        "bytes",
+        "blobs",
+        "groups",
+        "complete",
+        "new",
+        "unknown_topics",
+    }
     assert (again["number"], again["new"], again["records"]) == (2, True, 2), "LogRestored and a checkpoint"
     path = next((copy / "segments" / "runs").rglob("*.avro"))
     path.write_bytes(path.read_bytes()[:-1])
