@@ -99,6 +99,7 @@ class Authenticator:
                 signatures.append(signature)
             else:
                 findings.append(kept[0])
+                # Asked of `_fitting`, which the checker does not see; an assertion would cost each record.
                 signatures.append(headers[0][1])  # type: ignore[arg-type]  # one that fits is there
         return findings, signatures
 
@@ -140,8 +141,8 @@ class Authenticator:
         return kept if compare_digest(outer.digest(), signature[KEY_ID_BYTES:]) else None
 
     def _revoked(self, kept: _Kept, offset: int) -> bool:
-        revocations, finding = self._keyring.revocations, kept.finding
-        return bool(revocations) and revocations.covers(kept.key_id, finding.topic, finding.partition, offset)
+        finding = kept.finding
+        return self._keyring.revocations.covers(kept.key_id, finding.topic, finding.partition, offset)
 
     def _long_way(self, record: Record) -> tuple[str, str, bytes, bytes]:
         if self._keyring.keys is not self._keys:

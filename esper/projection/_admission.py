@@ -19,7 +19,6 @@ from esper.leyline import (
     BadRecord,
     Finding,
     KeyRing,
-    RecordColumns,
     open_record,
 )
 from esper.leyline.records import signature_of
@@ -81,12 +80,6 @@ class Admission:
         }
         parts = [self._part(group, found, bad) for group in self._groups(found)]
         return joined(found, parts, {index: Judged(found.record(index), bad=why) for index, why in bad.items()})
-
-    def admit_all(self, records: RecordColumns) -> Batch:
-        """Return the batch of `records`."""
-        gathering = self.gathering()
-        gathering.add(records)
-        return self.admit(gathering)
 
     def _groups(self, found: Gathered) -> list[_Group]:
         """Return the good records by the type whose columns they need."""

@@ -31,7 +31,10 @@ BYTES_MAX: Final = 256 * 1024 * 1024
 
 
 class BulkFile(CommittedFile):
-    """A projection file with many folds in a transaction; after one that failed it is of no use any more."""
+    """A projection file with many folds in a transaction; after one that failed it is of no use any more.
+
+    A fold or a settling for which memory is too short raises OperationFailed: here no query can be ended to make room.
+    """
 
     def __init__(
         self,
@@ -58,14 +61,6 @@ class BulkFile(CommittedFile):
         """Write where the fold begins."""
         super().begin(progress)
         self._settled = self._progress
-
-    def fold(self, batch: Batch, *, until: Mapping[Position, int] | None = None) -> int:
-        """Fold as `CommittedFile` does; it is committed later, together with what comes.
-
-        Raises:
-            OperationFailed: as there, or memory ran out.
-        """
-        return super().fold(batch, until=until)
 
     def settle(self) -> None:
         """Commit what was folded and is not committed yet; raises as `fold`."""

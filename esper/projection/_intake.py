@@ -1,4 +1,4 @@
-"""From a source to batches: read a little at a time, verify and decode a lot at once."""
+"""From a source to batches: read and verify a little at a time, decode and fold a lot at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from esper.projection.columnar import Batch
 READ_RECORDS: Final = 500
 #: ... and large commits: a commit costs 5 ms whatever it holds.
 COMMIT_RECORDS: Final = 20_000
-#: A rebuild answers nobody meanwhile, so that its commits may be larger still.
+#: A rebuild answers nobody meanwhile, so that its batches may be larger still; they are committed together (`_bulk`).
 REBUILD_RECORDS: Final = 50_000
 COMMIT_BYTES: Final = 32 * 1024 * 1024
 

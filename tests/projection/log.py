@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from esper.core.ids import derive_id
 from esper.core.settings import Settings
-from esper.leyline import SIGNATURE_HEADER, TYPE_HEADER, Envelope, EventMessage, KeyRing, Record, short_name, type_of
+from esper.leyline import (
+    SIGNATURE_HEADER,
+    TYPE_HEADER,
+    Envelope,
+    EventMessage,
+    KeyRing,
+    Record,
+    RecordColumns,
+    short_name,
+    type_of,
+)
 from esper.leyline import messages as ly
 from esper.oona import Position, TopicCatalog, partition_for
+from esper.projection._admission import Admission
 from esper.projection._source import MemorySource
+from esper.projection.columnar import Batch
 
 SECRET = b"a secret of tests, long enough to sign with"
 TOPICS = TopicCatalog.load(Settings(_env_file=None))
@@ -216,3 +229,19 @@ def finish(log: Appends, run_id: str = "run-a", *, attempt: int = 1, epochs: int
 def short_types() -> list[str]:
     """Return the short names of all event types that the topics carry."""
     return sorted(short_name(name) for spec in TOPICS for name in spec.types)
+
+
+def mixed(log: Log) -> None:
+    """Append what gets every disposition: three runs, a copy of one record, and one without its signature."""
+    for number in range(3):
+        one_run(log, f"run-{number}")
+        finish(log, f"run-{number}")
+    log.append_raw(log.source.records[4])
+    log.append_raw(replace(log.source.records[5], headers=()))
+
+
+def admitted(admission: Admission, records: Sequence[Record]) -> Batch:
+    """Return the batch of these records."""
+    gathering = admission.gathering()
+    gathering.add(RecordColumns.of(records))
+    return admission.admit(gathering)

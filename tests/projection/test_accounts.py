@@ -18,7 +18,7 @@ from esper.projection._committed import CommittedFile
 from esper.projection._database import Database
 from tests.conftest import RunningBroker
 from tests.projection.conftest import OpenWorkbench, Workbench
-from tests.projection.log import Log, finish, one_epoch, one_run
+from tests.projection.log import Log, mixed, one_epoch, one_run
 from tests.projection.system import own_system, state
 
 Open = Callable[[Log], Workbench]
@@ -39,21 +39,12 @@ def open_committed(open_workbench: OpenWorkbench, monkeypatch: pytest.MonkeyPatc
     return build
 
 
-def _mixed(log: Log) -> None:
-    """Append what gets every disposition."""
-    for number in range(3):
-        one_run(log, f"run-{number}")
-        finish(log, f"run-{number}")
-    log.append_raw(log.source.records[4])
-    log.append_raw(replace(log.source.records[5], headers=()))
-
-
 def test_the_accounts_add_up_at_every_commit(open_committed: Open) -> None:
     """Fold copies, forgeries and strangers one read at a time, and ask in SQL after each commit."""
     log = Log()
     bench = open_committed(log)
     for _ in range(4):
-        _mixed(log)
+        mixed(log)
         bench.fold()
         assert bench.rows(_ADD_UP) == []
     [(read, lines, without)] = bench.rows("select sum(read), sum(lines), sum(without_record) from runs.esper.accounts")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -109,10 +110,14 @@ def _random_point(
 
 
 @pytest.mark.campaign
-def test_the_past_is_what_a_replay_up_to_it_makes(open_workbench: OpenWorkbench) -> None:
+def test_the_past_is_what_a_replay_up_to_it_makes(
+    open_workbench: OpenWorkbench, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> None:
     """Goal: as-of equals a fresh replay. Method: random offsets, times and events; compare every table and view."""
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")  # noqa: T201 - shown when the test fails
+    seed = int(os.environ.get("CAMPAIGN_SEED") or request.config.getoption("randomly_seed", 0))
+    record_property("seed", seed)
+    record_property("points", _POINTS)
+    print(f"CAMPAIGN_SEED={seed}")  # noqa: T201 - shown when the test fails
     generator = random.Random(seed)  # noqa: S311 - a seed that can be given again
     live = open_workbench(_busy_log(generator))
     live.fold()
@@ -173,7 +178,7 @@ def test_one_text_is_one_point() -> None:
 def test_what_is_no_point_is_refused(text: str | int) -> None:
     """Goal: nothing is guessed, least of all a zone. Method: each malformed or ambiguous text names the way out."""
     with pytest.raises(UsageError) as caught:
-        parse_point(text)  # type: ignore[arg-type]
+        parse_point(text)  # type: ignore[arg-type]  # a number is no point either
     assert caught.value.next_step
 
 

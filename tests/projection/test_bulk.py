@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import duckdb
 import pytest
 
 from esper.core.errors import OperationFailed
-from esper.leyline import RecordColumns
 from esper.projection import Definition
 from esper.projection._admission import Admission
 from esper.projection._bulk import BulkFile
@@ -17,18 +15,9 @@ from esper.projection._database import Database
 from esper.projection.columnar import ArrowDecoder
 from tests.projection.conftest import OpenWorkbench, Workbench
 from tests.projection.every_event import every_event
-from tests.projection.log import TOPICS, Log, finish, one_epoch, one_run
+from tests.projection.log import TOPICS, Log, admitted, mixed, one_epoch, one_run
 
 _STATES = "select count(*) from run_states"
-
-
-def _mixed(log: Log) -> None:
-    """Append what gets every disposition."""
-    for number in range(3):
-        one_run(log, f"run-{number}")
-        finish(log, f"run-{number}")
-    log.append_raw(log.source.records[4])
-    log.append_raw(replace(log.source.records[5], headers=()))
 
 
 @pytest.mark.parametrize("records_max", [1, 7, 1_000_000])
@@ -41,7 +30,7 @@ def test_when_it_commits_does_not_show(open_workbench: OpenWorkbench, records_ma
         for definition in often.definitions:
             assert seldom.contents(definition.name) == often.contents(definition.name)
         assert seldom.rows("select topic from runs.esper.accounts where not adds_up") == []
-        _mixed(log)
+        mixed(log)
 
 
 def _file(bench: Workbench) -> BulkFile:
@@ -98,7 +87,7 @@ def test_after_a_failure_nothing_of_it_is_there_and_nothing_follows(
     insert, calls = file._insert_facts, iter((False, True))
 
     def short(*arguments: object) -> None:
-        insert(*arguments)  # type: ignore[arg-type]
+        insert(*arguments)  # type: ignore[arg-type]  # passed on as they came
         if next(calls):
             raise duckdb.OutOfMemoryException("Out of Memory Error: full")
 
@@ -110,7 +99,7 @@ def test_after_a_failure_nothing_of_it_is_there_and_nothing_follows(
     admission = Admission(
         keyring=log.keyring, allowed=TOPICS.allowed, wanted=file.definition.types, decoder=ArrowDecoder()
     )
-    first, second = (admission.admit_all(RecordColumns.of([one])) for one in late)
+    first, second = (admitted(admission, [one]) for one in late)
     assert file.fold(first) == 1
     with pytest.raises(OperationFailed, match="projection runs cannot be built") as caught:
         file.fold(second)

@@ -23,7 +23,7 @@ def test_what_is_sent_arrives() -> None:
         thread.join()
     for item, one in zip(items, found, strict=True):
         if isinstance(item, np.ndarray):
-            np.testing.assert_array_equal(item, one)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(item, one)  # type: ignore[arg-type]  # what arrived has any type
         else:
             assert item == one
 

@@ -94,7 +94,7 @@ if __name__ == "__main__":
             while not folding.reached(log_ends(fabric, chosen)):
                 folding.step(0.1)
             print(*(child.pid for child in psutil.Process().children()), flush=True)
-            time.sleep(600)
+            time.sleep(600)  # until the test kills it
 """
 
 

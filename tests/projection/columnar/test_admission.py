@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from esper.leyline import (
     EVENT_TYPES,
-    NO_RECORDS,
     SIGNATURE_HEADER,
     TYPE_HEADER,
     Authenticator,
@@ -28,7 +27,7 @@ from esper.leyline import messages as ly
 from esper.projection._admission import Admission
 from esper.projection._decoder import ProtobufDecoder
 from esper.projection.columnar import ArrowDecoder, Batch
-from tests.projection.log import SECRET, TOPICS, Log, finish, one_run
+from tests.projection.log import SECRET, TOPICS, Log, admitted, finish, one_run
 
 #: A projection that takes everything but the compile jobs.
 _WANTED = {name for name in EVENT_TYPES if "Compile" not in name}
@@ -149,7 +148,7 @@ def test_columns_judge_as_single_records_are_judged(seed: int, signers: bool) ->
     keyring = _keyring(signers=signers)
     records = _log(seed, keyring)
     admission = Admission(keyring=keyring, allowed=TOPICS.allowed, wanted=_WANTED, decoder=ArrowDecoder())
-    batch = admission.admit_all(RecordColumns.of(records))
+    batch = admitted(admission, records)
     assert _found(batch) == _reference(records, keyring, _WANTED)
     for index in range(len(batch)):
         one = batch.judged(index)
@@ -231,4 +230,4 @@ def test_a_batch_of_nothing_is_empty() -> None:
     admission = Admission(
         keyring=KeyRing.from_secrets(SECRET), allowed=TOPICS.allowed, wanted=(), decoder=ArrowDecoder()
     )
-    assert len(admission.admit_all(NO_RECORDS)) == 0
+    assert len(admitted(admission, [])) == 0
