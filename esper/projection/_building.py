@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,12 +79,15 @@ def building(
     where the log still holds it.
     """
     folder = next(iter(paths.values())).parent
+    spill = folder / f"building-{os.getpid()}-spill"
     database = Database(
         folder,
         memory_limit=fabric.settings.rebuild_memory_limit,
         # A core for each process that reads, this one's own reading included.
         threads=max(1, (os.cpu_count() or 1) - max(1, readers)),
         setting="ESPER_REBUILD_MEMORY_LIMIT",
+        # What is being written cannot be ended to make room, as a query can.
+        spill=spill,
     )
     intake = (
         LocalIntake(
@@ -115,6 +119,7 @@ def building(
         folding.close()
         intake.close()
         database.close()
+        shutil.rmtree(spill, ignore_errors=True)
 
 
 def fold_up_to(

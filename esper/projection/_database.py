@@ -25,6 +25,8 @@ _STORAGE_WORDS: Final = tuple(
     os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
 )
 _INVALIDATED: Final = "has been invalidated because of a previous fatal error"
+#: As DuckDB says it of a commit, which is another error than that of a statement.
+_SHORT_OF_MEMORY: Final = "could not allocate block"
 _LOCK_MESSAGE: Final = "Could not set lock on file"
 
 
@@ -51,9 +53,9 @@ def fault(path: Path, error: duckdb.Error) -> EsperError:
         return OperationFailed(
             f"projection file {path} cannot be used any more by this process", cause=text, next_step="Start it again"
         )
-    if isinstance(error, duckdb.OutOfMemoryException):
+    if isinstance(error, duckdb.OutOfMemoryException) or _SHORT_OF_MEMORY in text:
         return OperationFailed(
-            f"projection file {path} cannot be opened",
+            f"projection file {path} cannot be used",
             cause=text,
             next_step="Set ESPER_SQL_MEMORY_LIMIT higher, or ESPER_REBUILD_MEMORY_LIMIT for a rebuild",
         )
@@ -85,14 +87,23 @@ class Database:
     """One DuckDB instance for the files of one folder.
 
     Files outside the folder, other protocols, extensions and Python variables are out of reach, and no
-    setting can be changed any more. Nothing spills to disk: work that needs more than `memory_limit`
-    fails. Cursors may be used by one thread each.
+    setting can be changed any more. Unless it may spill, work that needs more than `memory_limit` fails.
+    Cursors may be used by one thread each.
     """
 
     def __init__(
-        self, folder: Path, *, memory_limit: str, threads: int | None = None, setting: str = "ESPER_SQL_MEMORY_LIMIT"
+        self,
+        folder: Path,
+        *,
+        memory_limit: str,
+        threads: int | None = None,
+        setting: str = "ESPER_SQL_MEMORY_LIMIT",
+        spill: Path | None = None,
     ) -> None:
         """Open it; `setting` is where the limit comes from. With no number of `threads` DuckDB takes every core.
+
+        What does not fit into memory goes into the folder `spill`, which DuckDB makes when it needs it; with none,
+        nothing does: a query that asks for too much is to fail, not to fill a disk.
 
         Raises:
             SettingsError: DuckDB does not understand `memory_limit`.
@@ -102,7 +113,7 @@ class Database:
                 ":memory:",
                 config={
                     "memory_limit": memory_limit,
-                    "temp_directory": "",
+                    "temp_directory": "" if spill is None else str(spill),
                     "python_enable_replacements": False,
                     "autoinstall_known_extensions": False,
                     "autoload_known_extensions": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import duckdb
 import pytest
@@ -11,7 +12,7 @@ from esper.core.errors import OperationFailed
 from esper.projection import Definition
 from esper.projection._admission import Admission
 from esper.projection._bulk import BulkFile
-from esper.projection._database import Database
+from esper.projection._database import Database, UnreadableFile, fault
 from esper.projection.columnar import ArrowDecoder
 from tests.projection.conftest import OpenWorkbench, Workbench
 from tests.projection.every_event import every_event
@@ -115,3 +116,30 @@ def test_after_a_failure_nothing_of_it_is_there_and_nothing_follows(
     assert database.cursor().execute("select count(*) from runs.run_states").fetchall() == [(3,)]
     again.close()
     database.close()
+
+
+def test_a_rebuild_spills_where_a_query_fails(tmp_path: Path) -> None:
+    """Goal: memory ends a question, not a rebuild. Method: 60 MB of rows under a limit of 48, without a folder and with."""
+    rows = "create temp table much as select i, hash(i) a, hash(i + 1) b, hash(i + 2) c from range(2_000_000) t(i)"
+    spill = tmp_path / "spill"
+    strict = Database(tmp_path, memory_limit="48MB", threads=1)
+    with pytest.raises(duckdb.OutOfMemoryException):
+        strict.cursor().execute(rows)
+    strict.close()
+    spilling = Database(tmp_path, memory_limit="48MB", threads=1, spill=spill)
+    cursor = spilling.cursor()
+    cursor.execute(rows)
+    assert any(spill.iterdir())
+    assert cursor.execute("select count(*), sum(i) from much").fetchone() == (2_000_000, 1_999_999_000_000)
+    cursor.close()
+    spilling.close()
+
+
+def test_memory_that_is_short_at_a_commit_is_no_damage(tmp_path: Path) -> None:
+    """Goal: a good file is not called unreadable. Method: DuckDB's own words for a commit without memory."""
+    error = duckdb.TransactionException(
+        "TransactionContext Error: Failed to commit: could not allocate block of size 256.0 KiB (488.1 MiB/488.2 MiB)"
+    )
+    told = fault(tmp_path / "runs-1.duckdb", error)
+    assert not isinstance(told, UnreadableFile)
+    assert "ESPER_REBUILD_MEMORY_LIMIT" in told.next_step
