@@ -119,7 +119,7 @@ def test_after_a_failure_nothing_of_it_is_there_and_nothing_follows(
 
 
 def test_a_rebuild_spills_where_a_query_fails(tmp_path: Path) -> None:
-    """Goal: memory ends a question, not a rebuild. Method: 60 MB of rows under a limit of 48, without a folder and with."""
+    """Goal: memory ends a question, not a rebuild. Method: 60 MB of rows in 48, with a folder and without."""
     rows = "create temp table much as select i, hash(i) a, hash(i + 1) b, hash(i + 2) c from range(2_000_000) t(i)"
     spill = tmp_path / "spill"
     strict = Database(tmp_path, memory_limit="48MB", threads=1)
