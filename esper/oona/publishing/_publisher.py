@@ -13,7 +13,7 @@ from confluent_kafka import Message as KafkaMessage
 from google.protobuf.message import Message as ProtobufMessage
 
 from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
-from esper.core.errors import BrokerUnavailable, EsperError, NotReadyError, UsageError
+from esper.core.errors import BrokerUnavailable, EsperError, IntegrityError, NotReadyError, UsageError
 from esper.core.ids import derive_id, new_event_id, new_producer_id
 from esper.leyline import (
     CLOCK_SKEW_MS_MAX,
@@ -359,7 +359,9 @@ class Publisher:
         self, pending: Pending, place: Position, sequence: int, signature: bytes, report: KafkaMessage, issued_ms: int
     ) -> None:
         offset, append_time_ms = report.offset(), report.timestamp()[1]
-        assert offset is not None, "a delivered record has an offset"
+        if offset is None:
+            pending.settle(None, self._die(self._without_place(place)))
+            return
         self._acknowledged += 1
         self._chain.acknowledge(place, sequence, mac_of(signature), offset)
         problem = self._unbelievable(place, offset, signature, issued_ms - append_time_ms)
@@ -382,6 +384,13 @@ class Publisher:
                 next_step="Publish them again: the next publisher signs with the present key",
             )
         return None
+
+    def _without_place(self, place: Position) -> EsperError:
+        return IntegrityError(
+            self._what,
+            cause=f"the broker calls an event for {place[0]}-{place[1]} a duplicate and does not say where it stands",
+            next_step="Publish it again: the next publisher of this line goes on where the last known event stands",
+        )
 
     def _clock_ahead(self, ahead_ms: int) -> EsperError:
         return NotReadyError(

@@ -183,6 +183,10 @@ def _producer_config(cluster: Cluster) -> ClientConfig:
         **cluster.config(),
         "enable.idempotence": True,
         "acks": "all",
+        # A broker that knows nothing of a producer on a partition takes whatever sequence comes first (KIP-360). With
+        # more on their way, one that is refused while a leader settles is overtaken, and its retry then counts as
+        # a duplicate: acknowledged, and not in the log.
+        "max.in.flight.requests.per.connection": 1,
         "linger.ms": 0,
         "message.timeout.ms": timeout_ms,
         "request.timeout.ms": min(10_000, timeout_ms),
