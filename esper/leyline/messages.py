@@ -7,10 +7,12 @@ from esper.leyline.v1.blueprints_pb2 import BLUEPRINT_TIER_EXPERIMENTAL as BLUEP
 from esper.leyline.v1.blueprints_pb2 import BLUEPRINT_TIER_HIGH_RISK as BLUEPRINT_TIER_HIGH_RISK
 from esper.leyline.v1.blueprints_pb2 import BLUEPRINT_TIER_SAFE as BLUEPRINT_TIER_SAFE
 from esper.leyline.v1.blueprints_pb2 import BLUEPRINT_TIER_UNSPECIFIED as BLUEPRINT_TIER_UNSPECIFIED
+from esper.leyline.v1.blueprints_pb2 import BlueprintApproved as BlueprintApproved
 from esper.leyline.v1.blueprints_pb2 import BlueprintDescriptor as BlueprintDescriptor
 from esper.leyline.v1.blueprints_pb2 import BlueprintParameterBounds as BlueprintParameterBounds
 from esper.leyline.v1.blueprints_pb2 import BlueprintRegistered as BlueprintRegistered
 from esper.leyline.v1.blueprints_pb2 import BlueprintTier as BlueprintTier
+from esper.leyline.v1.blueprints_pb2 import BlueprintWithdrawn as BlueprintWithdrawn
 from esper.leyline.v1.commands_pb2 import COMMAND_CIRCUIT_BREAKER as COMMAND_CIRCUIT_BREAKER
 from esper.leyline.v1.commands_pb2 import COMMAND_CONTINUE as COMMAND_CONTINUE
 from esper.leyline.v1.commands_pb2 import COMMAND_EMERGENCY as COMMAND_EMERGENCY
@@ -56,7 +58,15 @@ from esper.leyline.v1.health_pb2 import HEALTH_STATUS_UNHEALTHY as HEALTH_STATUS
 from esper.leyline.v1.health_pb2 import HEALTH_STATUS_UNKNOWN as HEALTH_STATUS_UNKNOWN
 from esper.leyline.v1.health_pb2 import CircuitBreakerState as CircuitBreakerState
 from esper.leyline.v1.health_pb2 import HealthStatus as HealthStatus
+from esper.leyline.v1.kernels_pb2 import COMPILED_KIND_AOT_PACKAGE as COMPILED_KIND_AOT_PACKAGE
+from esper.leyline.v1.kernels_pb2 import COMPILED_KIND_AOT_TRAIN_PACKAGE as COMPILED_KIND_AOT_TRAIN_PACKAGE
+from esper.leyline.v1.kernels_pb2 import COMPILED_KIND_INDUCTOR_CACHE as COMPILED_KIND_INDUCTOR_CACHE
+from esper.leyline.v1.kernels_pb2 import COMPILED_KIND_UNSPECIFIED as COMPILED_KIND_UNSPECIFIED
 from esper.leyline.v1.kernels_pb2 import ArtifactManifest as ArtifactManifest
+from esper.leyline.v1.kernels_pb2 import BenchmarkReport as BenchmarkReport
+from esper.leyline.v1.kernels_pb2 import BlueprintBenchmark as BlueprintBenchmark
+from esper.leyline.v1.kernels_pb2 import BlueprintBenchmarkProfile as BlueprintBenchmarkProfile
+from esper.leyline.v1.kernels_pb2 import CompiledKind as CompiledKind
 from esper.leyline.v1.kernels_pb2 import CompileFailed as CompileFailed
 from esper.leyline.v1.kernels_pb2 import CompileFinished as CompileFinished
 from esper.leyline.v1.kernels_pb2 import CompileRequested as CompileRequested
@@ -64,8 +74,14 @@ from esper.leyline.v1.kernels_pb2 import CompileStarted as CompileStarted
 from esper.leyline.v1.kernels_pb2 import KernelArtifactError as KernelArtifactError
 from esper.leyline.v1.kernels_pb2 import KernelArtifactReady as KernelArtifactReady
 from esper.leyline.v1.kernels_pb2 import KernelCatalogUpdate as KernelCatalogUpdate
+from esper.leyline.v1.kernels_pb2 import KernelEvicted as KernelEvicted
+from esper.leyline.v1.kernels_pb2 import KernelIntegrityFailed as KernelIntegrityFailed
+from esper.leyline.v1.kernels_pb2 import KernelPartCompiled as KernelPartCompiled
 from esper.leyline.v1.kernels_pb2 import KernelPrefetchRequest as KernelPrefetchRequest
 from esper.leyline.v1.kernels_pb2 import KernelRequestSpec as KernelRequestSpec
+from esper.leyline.v1.kernels_pb2 import LatencyFigures as LatencyFigures
+from esper.leyline.v1.kernels_pb2 import ParityFigures as ParityFigures
+from esper.leyline.v1.kernels_pb2 import Platform as Platform
 from esper.leyline.v1.meta_pb2 import MESSAGE_PRIORITY_CRITICAL as MESSAGE_PRIORITY_CRITICAL
 from esper.leyline.v1.meta_pb2 import MESSAGE_PRIORITY_HIGH as MESSAGE_PRIORITY_HIGH
 from esper.leyline.v1.meta_pb2 import MESSAGE_PRIORITY_LOW as MESSAGE_PRIORITY_LOW
@@ -167,6 +183,18 @@ from esper.leyline.v1.safety_pb2 import HandlingClass as HandlingClass
 from esper.leyline.v1.safety_pb2 import HazardBand as HazardBand
 from esper.leyline.v1.safety_pb2 import Provenance as Provenance
 from esper.leyline.v1.safety_pb2 import ResourceProfile as ResourceProfile
+from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_COMPLETED as QUARANTINE_VERDICT_COMPLETED
+from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_CRASHED as QUARANTINE_VERDICT_CRASHED
+from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_DEADLOCK as QUARANTINE_VERDICT_DEADLOCK
+from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_EXPLOSION as QUARANTINE_VERDICT_EXPLOSION
+from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_HANG as QUARANTINE_VERDICT_HANG
+from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_MEMORY as QUARANTINE_VERDICT_MEMORY
+from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_NOT_FINITE as QUARANTINE_VERDICT_NOT_FINITE
+from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_RACE as QUARANTINE_VERDICT_RACE
+from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_THREADS as QUARANTINE_VERDICT_THREADS
+from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_UNSPECIFIED as QUARANTINE_VERDICT_UNSPECIFIED
+from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_UNSTABLE as QUARANTINE_VERDICT_UNSTABLE
+from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_VANISHED as QUARANTINE_VERDICT_VANISHED
 from esper.leyline.v1.seeds_pb2 import SEED_GATE_G0_SANITY as SEED_GATE_G0_SANITY
 from esper.leyline.v1.seeds_pb2 import SEED_GATE_G1_GRADIENT_HEALTH as SEED_GATE_G1_GRADIENT_HEALTH
 from esper.leyline.v1.seeds_pb2 import SEED_GATE_G2_STABILITY as SEED_GATE_G2_STABILITY
@@ -188,6 +216,8 @@ from esper.leyline.v1.seeds_pb2 import SEED_STAGE_TRAINING as SEED_STAGE_TRAININ
 from esper.leyline.v1.seeds_pb2 import SEED_STAGE_UNKNOWN as SEED_STAGE_UNKNOWN
 from esper.leyline.v1.seeds_pb2 import GateCheck as GateCheck
 from esper.leyline.v1.seeds_pb2 import GateEvaluated as GateEvaluated
+from esper.leyline.v1.seeds_pb2 import KernelQuarantined as KernelQuarantined
+from esper.leyline.v1.seeds_pb2 import QuarantineVerdict as QuarantineVerdict
 from esper.leyline.v1.seeds_pb2 import SeedLifecycleGate as SeedLifecycleGate
 from esper.leyline.v1.seeds_pb2 import SeedLifecycleStage as SeedLifecycleStage
 from esper.leyline.v1.seeds_pb2 import SeedMoveRejected as SeedMoveRejected
@@ -230,6 +260,10 @@ __all__ = [
     "COMMAND_SEED",
     "COMMAND_STRUCTURAL_PRUNING",
     "COMMAND_UNKNOWN",
+    "COMPILED_KIND_AOT_PACKAGE",
+    "COMPILED_KIND_AOT_TRAIN_PACKAGE",
+    "COMPILED_KIND_INDUCTOR_CACHE",
+    "COMPILED_KIND_UNSPECIFIED",
     "DEAD_LETTER_REASON_BAD_SIGNATURE",
     "DEAD_LETTER_REASON_CONFLICTING_DUPLICATE",
     "DEAD_LETTER_REASON_EMPTY",
@@ -286,6 +320,18 @@ __all__ = [
     "PROVENANCE_HEURISTIC",
     "PROVENANCE_UNSPECIFIED",
     "PROVENANCE_URABRASK",
+    "QUARANTINE_VERDICT_COMPLETED",
+    "QUARANTINE_VERDICT_CRASHED",
+    "QUARANTINE_VERDICT_DEADLOCK",
+    "QUARANTINE_VERDICT_EXPLOSION",
+    "QUARANTINE_VERDICT_HANG",
+    "QUARANTINE_VERDICT_MEMORY",
+    "QUARANTINE_VERDICT_NOT_FINITE",
+    "QUARANTINE_VERDICT_RACE",
+    "QUARANTINE_VERDICT_THREADS",
+    "QUARANTINE_VERDICT_UNSPECIFIED",
+    "QUARANTINE_VERDICT_UNSTABLE",
+    "QUARANTINE_VERDICT_VANISHED",
     "RESOURCE_PROFILE_CPU",
     "RESOURCE_PROFILE_GPU",
     "RESOURCE_PROFILE_IO_HEAVY",
@@ -329,10 +375,15 @@ __all__ = [
     "AdaptationCommand",
     "AnyEvent",
     "ArtifactManifest",
+    "BenchmarkReport",
+    "BlueprintApproved",
+    "BlueprintBenchmark",
+    "BlueprintBenchmarkProfile",
     "BlueprintDescriptor",
     "BlueprintParameterBounds",
     "BlueprintRegistered",
     "BlueprintTier",
+    "BlueprintWithdrawn",
     "ChainLink",
     "CheckpointSaved",
     "CircuitBreakerState",
@@ -346,6 +397,7 @@ __all__ = [
     "CompileFinished",
     "CompileRequested",
     "CompileStarted",
+    "CompiledKind",
     "DeadLetter",
     "DeadLetterReason",
     "DecisionHead",
@@ -365,12 +417,17 @@ __all__ = [
     "KernelArtifactError",
     "KernelArtifactReady",
     "KernelCatalogUpdate",
+    "KernelEvicted",
+    "KernelIntegrityFailed",
+    "KernelPartCompiled",
     "KernelPrefetchRequest",
+    "KernelQuarantined",
     "KernelRequestSpec",
     "KeyAlgorithm",
     "KeyRevoked",
     "KeyRotated",
     "LateCommand",
+    "LatencyFigures",
     "LogCheckpoint",
     "LogCheckpointContent",
     "LogRestored",
@@ -380,14 +437,17 @@ __all__ = [
     "MitigationAction",
     "NumericsFingerprint",
     "OffsetRange",
+    "ParityFigures",
     "PartitionCheckpoint",
     "PartitionOffset",
+    "Platform",
     "PolicyPromoted",
     "PolicyRolledBack",
     "PolicyUpdate",
     "PolicyValidated",
     "ProducerStarted",
     "Provenance",
+    "QuarantineVerdict",
     "Redriven",
     "ResourceProfile",
     "RestoredPartition",

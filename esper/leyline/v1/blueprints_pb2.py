@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from esper.leyline.v1 import meta_pb2 as esper_dot_leyline_dot_v1_dot_meta__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!esper/leyline/v1/blueprints.proto\x12\x10\x65sper.leyline.v1\x1a\x1b\x65sper/leyline/v1/meta.proto\"@\n\x18\x42lueprintParameterBounds\x12\x11\n\tmin_value\x18\x01 \x01(\x01\x12\x11\n\tmax_value\x18\x02 \x01(\x01\"\x9f\x03\n\x13\x42lueprintDescriptor\x12\x14\n\x0c\x62lueprint_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12-\n\x04tier\x18\x03 \x01(\x0e\x32\x1f.esper.leyline.v1.BlueprintTier\x12X\n\x12\x61llowed_parameters\x18\x04 \x03(\x0b\x32<.esper.leyline.v1.BlueprintDescriptor.AllowedParametersEntry\x12\x0c\n\x04risk\x18\x05 \x01(\x01\x12\r\n\x05stage\x18\x06 \x01(\r\x12\x17\n\x0fquarantine_only\x18\x07 \x01(\x08\x12\x19\n\x11\x61pproval_required\x18\x08 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\t\x12\x0f\n\x07layouts\x18\n \x03(\t\x1a\x64\n\x16\x41llowedParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x39\n\x05value\x18\x02 \x01(\x0b\x32*.esper.leyline.v1.BlueprintParameterBounds:\x02\x38\x01\"\x96\x01\n\x13\x42lueprintRegistered\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\x39\n\ndescriptor\x18\x02 \x01(\x0b\x32%.esper.leyline.v1.BlueprintDescriptor\x12\x19\n\x11\x64\x65scriptor_digest\x18\x03 \x01(\t*\x87\x01\n\rBlueprintTier\x12\x1e\n\x1a\x42LUEPRINT_TIER_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42LUEPRINT_TIER_SAFE\x10\x01\x12\x1f\n\x1b\x42LUEPRINT_TIER_EXPERIMENTAL\x10\x02\x12\x1c\n\x18\x42LUEPRINT_TIER_HIGH_RISK\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!esper/leyline/v1/blueprints.proto\x12\x10\x65sper.leyline.v1\x1a\x1b\x65sper/leyline/v1/meta.proto\"@\n\x18\x42lueprintParameterBounds\x12\x11\n\tmin_value\x18\x01 \x01(\x01\x12\x11\n\tmax_value\x18\x02 \x01(\x01\"\x9f\x03\n\x13\x42lueprintDescriptor\x12\x14\n\x0c\x62lueprint_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12-\n\x04tier\x18\x03 \x01(\x0e\x32\x1f.esper.leyline.v1.BlueprintTier\x12X\n\x12\x61llowed_parameters\x18\x04 \x03(\x0b\x32<.esper.leyline.v1.BlueprintDescriptor.AllowedParametersEntry\x12\x0c\n\x04risk\x18\x05 \x01(\x01\x12\r\n\x05stage\x18\x06 \x01(\r\x12\x17\n\x0fquarantine_only\x18\x07 \x01(\x08\x12\x19\n\x11\x61pproval_required\x18\x08 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\t\x12\x0f\n\x07layouts\x18\n \x03(\t\x1a\x64\n\x16\x41llowedParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x39\n\x05value\x18\x02 \x01(\x0b\x32*.esper.leyline.v1.BlueprintParameterBounds:\x02\x38\x01\"\x96\x01\n\x13\x42lueprintRegistered\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\x39\n\ndescriptor\x18\x02 \x01(\x0b\x32%.esper.leyline.v1.BlueprintDescriptor\x12\x19\n\x11\x64\x65scriptor_digest\x18\x03 \x01(\t\"\x94\x01\n\x11\x42lueprintApproved\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\x14\n\x0c\x62lueprint_id\x18\x02 \x01(\t\x12\x19\n\x11\x64\x65scriptor_digest\x18\x03 \x01(\t\x12\x13\n\x0b\x61pproved_by\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x96\x01\n\x12\x42lueprintWithdrawn\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\x14\n\x0c\x62lueprint_id\x18\x02 \x01(\t\x12\x19\n\x11\x64\x65scriptor_digest\x18\x03 \x01(\t\x12\x14\n\x0cwithdrawn_by\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t*\x87\x01\n\rBlueprintTier\x12\x1e\n\x1a\x42LUEPRINT_TIER_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42LUEPRINT_TIER_SAFE\x10\x01\x12\x1f\n\x1b\x42LUEPRINT_TIER_EXPERIMENTAL\x10\x02\x12\x1c\n\x18\x42LUEPRINT_TIER_HIGH_RISK\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BLUEPRINTDESCRIPTOR_ALLOWEDPARAMETERSENTRY']._loaded_options = None
   _globals['_BLUEPRINTDESCRIPTOR_ALLOWEDPARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_BLUEPRINTTIER']._serialized_start=722
-  _globals['_BLUEPRINTTIER']._serialized_end=857
+  _globals['_BLUEPRINTTIER']._serialized_start=1026
+  _globals['_BLUEPRINTTIER']._serialized_end=1161
   _globals['_BLUEPRINTPARAMETERBOUNDS']._serialized_start=84
   _globals['_BLUEPRINTPARAMETERBOUNDS']._serialized_end=148
   _globals['_BLUEPRINTDESCRIPTOR']._serialized_start=151
@@ -44,4 +44,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLUEPRINTDESCRIPTOR_ALLOWEDPARAMETERSENTRY']._serialized_end=566
   _globals['_BLUEPRINTREGISTERED']._serialized_start=569
   _globals['_BLUEPRINTREGISTERED']._serialized_end=719
+  _globals['_BLUEPRINTAPPROVED']._serialized_start=722
+  _globals['_BLUEPRINTAPPROVED']._serialized_end=870
+  _globals['_BLUEPRINTWITHDRAWN']._serialized_start=873
+  _globals['_BLUEPRINTWITHDRAWN']._serialized_end=1023
 # @@protoc_insertion_point(module_scope)

@@ -67,3 +67,31 @@ class BlueprintRegistered(_message.Message):
     descriptor: BlueprintDescriptor
     descriptor_digest: str
     def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., descriptor: _Optional[_Union[BlueprintDescriptor, _Mapping]] = ..., descriptor_digest: _Optional[str] = ...) -> None: ...
+
+class BlueprintApproved(_message.Message):
+    __slots__ = ("meta", "blueprint_id", "descriptor_digest", "approved_by", "reason")
+    META_FIELD_NUMBER: _ClassVar[int]
+    BLUEPRINT_ID_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    APPROVED_BY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    meta: _meta_pb2.EventMeta
+    blueprint_id: str
+    descriptor_digest: str
+    approved_by: str
+    reason: str
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., blueprint_id: _Optional[str] = ..., descriptor_digest: _Optional[str] = ..., approved_by: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class BlueprintWithdrawn(_message.Message):
+    __slots__ = ("meta", "blueprint_id", "descriptor_digest", "withdrawn_by", "reason")
+    META_FIELD_NUMBER: _ClassVar[int]
+    BLUEPRINT_ID_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_BY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    meta: _meta_pb2.EventMeta
+    blueprint_id: str
+    descriptor_digest: str
+    withdrawn_by: str
+    reason: str
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., blueprint_id: _Optional[str] = ..., descriptor_digest: _Optional[str] = ..., withdrawn_by: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...

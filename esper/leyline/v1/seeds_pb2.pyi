@@ -32,6 +32,21 @@ class SeedLifecycleGate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SEED_GATE_G3_INTERFACE: _ClassVar[SeedLifecycleGate]
     SEED_GATE_G4_SYSTEM_IMPACT: _ClassVar[SeedLifecycleGate]
     SEED_GATE_G5_RESET: _ClassVar[SeedLifecycleGate]
+
+class QuarantineVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    QUARANTINE_VERDICT_UNSPECIFIED: _ClassVar[QuarantineVerdict]
+    QUARANTINE_VERDICT_COMPLETED: _ClassVar[QuarantineVerdict]
+    QUARANTINE_VERDICT_NOT_FINITE: _ClassVar[QuarantineVerdict]
+    QUARANTINE_VERDICT_EXPLOSION: _ClassVar[QuarantineVerdict]
+    QUARANTINE_VERDICT_VANISHED: _ClassVar[QuarantineVerdict]
+    QUARANTINE_VERDICT_HANG: _ClassVar[QuarantineVerdict]
+    QUARANTINE_VERDICT_DEADLOCK: _ClassVar[QuarantineVerdict]
+    QUARANTINE_VERDICT_MEMORY: _ClassVar[QuarantineVerdict]
+    QUARANTINE_VERDICT_THREADS: _ClassVar[QuarantineVerdict]
+    QUARANTINE_VERDICT_RACE: _ClassVar[QuarantineVerdict]
+    QUARANTINE_VERDICT_UNSTABLE: _ClassVar[QuarantineVerdict]
+    QUARANTINE_VERDICT_CRASHED: _ClassVar[QuarantineVerdict]
 SEED_STAGE_UNKNOWN: SeedLifecycleStage
 SEED_STAGE_DORMANT: SeedLifecycleStage
 SEED_STAGE_GERMINATED: SeedLifecycleStage
@@ -51,6 +66,18 @@ SEED_GATE_G2_STABILITY: SeedLifecycleGate
 SEED_GATE_G3_INTERFACE: SeedLifecycleGate
 SEED_GATE_G4_SYSTEM_IMPACT: SeedLifecycleGate
 SEED_GATE_G5_RESET: SeedLifecycleGate
+QUARANTINE_VERDICT_UNSPECIFIED: QuarantineVerdict
+QUARANTINE_VERDICT_COMPLETED: QuarantineVerdict
+QUARANTINE_VERDICT_NOT_FINITE: QuarantineVerdict
+QUARANTINE_VERDICT_EXPLOSION: QuarantineVerdict
+QUARANTINE_VERDICT_VANISHED: QuarantineVerdict
+QUARANTINE_VERDICT_HANG: QuarantineVerdict
+QUARANTINE_VERDICT_DEADLOCK: QuarantineVerdict
+QUARANTINE_VERDICT_MEMORY: QuarantineVerdict
+QUARANTINE_VERDICT_THREADS: QuarantineVerdict
+QUARANTINE_VERDICT_RACE: QuarantineVerdict
+QUARANTINE_VERDICT_UNSTABLE: QuarantineVerdict
+QUARANTINE_VERDICT_CRASHED: QuarantineVerdict
 
 class SeedState(_message.Message):
     __slots__ = ("seed_id", "stage", "gradient_norm", "learning_rate", "layer_depth", "metrics", "age_epochs", "risk_score", "slot", "blueprint_id", "alpha", "stage_epochs")
@@ -187,3 +214,46 @@ class SeedMoveRejected(_message.Message):
     command_id: str
     gate_event_ids: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., seed_id: _Optional[str] = ..., from_stage: _Optional[_Union[SeedLifecycleStage, str]] = ..., to_stage: _Optional[_Union[SeedLifecycleStage, str]] = ..., reason: _Optional[str] = ..., command_id: _Optional[str] = ..., gate_event_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class KernelQuarantined(_message.Message):
+    __slots__ = ("meta", "training_run_id", "seed_id", "slot", "blueprint_id", "kernel_id", "artifact_ref", "verdict", "detail", "steps", "seconds", "peak_memory_bytes", "figures", "attempt", "epoch", "command_id")
+    class FiguresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    META_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    SEED_ID_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    BLUEPRINT_ID_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_ID_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_REF_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
+    meta: _meta_pb2.EventMeta
+    training_run_id: str
+    seed_id: str
+    slot: str
+    blueprint_id: str
+    kernel_id: str
+    artifact_ref: str
+    verdict: QuarantineVerdict
+    detail: str
+    steps: int
+    seconds: float
+    peak_memory_bytes: int
+    figures: _containers.ScalarMap[str, float]
+    attempt: int
+    epoch: int
+    command_id: str
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., training_run_id: _Optional[str] = ..., seed_id: _Optional[str] = ..., slot: _Optional[str] = ..., blueprint_id: _Optional[str] = ..., kernel_id: _Optional[str] = ..., artifact_ref: _Optional[str] = ..., verdict: _Optional[_Union[QuarantineVerdict, str]] = ..., detail: _Optional[str] = ..., steps: _Optional[int] = ..., seconds: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., command_id: _Optional[str] = ...) -> None: ...

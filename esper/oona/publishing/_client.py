@@ -137,6 +137,10 @@ class OonaClient:
 
     # Seeds
 
+    def publish_kernel_quarantined(self, message: ly.KernelQuarantined, **options: Unpack[PublishOptions]) -> Receipt:
+        """Say how a kernel's time in quarantine ended."""
+        return self.publish(message, **options)
+
     def publish_gate_evaluated(self, message: ly.GateEvaluated, **options: Unpack[PublishOptions]) -> Receipt:
         """Publish a gate's measurement."""
         return self.publish(message, **options)
@@ -155,6 +159,34 @@ class OonaClient:
         self, message: ly.BlueprintRegistered, **options: Unpack[PublishOptions]
     ) -> Receipt:
         """Publish what may be grafted."""
+        return self.publish(message, **options)
+
+    def publish_blueprint_approved(self, message: ly.BlueprintApproved, **options: Unpack[PublishOptions]) -> Receipt:
+        """Vouch for a blueprint in its present form."""
+        return self.publish(message, **options)
+
+    def publish_blueprint_withdrawn(self, message: ly.BlueprintWithdrawn, **options: Unpack[PublishOptions]) -> Receipt:
+        """Let nobody graft a blueprint any more."""
+        return self.publish(message, **options)
+
+    def publish_kernel_part_compiled(
+        self, message: ly.KernelPartCompiled, **options: Unpack[PublishOptions]
+    ) -> Receipt:
+        """Vouch for a compiled part of a kernel."""
+        return self.publish(message, **options)
+
+    def publish_benchmark_report(self, message: ly.BenchmarkReport, **options: Unpack[PublishOptions]) -> Receipt:
+        """Say how fast a kernel is."""
+        return self.publish(message, **options)
+
+    def publish_kernel_integrity_failed(
+        self, message: ly.KernelIntegrityFailed, **options: Unpack[PublishOptions]
+    ) -> Receipt:
+        """Say that stored bytes were found wrong."""
+        return self.publish(message, **options)
+
+    def publish_kernel_evicted(self, message: ly.KernelEvicted, **options: Unpack[PublishOptions]) -> Receipt:
+        """Say that stored bytes were removed."""
         return self.publish(message, **options)
 
     def publish_kernel_prefetch_request(
@@ -288,7 +320,10 @@ _POLICY: Final = _field("policy_id")
 
 _KEYS: Final[dict[type[Message], Callable[[Any, str], str]]] = {
     ly.AdaptationCommand: _TRAINING_RUN,
+    ly.BenchmarkReport: lambda message, _: message.benchmark.kernel_id,
+    ly.BlueprintApproved: _field("blueprint_id"),
     ly.BlueprintRegistered: lambda message, _: message.descriptor.blueprint_id,
+    ly.BlueprintWithdrawn: _field("blueprint_id"),
     ly.CheckpointSaved: _RUN,
     ly.CommandOutcome: _RUN,
     ly.CompileFailed: _KERNEL,
@@ -304,7 +339,11 @@ _KEYS: Final[dict[type[Message], Callable[[Any, str], str]]] = {
     ly.KernelArtifactError: _KERNEL,
     ly.KernelArtifactReady: _KERNEL,
     ly.KernelCatalogUpdate: _KERNEL,
+    ly.KernelEvicted: _KERNEL,
+    ly.KernelIntegrityFailed: _KERNEL,
+    ly.KernelPartCompiled: _KERNEL,
     ly.KernelPrefetchRequest: _KERNEL,
+    ly.KernelQuarantined: _TRAINING_RUN,
     ly.KeyRevoked: _KEY,
     ly.KeyRotated: _KEY,
     ly.LogCheckpoint: lambda _, __: LOG_KEY,

@@ -19,9 +19,9 @@ from esper.oona import Fabric, OonaClient, Pending, Receipt, TopicSpec, key_of
 #: What a topic file calls a key, and the fields that it may stand in.
 KEY_FIELDS = {
     "run_id": ("run_id", "training_run_id"),
-    "kernel_id": ("kernel_id",),
+    "kernel_id": ("kernel_id", "benchmark.kernel_id"),
     "policy_id": ("policy_id",),
-    "blueprint_id": ("descriptor.blueprint_id",),
+    "blueprint_id": ("blueprint_id", "descriptor.blueprint_id"),
 }
 
 
@@ -45,8 +45,8 @@ def filled(cls: type[Message], spec: TopicSpec, key: str) -> EventMessage:
         *parents, last = path.split(".")
         target: Any = message
         for parent in parents:
-            target = getattr(target, parent)
-        if last in target.DESCRIPTOR.fields_by_name:
+            target = getattr(target, parent, None)
+        if target is not None and last in target.DESCRIPTOR.fields_by_name:
             setattr(target, last, key)
     return cast("EventMessage", message)
 
