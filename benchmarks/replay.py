@@ -2,7 +2,7 @@
 
 Peer and subject take turns, round after round, and medians are compared, so that noise of the machine hits both.
 
-python -m benchmarks.replay [--records 1000000] [--rounds 3] [--growth 100000,1000000,10000000] [--looks 60] [--json]
+python -m benchmarks.replay [--records 1000000] [--rounds 3] [--json]
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from benchmarks._bare import Place, read_in_processes, read_with_hmac
-from benchmarks._growing import growth, p95
 from benchmarks._rebuilding import Rebuilt, rebuild
 from benchmarks._recording import TOPICS, record
-from benchmarks._report import Claim, at_least, at_most, report
+from benchmarks._report import Claim, at_least, report
 from benchmarks._system import broker_only
 from esper.oona import Fabric
 from esper.oona.reading._descriptors import descriptor_set
@@ -32,9 +31,6 @@ _QUIX: Final = Path(__file__).parent / "peers" / "quix"
 _QUIX_RECORDS: Final = 50_000
 _BARE_RATIO_MIN: Final = 0.55
 _QUIX_RATIO_MIN: Final = 20.0
-_MEMORY_MIB_MAX: Final = 2_048
-_COLD_RATIO_MIN: Final = 1.5
-_AS_OF_SECONDS_MAX: Final = 2.0
 
 
 def ends_of(fabric: Fabric) -> dict[Place, int]:
@@ -94,8 +90,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--growth", default="100000,1000000", help="numbers of events, comma-separated, ascending")
-    parser.add_argument("--looks", type=int, default=60, help="queries as of the past, at the last of --growth")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with broker_only() as fabric:
@@ -105,7 +99,6 @@ def main() -> int:
         bare_two, two = beside_bare(fabric, arguments.rounds, 2)
         peer = quix(fabric)
         reports = [rebuild(fabric.home.root, ["field_reports"], readers=0) for _ in range(arguments.rounds)]
-    grown = growth(_NAMES, [int(one) for one in arguments.growth.split(",")], looks=arguments.looks)
     claims = [
         _beside(f"{words}, against as many bare consumers with one HMAC per value", theirs, ours)
         for words, theirs, ours in (
@@ -122,7 +115,6 @@ def main() -> int:
             bound=_QUIX_RATIO_MIN,
         )
     )
-    claims += _grown_claims(grown, [one.peak_mib for one in alone])
     details = {
         "records": arguments.records,
         "value_bytes": bytes_each,
@@ -134,30 +126,8 @@ def main() -> int:
         },
         "quix": peer,
         "field_reports": [asdict(one) for one in reports],
-        **grown,
     }
     return report("replay", claims, details, as_json=arguments.json)
-
-
-def _grown_claims(grown: dict[str, Any], peaks: list[float]) -> list[Claim]:
-    memory = max([*peaks, *(one["peak_mib"] for one in grown["growth"])])
-    return [
-        at_least(
-            "cold replay from the sealed archive against the live log",
-            statistics.median(one["cold"] for one in grown["cold"]),
-            "events/s",
-            peer=statistics.median(one["live"] for one in grown["cold"]),
-            bound=_COLD_RATIO_MIN,
-        ),
-        at_most("peak memory of a rebuild against the budget", memory, "MiB", peer=float(_MEMORY_MIB_MAX), bound=1.0),
-        at_most(
-            f"p95 of queries as of the past over {grown['as_of_events']:,} events against the budget",
-            p95(grown["as_of"]),
-            "s",
-            peer=_AS_OF_SECONDS_MAX,
-            bound=1.0,
-        ),
-    ]
 
 
 def _beside(name: str, bare: list[float], esper: list[Rebuilt]) -> Claim:

@@ -10,6 +10,7 @@ import typer
 import esper
 from esper.cli import (
     _archive,
+    _artifacts,
     _audit,
     _blueprints,
     _broker,
@@ -71,6 +72,7 @@ for module in (
     _dlq,
     _keys,
     _blueprints,
+    _artifacts,
     _demo,
 ):
     module.register(app)

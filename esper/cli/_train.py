@@ -28,7 +28,7 @@ _EPOCHS_MAX, _SEED_MAX = 2**32 - 1, 2**64 - 1
 _POLICY_PARAMETER_HELP = "NAME=NUMBER for the policy; may be given again."
 
 
-def _pairs(values: list[str], option: str) -> dict[str, float]:
+def pairs(values: list[str], option: str) -> dict[str, float]:
     """Return {name: number} of "name=number" words."""
     result: dict[str, float] = {}
     for value in values:
@@ -100,8 +100,8 @@ def train(
         seed=seed,
         device=device,
         experiment=experiment,
-        hyperparameters=_pairs(hyper or [], "--hyper"),
-        policy_parameters=_pairs(policy_parameter or [], "--policy-parameter"),
+        hyperparameters=pairs(hyper or [], "--hyper"),
+        policy_parameters=pairs(policy_parameter or [], "--policy-parameter"),
         slots=tuple(slot or ()),
     )
     check_request(request)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 from collections import deque
-from typing import NewType
+from typing import Final, NewType
 
 RunId = NewType("RunId", str)
 SeedId = NewType("SeedId", str)
@@ -64,3 +65,16 @@ def derive_id(*parts: str | int) -> EventId:
 def sha256_hex(content: bytes) -> Digest:
     """Return the SHA-256 of `content` as 64 hexadecimal digits."""
     return Digest(hashlib.sha256(content).hexdigest())
+
+
+_DIGEST: Final = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+#: Maps digits of digests to one byte and all others to another: a search for 64 of them costs a twentieth of a match.
+_DIGITS: Final = bytes(0x30 if byte in b"0123456789abcdef" else 0x20 for byte in range(256))
+_RUN: Final = b"0" * 64
+
+
+def digests_in(content: bytes) -> set[str]:
+    """Return everything in it that has the form of a SHA-256 in hexadecimal digits."""
+    if _RUN not in content.translate(_DIGITS):
+        return set()
+    return {found.decode() for found in _DIGEST.findall(content)}

@@ -13,6 +13,8 @@ from esper.leyline.registry import EventMessage
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from esper.core.kernel import KernelArtifact
+
 
 #: Why a command is not applied, as far as it matters beyond whoever judged it: an operator's command whose epochs
 #: lie ahead; one that was used before; one that its producer sat on.
@@ -31,12 +33,20 @@ class KernelUnavailable(OperationFailed):
 
 @dataclass(frozen=True)
 class FetchedKernel:
-    """A kernel that is ready to graft: its module, the digest that names it, and what the fetch cost."""
+    """A kernel: the digest that names it, what the fetch cost, and its module, ready to graft.
 
-    module: nn.Module
+    One with a `refusal` ("quarantine_only", "approval_required", ...: the words of `esper.core.approvals`) has no
+    module: nobody builds it here. Its verified bytes are its `artifact`, which may run in quarantine.
+    """
+
+    module: nn.Module | None
     artifact_ref: str
     manifest: ly.ArtifactManifest
     latency_ms: float
+    artifact: KernelArtifact | None = None
+    refusal: str = ""
+    #: As the log registered the blueprint last; None where whoever fetched does not follow that topic.
+    descriptor: ly.BlueprintDescriptor | None = None
 
 
 class BlueprintRuntime(Protocol):

@@ -81,6 +81,36 @@ class Settings(BaseSettings):
     )
     decision_wait_seconds: float = Field(10.0, gt=0, description="How long an epoch waits for its command.")
     kernel_wait_seconds: float = Field(60.0, gt=0, description="How long an epoch's edge waits for a kernel.")
+    kernel_cache_seconds: float = Field(
+        3_600.0, gt=0, description="How long an opened kernel is believed without another look at its stored bytes."
+    )
+    kernel_slow_seconds: float = Field(
+        0.25, gt=0, description="Reading one kernel from the store that takes longer counts against the store."
+    )
+    kernel_maintenance_seconds: float = Field(
+        300.0, gt=0, description="How often Urza looks whether what the catalogue lists is still stored."
+    )
+    compile_seconds_max: float = Field(60.0, gt=0, description="Longest that one piece of the forge's work may take.")
+    compile_memory_bytes_max: int = Field(
+        4 << 30, ge=1 << 28, description="Most memory that the forge's compiler and all that it starts may hold."
+    )
+    compile_attempts_max: int = Field(
+        3, ge=1, le=20, description="How often the forge tries a compilation that fails for a passing reason."
+    )
+    compile_backoff_seconds: float = Field(
+        0.5, gt=0, description="Wait before the second attempt at a compilation; it doubles with each further one."
+    )
+    compile_failures_max: int = Field(
+        3, ge=1, le=100, description="Faulty compilations in a row after which the forge's breaker opens."
+    )
+    compile_open_seconds: float = Field(
+        30.0, gt=0, description="How long an open forge breaker measures and optimises nothing before it probes."
+    )
+    compiled_parts: bool = Field(
+        False, description="Whether the forge also compiles kernels to machine code, for this home and machine alone."
+    )
+    compile_part_seconds_max: float = Field(300.0, gt=0, description="Longest that making one compiled part may take.")
+    prewarm_samples: int = Field(200, ge=20, description="Calls that the forge times of each kernel that it made.")
     command_window_seconds: float = Field(
         60.0, gt=0, description="Most that a command's append time may lie behind its issue time."
     )

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from esper.core.errors import IntegrityError
-from esper.core.ids import Digest, sha256_hex
-from esper.core.kernel import FORMAT_VERSION, canonical_json, make_request, plan_spec
+from esper.core.kernel import FORMAT_VERSION, features_of, make_request, plan_spec
 from esper.karn._errors import (
     BlueprintError,
     MissingParameter,
@@ -30,16 +29,18 @@ Tree = dict[str, object]
 class Body:
     """The randomly initialised part of a seed: its tree of words, and how many features it yields.
 
-    A body that is to be `mixed` always ends in a zero-initialised projection; any other ends in a
-    zero-initialised gain where it already yields as many features as the slot takes.
+    A body that is to be `mixed` always ends in a zero-initialised projection, and one that is `plain` in a single
+    zero-initialised factor for everything, features cut off or zeros added as needed. Any other ends in a
+    zero-initialised gain where it already yields as many features as the slot takes, and else in a projection.
     """
 
     tree: Tree
     features: int
     mixed: bool = False
+    plain: bool = False
 
 
-#: (features of the slot's input, checked parameters) -> body
+#: (features of the slot's input, checked parameters) -> body; the features of a map are its channels.
 BodyOf = Callable[[int, Mapping[str, float]], Body]
 
 
@@ -117,7 +118,7 @@ class Blueprint:
         request = make_request(
             self.blueprint_id, parameters, layout=layout, in_shape=shape, out_shape=out_shape, dtype=dtype
         )
-        features, out_features = request.in_shape[-1], request.out_shape[-1]
+        features, out_features = features_of(layout, request.in_shape), features_of(layout, request.out_shape)
         body = self.bodies[layout](features, dict(request.parameters))
         spec: Tree = {
             "format": FORMAT_VERSION,
@@ -132,7 +133,7 @@ class Blueprint:
             plan_spec(spec)
         except IntegrityError as error:
             raise BlueprintError(
-                f"{self} cannot be built from {features} to {out_features} features",
+                f"{self} cannot be built from {features} to {out_features} features for shape {list(shape)}",
                 cause=error.cause,
                 next_step="choose a smaller slot or smaller parameters",
             ) from error
@@ -157,7 +158,9 @@ class Blueprint:
         # Whoever only lists the catalogue starts without torch.
         from esper.core.kernel import build_module, init_module
 
-        module = build_module(self.spec(layout=layout, shape=shape, parameters=parameters, out_shape=out_shape))
+        spec = self.spec(layout=layout, shape=shape, parameters=parameters, out_shape=out_shape)
+        # Hazards are latent until they are trained: only what trains one has to keep it in quarantine.
+        module = build_module(spec, quarantine=self.quarantine_only)
         init_module(module, generator)
         return module
 
@@ -183,30 +186,14 @@ class Blueprint:
         return f"blueprint {self.blueprint_id} ({self.name})"
 
 
-def descriptor_digest(descriptor: ly.BlueprintDescriptor) -> Digest:
-    """Return the SHA-256 over the descriptor's canonical form, by which a registration is known to be old news."""
-    bounds = descriptor.allowed_parameters
-    fields = {
-        "allowed_parameters": {name: [bounds[name].min_value, bounds[name].max_value] for name in bounds},
-        "approval_required": descriptor.approval_required,
-        "blueprint_id": descriptor.blueprint_id,
-        "description": descriptor.description,
-        "layouts": list(descriptor.layouts),
-        "name": descriptor.name,
-        "quarantine_only": descriptor.quarantine_only,
-        "risk": descriptor.risk,
-        "stage": descriptor.stage,
-        "tier": ly.BlueprintTier.Name(descriptor.tier),
-    }
-    return sha256_hex(canonical_json(fields))
-
-
 def nearest_integer(value: float) -> int:
     """Return the whole number nearest to `value`, halves upward: the rule for every parameter that counts things."""
     return math.floor(value + 0.5)
 
 
 def _end(body: Body, out_features: int) -> Tree:
+    if body.plain:
+        return {"op": "scalar_gain", "in": body.features, "out": out_features}
     if body.features == out_features and not body.mixed:
         return {"op": "gain", "features": out_features}
     return {"op": "projection", "in": body.features, "out": out_features}

@@ -1,8 +1,11 @@
 """What may be wrong with a wish for a blueprint.
 
+NotReadyError
+└── KarnUnavailable           exit 3: the fault is Karn's own, not the wish's
 UsageError
 └── BlueprintError            exit 2
     ├── UnknownBlueprint      no blueprint of this id
+    ├── BlueprintRefused      it is there, and may not be used
     ├── UnsupportedLayout     the blueprint has no body for this layout
     ├── UnknownParameter      a parameter that the blueprint does not have
     ├── MissingParameter      a parameter that the blueprint needs
@@ -11,7 +14,12 @@ UsageError
 
 from __future__ import annotations
 
-from esper.core.errors import UsageError
+from esper.core.approvals import Refusal
+from esper.core.errors import NotReadyError, UsageError
+
+
+class KarnUnavailable(NotReadyError):
+    """Karn cannot answer now: what it answers from failed, or its breaker is open."""
 
 
 class BlueprintError(UsageError):
@@ -20,6 +28,16 @@ class BlueprintError(UsageError):
 
 class UnknownBlueprint(BlueprintError):
     """No blueprint has this id."""
+
+
+class BlueprintRefused(BlueprintError):
+    """The blueprint may not be used: it was withdrawn, waits for an approval, or is for quarantine only."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(
+            f"blueprint {refusal.blueprint_id} may not be used", cause=str(refusal), next_step=refusal.next_step
+        )
+        self.refusal = refusal
 
 
 class UnsupportedLayout(BlueprintError):

@@ -17,6 +17,7 @@ from esper.kasmina._config import KasminaConfig
 from esper.kasmina._gates import KernelEvidence
 from esper.kasmina._graft import Graft, GraftedSeed, PassFocus, Role
 from esper.kasmina._passes import HostPasses, Isolation, count_multiply_adds, forked_rng
+from esper.kasmina._quarantine import slot_batch
 from esper.kasmina._seed_training import LossFunction, SeedTrainer
 from esper.kasmina._slots import SlotSpec
 
@@ -80,6 +81,8 @@ class SeedBed:
         self.multiply_adds = 0
         self.loss_fn = loss_fn
         self.probe = [(inputs, targets) for inputs, targets in probe or () if len(inputs)] or None
+        #: The batch that was trained on last: what stands in where there is no probe.
+        self.last_batch: tuple[Tensor, Tensor] | None = None
         self._model = model
         self._seed = seed
         self._optimizer = optimizer
@@ -127,6 +130,11 @@ class SeedBed:
         fits = outputs[0].shape == (_PROBE_BATCH, *spec.out_shape) and outputs[0].dtype == sample.dtype
         largest = float(outputs[0].abs().max())
         return KernelEvidence(_values_not_finite(body), fits, largest), spec.calls * cost // _PROBE_BATCH
+
+    def slot_batch(self, spec: SlotSpec) -> bytes:
+        """Return copies of what a seed in this slot reads and should come near, for a trial in quarantine."""
+        batch = self.probe[0] if self.probe else self.last_batch
+        return slot_batch(self._model, self._passes, spec, batch, self.loss_fn)
 
     def plant(self, seed_id: str, spec: SlotSpec, prepared: PreparedSeed) -> None:
         """Put a prepared seed on its slot, isolated: the host hears nothing of it."""

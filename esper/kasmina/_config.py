@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from esper.core.errors import UsageError
+from esper.core.quarantine import QuarantineLimits
 from esper.kasmina._alpha import ALPHA_CURVES, AlphaCurve
 
 
@@ -45,6 +46,8 @@ class KasminaConfig:
     #: How long an epoch's edge waits for a kernel.
     kernel_wait_seconds: float = 10.0
     limits: GateLimits = field(default_factory=GateLimits)
+    #: What a kernel that may not be grafted gets instead; the epoch's edge waits that long for it at most.
+    quarantine: QuarantineLimits = field(default_factory=QuarantineLimits)
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "clip_norm", "blend_epochs", "kernel_wait_seconds"):

@@ -41,6 +41,8 @@ class Findings:
     kernel_digest: str = ""
     alpha: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    #: How the kernel fared in quarantine, where it was not even tried on the host.
+    quarantined: ly.KernelQuarantined | None = None
 
 
 class _EventsOf:
@@ -50,10 +52,14 @@ class _EventsOf:
         self._edge = edge
         self.events: list[EventMessage] = []
 
-    def add(self, event: ly.GateEvaluated | ly.SeedStageChanged | ly.SeedMoveRejected) -> str:
+    def add(self, event: ly.GateEvaluated | ly.SeedStageChanged | ly.SeedMoveRejected | ly.KernelQuarantined) -> str:
         """Append `event`, stamped with run, attempt, epoch and id; return the id."""
         edge = self._edge
-        event.run_id, event.attempt, event.epoch = edge.run_id, edge.attempt, edge.epoch
+        if isinstance(event, ly.KernelQuarantined):
+            event.training_run_id = edge.run_id
+        else:
+            event.run_id = edge.run_id
+        event.attempt, event.epoch = edge.attempt, edge.epoch
         event.meta.event_id = derive_id(edge.run_id, "seed", edge.epoch, edge.first_index + len(self.events))
         self.events.append(event)
         return event.meta.event_id
@@ -81,12 +87,14 @@ def decide_order(edge: Edge, order: Order, findings: Findings) -> EdgeDecision:
     """Return what becomes of a legal order given what was measured for it.
 
     Applied: one event per gate, then one per stage on the way. Refused by a problem or a failed gate: the gates
-    that were measured, then one rejection.
+    that were measured, what was found in quarantine, then one rejection.
     """
     collected = _EventsOf(edge)
     gate_ids = {gate.gate: _add_gate(collected, order, gate) for gate in findings.gates}
     failed = [gate_name(gate.gate) for gate in findings.gates if not gate.passed]
     reason = findings.problem or (f"gate:{failed[0]}" if failed else "")
+    if findings.quarantined is not None:
+        _add_quarantine(collected, order, findings.quarantined)
     if reason:
         _add_rejection(collected, order, reason, gate_ids.values())
     else:
@@ -106,6 +114,14 @@ def _add_gate(collected: _EventsOf, order: Order, gate: ly.GateEvaluated) -> str
     event.CopyFrom(gate)
     event.seed_id, event.command_id = order.seed_id, order.command_id
     return collected.add(event)
+
+
+def _add_quarantine(collected: _EventsOf, order: Order, quarantined: ly.KernelQuarantined) -> None:
+    event = ly.KernelQuarantined()
+    event.CopyFrom(quarantined)
+    event.seed_id, event.slot, event.blueprint_id = order.seed_id, order.slot, order.blueprint_id
+    event.command_id = order.command_id
+    collected.add(event)
 
 
 def _add_rejection(collected: _EventsOf, order: Order, reason: str, gate_ids: Iterable[str]) -> None:

@@ -6,8 +6,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import nn
+
 from esper.core.errors import IntegrityError, UsageError
 from esper.core.ports import BlueprintRuntime, FetchedKernel, KernelUnavailable
+from esper.core.rng import derive_seed
 from esper.kasmina._bed import HeldOutLosses, PreparedSeed, SeedBed
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina._decide import KERNEL_UNAVAILABLE, Findings
@@ -21,6 +24,7 @@ from esper.kasmina._gates import (
 )
 from esper.kasmina._lifecycle import KasminaLifecycle, gate_label
 from esper.kasmina._orders import BLEND_EPOCHS, BLEND_STEPS, Order
+from esper.kasmina._quarantine import QUARANTINED, REFUSED, hold_trial, reason_of, recorded_event, refusal_of
 from esper.kasmina._slots import SlotSpec
 from esper.leyline import messages as ly
 
@@ -47,8 +51,10 @@ class Examiner:
         slots: Mapping[str, SlotSpec],
         descriptors: Mapping[str, ly.BlueprintDescriptor],
         config: KasminaConfig,
+        seed: int,
     ) -> None:
         self._bed = bed
+        self._seed = seed
         self._run_id = run_id
         self._runtime = runtime
         self._slots = slots
@@ -95,10 +101,16 @@ class Examiner:
         gate = sanity_gate(before)
         if spec is None or not gate.passed:
             return Examination(Findings(gates=[gate]))
+        if recorded is not None and recorded.reason.startswith((QUARANTINED, REFUSED)):
+            return Examination(_recorded_refusal(recorded))
         kernel = self._fetch(spec.request(order.blueprint_id, order.parameters), recorded)
         if isinstance(kernel, str):
             return Examination(Findings(problem=kernel))
-        prepared = self._bed.prepare(spec, kernel.module)
+        # What was grafted when the run was recorded is grafted again, whatever people have said of it since.
+        refusal = "" if recorded is not None else refusal_of(kernel, self._descriptors.get(order.blueprint_id))
+        if refusal:
+            return Examination(self._refused(order, spec, kernel, refusal))
+        prepared = self._bed.prepare(spec, _module_of(kernel))
         findings = Findings(
             gates=[sanity_gate(before.with_kernel(prepared.evidence))],
             kernel_digest=kernel.artifact_ref,
@@ -109,6 +121,17 @@ class Examiner:
             },
         )
         return Examination(findings, prepared)
+
+    def _refused(self, order: Order, spec: SlotSpec, kernel: FetchedKernel, refusal: str) -> Findings:
+        """Try out in quarantine what may not be grafted; without the kernel's bytes there is only the refusal."""
+        digest = kernel.artifact_ref
+        if kernel.artifact is None:
+            return Findings(problem=REFUSED + refusal, kernel_digest=digest)
+        seed = derive_seed(self._seed, "kasmina", "quarantine", order.seed_id)
+        event = hold_trial(kernel, self._bed.slot_batch(spec), seed=seed, limits=self._config.quarantine)
+        event.figures["fetch_ms"] = kernel.latency_ms
+        logger.warning("%s is not grafted (%s): %s", order.blueprint_id, refusal, event.detail)
+        return Findings(problem=reason_of(event.verdict), kernel_digest=digest, quarantined=event)
 
     def _fetch(self, request: ly.KernelRequestSpec, recorded: ly.CommandOutcome | None) -> FetchedKernel | str:
         """Return the kernel, or the reason for which there is none."""
@@ -170,6 +193,21 @@ class Examiner:
             return _unavailable(ly.SEED_GATE_G4_SYSTEM_IMPACT, alpha=alpha)
         gate = impact_gate(ImpactEvidence(losses.seed_on, losses.seed_off), self._config.limits)
         return Findings(gates=[gate], alpha=alpha, metrics=_loss_metrics(losses))
+
+
+def _recorded_refusal(recorded: ly.CommandOutcome) -> Findings:
+    """Return what a recorded rejection said; nothing of such a kernel runs again."""
+    return Findings(problem=recorded.reason, kernel_digest=recorded.kernel_digest, quarantined=recorded_event(recorded))
+
+
+def _module_of(kernel: FetchedKernel) -> nn.Module:
+    if kernel.module is None:
+        raise IntegrityError(
+            f"kernel {kernel.artifact_ref} has no module",
+            cause=f"whoever fetched it refused to build it: {kernel.refusal or 'no reason given'}",
+            next_step="`esper blueprints show` says what holds for its blueprint",
+        )
+    return kernel.module
 
 
 def _unavailable(gate: ly.SeedLifecycleGate, *, alpha: float) -> Findings:

@@ -120,7 +120,7 @@ class SeedRecord:
 class KasminaLifecycle:
     """Every seed of a run, folded from the run's seed events.
 
-    `events` counts all of them (moves, gates and rejections): the index from which event ids are derived.
+    `events` counts all of them (moves, gates, rejections and quarantines): the index from which event ids are derived.
     """
 
     seeds: Mapping[str, SeedRecord] = field(default_factory=dict)
@@ -153,11 +153,11 @@ class KasminaLifecycle:
         if isinstance(event, ly.SeedStageChanged):
             moved = {**self.seeds, event.seed_id: _moved(self.seeds.get(event.seed_id), event)}
             return replace(self, seeds=moved, events=self.events + 1)
-        if isinstance(event, ly.GateEvaluated | ly.SeedMoveRejected):
+        if isinstance(event, ly.GateEvaluated | ly.SeedMoveRejected | ly.KernelQuarantined):
             return replace(self, events=self.events + 1)
         raise IntegrityError(
             f"a {type(event).__name__} was folded into the seeds' lifecycle",
-            cause="only SeedStageChanged, GateEvaluated and SeedMoveRejected belong there",
+            cause="only SeedStageChanged, GateEvaluated, SeedMoveRejected and KernelQuarantined belong there",
             next_step="fold the events that decide and end_epoch returned, in their order",
         )
 

@@ -89,6 +89,7 @@ class KasminaSeedManager:
             slots=self._slots,
             descriptors=self._descriptors,
             config=config,
+            seed=seed,
         )
         self._step = 0
         self._epoch_steps = 0
@@ -164,6 +165,7 @@ class KasminaSeedManager:
         """Train every seed on this batch and let alpha rise; call it after the host's optimiser step."""
         self._step += 1
         self._epoch_steps += 1
+        self._bed.last_batch = inputs, targets
         for record in self.lifecycle.in_stages(ATTACHED_STAGES):
             if record.stage == ly.SEED_STAGE_TRAINING:
                 if self._step % self._config.shadow_every == 0:

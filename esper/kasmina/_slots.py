@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.core.errors import UsageError
+from esper.core.kernel import CHANNELS_FIRST
 from esper.kasmina._passes import HostPasses
 from esper.leyline import messages as ly
 
@@ -125,7 +126,7 @@ def discover_slots(
     """Return the slots of `model`, in the order in which its forward reaches them.
 
     `names` are module names as `named_modules` gives them, each with an optional ":branch" or ":residual";
-    without one the slot is a branch where input and output have the same layout, and residual otherwise.
+    without one the slot is a branch where input and output have the same layout and positions, and residual otherwise.
     "auto" picks every outermost block that holds weights (it looks into Sequential, ModuleList and the like)
     and can take a branch, except the one with the last weight layer, which is the head.
 
@@ -179,8 +180,9 @@ def _named(model: nn.Module, tracer: _Tracer, slot: str) -> SlotSpec:
     if wish and wish not in _PLACEMENTS:
         raise UsageError(f"the slot {slot!r} asks for placement {wish!r}", next_step="write :branch or :residual")
     trace = tracer.traces.get(module_name)
-    placement = cast("Placement", wish) if wish else "residual" if _problem(trace, "branch") else "branch"
-    problem = _problem(trace, placement)
+    module = model.get_submodule(module_name)
+    placement = cast("Placement", wish) if wish else "residual" if _problem(module, trace, "branch") else "branch"
+    problem = _problem(module, trace, placement)
     if problem:
         raise UsageError(
             f"the module {module_name!r} cannot be a {placement} slot",
@@ -190,8 +192,8 @@ def _named(model: nn.Module, tracer: _Tracer, slot: str) -> SlotSpec:
     return _spec(model, tracer, slot, module_name, placement)
 
 
-def _problem(trace: _Trace | None, placement: Placement) -> str:
-    """Return why a module with this trace cannot be such a slot; nothing when it can."""
+def _problem(module: nn.Module, trace: _Trace | None, placement: Placement) -> str:
+    """Return why the module of this trace cannot be such a slot; nothing when it can."""
     if trace is None or not trace.calls:
         return "the forward never runs it"
     if not trace.consistent:
@@ -207,6 +209,9 @@ def _problem(trace: _Trace | None, placement: Placement) -> str:
         return f"its first positional argument is {_kind(source)}, not a float tensor"
     if source.dim() != output.dim() or source.shape[0] != output.shape[0] or source.dtype != output.dtype:
         return f"it maps {_shape(source)} to {_shape(output)}, which are of different layout or dtype"
+    # A strided convolution, say: a seed beside it would have to know how positions become others.
+    if _positions(module, source) != _positions(module, output):
+        return f"it maps {_shape(source)} to {_shape(output)}, and a seed keeps positions"
     return ""
 
 
@@ -219,6 +224,11 @@ def _layout(module: nn.Module, dims: int) -> Layout:
     if dims == 4:
         return "map2d"
     return "map1d" if any(isinstance(part, _MAP1D_MODULES) for part in module.modules()) else "sequence"
+
+
+def _positions(module: nn.Module, tensor: Tensor) -> tuple[int, ...]:
+    sizes = tuple(tensor.shape[1:])
+    return sizes[1:] if _layout(module, tensor.dim()) in CHANNELS_FIRST else sizes[:-1]
 
 
 def _spec(model: nn.Module, tracer: _Tracer, slot: str, module_name: str, placement: Placement) -> SlotSpec:
@@ -250,7 +260,7 @@ def _walk(module: nn.Module, name: str, tracer: _Tracer, found: list[str]) -> No
     children = [(f"{name}.{key}" if name else key, child) for key, child in module.named_children()]
     weighty = [(path, child) for path, child in children if _holds_weights(child)]
     whole = name and not (isinstance(module, _CONTAINERS) and len(weighty) > 1)
-    if whole and not _problem(tracer.traces.get(name), "branch"):
+    if whole and not _problem(module, tracer.traces.get(name), "branch"):
         found.append(name)
         return
     for path, child in weighty:

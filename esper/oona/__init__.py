@@ -1,10 +1,12 @@
 """Oona, the fabric: topics as files, signed and chained publishing, the one consumer loop, dead letters."""
 
 from esper.leyline import BadRecord, EventMessage, Record
+from esper.oona._blueprint_board import BlueprintBoard
 from esper.oona._cluster import Cluster, Position
 from esper.oona._counters import ConsumerMetrics
 from esper.oona._events import Event, Handler, is_stale
 from esper.oona._fabric import Fabric
+from esper.oona._member_metrics import MemberMetrics
 from esper.oona._service import Service
 from esper.oona.consuming._consumer import Consumer
 from esper.oona.housekeeping._emission import emission
@@ -56,6 +58,7 @@ __all__ = [
     "AtOffset",
     "AtTime",
     "BadRecord",
+    "BlueprintBoard",
     "ChainEvent",
     "Cluster",
     "Consumer",
@@ -79,6 +82,7 @@ __all__ = [
     "KeyRow",
     "LetterBoard",
     "LetterOrder",
+    "MemberMetrics",
     "Need",
     "OonaClient",
     "Pending",

@@ -7,7 +7,7 @@ means "the lifecycle allows the move"; whether a gate then lets it pass is measu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from esper.leyline import messages as ly
@@ -136,9 +136,15 @@ def _certain(name: str, actions: tuple[str, ...], mask: tuple[bool, ...], taken:
     return Head(name, actions, mask, tuple(float(index == chosen) for index in range(len(actions))), chosen)
 
 
-def action_space(observation: Observation, options: Sequence[BlueprintOption]) -> ActionSpace:
-    """Return what is legal at `observation` for a policy that may germinate `options`."""
-    fitting = {slot.slot: tuple(option for option in options if option.fits(slot)) for slot in observation.slots}
+def action_space(
+    observation: Observation, options: Sequence[BlueprintOption], *, refused: Collection[str] = ()
+) -> ActionSpace:
+    """Return what is legal at `observation` for a policy that may germinate `options`.
+
+    `refused` are the ids of blueprints that may not be grafted: they stay among the options, and every mask bars them.
+    """
+    allowed = [option for option in options if option.blueprint_id not in refused]
+    fitting = {slot.slot: tuple(option for option in allowed if option.fits(slot)) for slot in observation.slots}
     targets = {
         operation: frozenset(slot.slot for slot in observation.slots if _legal(operation, slot, fitting))
         for operation in OPERATIONS[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from esper.core.errors import UsageError
@@ -49,17 +50,20 @@ def policy_of(state: RunState, packet: PacketFacts) -> Policy:
         return NoopPolicy(reasons=(f"nothing is changed: {error}",))
 
 
-def decide(state: RunState, packet: PacketFacts, policy: Policy | None = None) -> Decision:
-    """Return the decision about `packet`; the same state up to that packet always gives the same.
+def decide(
+    state: RunState, packet: PacketFacts, policy: Policy | None = None, *, refused: Collection[str] = ()
+) -> Decision:
+    """Return the decision about `packet`; the same state up to that packet and the same `refused` give the same.
 
     Args:
         state: The run as folded; packets after `packet` and decisions at or after it are not looked at.
         packet: One of the state's packets.
         policy: Decides in place of the one that the run asks for, as a test or a comparison wants.
+        refused: Ids of blueprints that may not be grafted now; the decision's masks record it.
     """
     policy = policy or policy_of(state, packet)
     observation = observe(state.history(packet.epoch), state.decisions.values())
-    proposal = policy.propose(observation, action_space(observation, policy.options))
+    proposal = policy.propose(observation, action_space(observation, policy.options, refused=refused))
     decision_id = decision_id_of(state.run_id, packet.event_id)
     command = _command(state.run_id, packet, proposal.action, decision_id)
     return Decision(made=_made(state.run_id, packet, policy, observation, proposal, command), command=command)

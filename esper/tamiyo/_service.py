@@ -11,10 +11,11 @@ import logging
 import threading
 from collections.abc import Collection, Iterable, Sequence
 
+from esper.core.approvals import UNREGISTERED, refusal
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import NotReadyError
 from esper.leyline import messages as ly
-from esper.oona import Event, Fabric, Publisher, Reader
+from esper.oona import BlueprintBoard, Event, Fabric, Publisher, Reader
 from esper.tamiyo._decide import SOURCE, decide
 from esper.tamiyo._due import command_to_send, packet_to_decide, reports_due
 from esper.tamiyo._facts import DecisionFacts, PacketFacts
@@ -55,6 +56,7 @@ class TamiyoService:
         self._instance = instance
         self._clock = clock
         self._publisher: Publisher = fabric.publisher(SOURCE)
+        self._board = BlueprintBoard(fabric)
         self._ledgers: dict[int, RunLedger] = {}
         #: Partitions whose state is what the log says; nothing of another is handled.
         self._rebuilt: set[int] = set()
@@ -81,6 +83,7 @@ class TamiyoService:
         finally:
             if self._requests is not None:
                 self._requests.close()
+            self._board.close()
             self._publisher.close()
 
     def evaluate_epoch(self, packet: ly.SystemStatePacket) -> tuple[ly.DecisionMade, ly.AdaptationCommand]:
@@ -99,7 +102,7 @@ class TamiyoService:
                 cause="the run is over",
                 next_step="Ask about a run that goes on",
             )
-        decision = decide(state, state.packets[packet.current_epoch])
+        decision = decide(state, state.packets[packet.current_epoch], refused=self._refused())
         return decision.made, decision.command
 
     def _ledger(self, partition: int) -> RunLedger:
@@ -195,11 +198,20 @@ class TamiyoService:
     def _append_decision(self, ledger: RunLedger, state: RunState, packet: PacketFacts) -> ly.TelemetryPacket:
         """Decide, wait until the log has the decision, and return what to tell about it."""
         began = self._clock.monotonic()
-        made = decide(state, packet).made
+        made = decide(state, packet, refused=self._refused()).made
         inference_ms = (self._clock.monotonic() - began) * 1000.0
         self._publisher.publish(made, key=state.run_id, causation_id=packet.event_id)
         ledger.fold(made)
         return decision_telemetry(state, packet.epoch, policy=made.policy, inference_ms=inference_ms)
+
+    def _refused(self) -> frozenset[str]:
+        """Return the blueprints that people withdrew or did not approve, as far as the log has told by now.
+
+        One that nobody registered is not among them: whether it exists is for the makers of kernels to say.
+        """
+        said = self._board.latest()
+        refusals = [found for name in said if (found := refusal(said, name)) is not None]
+        return frozenset(found.blueprint_id for found in refusals if found.reason != UNREGISTERED)
 
     def _append_command(self, ledger: RunLedger, state: RunState, decision: DecisionFacts) -> None:
         command = ly.AdaptationCommand.FromString(decision.proposed)

@@ -66,7 +66,7 @@ def past_of(events: Iterable[Event]) -> Past:
             packets.append(message)
         elif isinstance(message, ly.CommandOutcome) and message.attempt >= attempt:
             outcomes.append(message)
-        elif isinstance(message, ly.SeedStageChanged | ly.GateEvaluated | ly.SeedMoveRejected):
+        elif isinstance(message, ly.SeedStageChanged | ly.GateEvaluated | ly.SeedMoveRejected | ly.KernelQuarantined):
             seed_events.setdefault(event.meta.event_id, message)
     return Past(Recording.of(packets, outcomes), seed_events)
 

@@ -26,6 +26,8 @@ class KernelEntry:
     ended: int = 0
     last_request: str = ""
     failure: str = ""
+    #: Latency of the artifact, measured where it was made; None where nobody measured it yet.
+    prewarm: ly.LatencyFigures | None = None
 
 
 def fold_entry(entry: KernelEntry, message: Message) -> KernelEntry:
@@ -39,11 +41,31 @@ def fold_entry(entry: KernelEntry, message: Message) -> KernelEntry:
             artifact_ref=message.artifact_ref,
             checksum=message.checksum,
             guard_digest=message.guard_digest,
+            prewarm=entry.prewarm if message.artifact_ref == entry.artifact_ref else None,
         )
+    if isinstance(message, ly.CompileFailed) and message.retried:
+        return entry  # the forge tries again by itself
     if isinstance(message, ly.CompileFinished | ly.CompileFailed) and message.meta.causation_id != entry.last_request:
         failure = (message.reason or _NO_REASON) if isinstance(message, ly.CompileFailed) else ""
-        return replace(entry, ended=entry.ended + 1, last_request=message.meta.causation_id, failure=failure)
+        return replace(
+            entry,
+            ended=entry.ended + 1,
+            last_request=message.meta.causation_id,
+            failure=failure,
+            prewarm=_measured(entry, message),
+        )
     return entry
+
+
+def _measured(entry: KernelEntry, message: ly.CompileFinished | ly.CompileFailed) -> ly.LatencyFigures | None:
+    """Return the latency of the entry's artifact, once more is known of it."""
+    if (
+        isinstance(message, ly.CompileFinished)
+        and message.artifact_ref == entry.artifact_ref
+        and message.prewarm.samples
+    ):
+        return message.prewarm
+    return entry.prewarm
 
 
 def fold_catalogue(catalogue: dict[str, KernelEntry], message: Message) -> None:

@@ -5,17 +5,35 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Final, cast
 
 from google.protobuf.message import Message
 
+from esper.core import approvals
+from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import IntegrityError
-from esper.core.kernel import BlobMissing, BlobStore, DirectoryBlobStore, check_kernel, get_artifact, verify_artifact
+from esper.core.kernel import BlobMissing, BlobStore, DirectoryBlobStore, RefusalTeller
 from esper.leyline import BadRecord, EventMessage
 from esper.leyline import messages as ly
-from esper.oona import Event, Fabric, is_stale
+from esper.oona import BlueprintBoard, Event, Fabric, is_stale
+from esper.urza import _metrics as names
+from esper.urza._cache import ArtifactCache
 from esper.urza._catalog import KernelEntry
-from esper.urza._requests import SOURCE, PrefetchState, Waiting, compile_id, decide, reply_id, request_id_of
+from esper.urza._library import StoreSpared, UrzaLibrary
+from esper.urza._maintenance import UrzaMaintenance
+from esper.urza._requests import (
+    SOURCE,
+    Answers,
+    PrefetchState,
+    Waiting,
+    compile_id,
+    decide,
+    refuse_all,
+    reply_id,
+    request_id_of,
+)
+from esper.urza._runtime import publish_refusals
 
 _logger = logging.getLogger("esper.urza")
 
@@ -29,15 +47,28 @@ class UrzaPrefetchWorker:
 
     A request for a kernel whose bytes are all there and right is answered at once; otherwise the forge is
     asked, once per kernel, and the requests wait for what becomes of it. Who waits is a fold of the log, so a
-    restart forgets nobody and answers nobody twice.
+    restart forgets nobody and answers nobody twice. A blueprint that was withdrawn is refused. Beside it, what the
+    catalogue lists and the store lacks is noticed (`UrzaMaintenance`), and metrics are emitted.
     """
 
-    def __init__(self, fabric: Fabric, *, store: BlobStore, instance: str) -> None:
+    def __init__(self, fabric: Fabric, *, store: BlobStore, instance: str, clock: Clock = SYSTEM_CLOCK) -> None:
+        settings = fabric.settings
         self._fabric = fabric
-        self._store = store
         self._instance = instance
+        self._clock = clock
         self._state = PrefetchState()
         self._publisher = fabric.publisher(SOURCE)
+        self._metrics = names.worker_metrics(SOURCE, member=instance)
+        self._board = BlueprintBoard(fabric)
+        self._maintenance = UrzaMaintenance(fabric, store=store)
+        self._library = UrzaLibrary(
+            store,
+            metrics=self._metrics,
+            teller=RefusalTeller(publish_refusals(self._publisher)),
+            cache=ArtifactCache(seconds=settings.kernel_cache_seconds, clock=clock),
+            slow_seconds=settings.kernel_slow_seconds,
+            clock=clock,
+        )
         self._log = fabric.reader(
             {(topic, partition): "begin" for topic in _TOPICS for partition in range(fabric.topics[topic].partitions)}
         )
@@ -57,8 +88,12 @@ class UrzaPrefetchWorker:
             on_assign=self._assigned,
         )
         try:
-            consumer.run(stop)
+            with ExitStack() as stack:
+                stack.enter_context(self._metrics.emitted(self._fabric))
+                stack.enter_context(self._maintenance.every(self._fabric.settings.kernel_maintenance_seconds))
+                consumer.run(stop)
         finally:
+            self._board.close()
             self._log.close()
             self._publisher.close()
 
@@ -98,28 +133,48 @@ class UrzaPrefetchWorker:
         requests = self._state.of(name)
         if not requests:
             return
+        self._library.maintain()
         entry = self._state.catalogue.get(name, KernelEntry())
-        answers = decide(entry, requests, self._state.asked.get(name), problem=self._problem(name, entry))
+        answers = self._answers(name, entry, requests)
         for request in answers.ready:
             self._append(_ready(request, entry), request, reply_id(request.request_id))
+            self._count(request, names.PREFETCH_HITS)
         for request, reason in answers.errors:
             self._append(_error(request, reason), request, reply_id(request.request_id))
+            self._count(request, names.PREFETCH_ERRORS)
         if answers.compile_for is not None:
             wanted = ly.CompileRequested(kernel_id=name, request=answers.compile_for.message.request)
             self._append(wanted, answers.compile_for, compile_id(name, entry))
+            self._metrics.count(names.PREFETCH_MISSES)
+
+    def _answers(self, name: str, entry: KernelEntry, requests: Sequence[Waiting]) -> Answers:
+        """Return what is to be appended for the requests of one kernel, after a look at its bytes."""
+        blueprint_id = requests[0].message.request.blueprint_id
+        refused = approvals.refusal(self._board.read(), blueprint_id, quarantine=True)
+        # Karn may not have registered yet what a request names; whether it exists the forge knows.
+        if refused is not None and refused.reason != approvals.UNREGISTERED:
+            return refuse_all(requests, str(refused))
+        try:
+            problem = self._problem(name, entry)
+        except StoreSpared as error:
+            return refuse_all(requests, f"store_spared: {error}")
+        return decide(entry, requests, self._state.asked.get(name), problem=problem)
 
     def _problem(self, name: str, entry: KernelEntry) -> str:
         """Return why the catalogued artifact cannot be handed out; "" if it can, or if there is none."""
         if not entry.artifact_ref:
             return ""
         try:
-            artifact = get_artifact(self._store, entry.artifact_ref)
-            check_kernel(artifact, entry.artifact_ref, name)
-            verify_artifact(artifact)
+            self._library.open(entry.artifact_ref, name, entry=entry, fresh=True)
         except (BlobMissing, IntegrityError) as error:
             _logger.warning("kernel %s cannot be handed out: %s", name, error)
             return str(error)
         return ""
+
+    def _count(self, request: Waiting, counter: str) -> None:
+        self._metrics.count(counter)
+        asked_ns = request.message.meta.time.ToNanoseconds()
+        self._metrics.observe(names.PREFETCH_LATENCY, max(0.0, (self._clock.now_ns() - asked_ns) / 1e9))
 
     def _append(self, message: EventMessage, request: Waiting, event_id: str) -> None:
         meta = request.message.meta
@@ -151,6 +206,7 @@ def _ready(request: Waiting, entry: KernelEntry) -> ly.KernelArtifactReady:
         guard_digest=entry.guard_digest,
         kernel_id=request.message.meta.subject,
         training_run_id=request.message.training_run_id,
+        prewarm=entry.prewarm,
     )
 
 

@@ -124,6 +124,11 @@ def decide(entry: KernelEntry, requests: Sequence[Waiting], asked: Asked | None,
     return Answers(errors=errors, compile_for=unanswered[0] if unanswered else None)
 
 
+def refuse_all(requests: Sequence[Waiting], reason: str) -> Answers:
+    """Return that everybody who waits is told `reason`, and the forge nothing; malformed requests hear their own."""
+    return Answers(errors=[(request, refusal(request) or reason) for request in requests])
+
+
 def request_id_of(request: ly.KernelPrefetchRequest) -> str:
     """Return the id that a reply names its request by."""
     return request.request_id or request.meta.event_id

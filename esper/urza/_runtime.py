@@ -3,63 +3,44 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final, Literal
 
+from esper.core import approvals
+from esper.core.approvals import Approvals
 from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
-from esper.core.errors import IntegrityError, UsageError
+from esper.core.errors import EsperError, IntegrityError, UsageError
 from esper.core.ids import new_event_id
-from esper.core.kernel import BlobMissing, BlobStore, KernelArtifact, check_kernel, get_artifact, kernel_id
+from esper.core.kernel import SPEC, ArtifactRefused, BlobMissing, BlobStore, RefusalTeller, kernel_id, refused_as
 from esper.core.ports import FetchedKernel, KernelUnavailable
 from esper.leyline import messages as ly
-from esper.oona import Event, Fabric, Publisher, is_stale
+from esper.oona import Event, Fabric, MemberMetrics, Publisher, is_stale
+from esper.urza._cache import ArtifactCache, OpenedArtifact
 from esper.urza._catalog import KernelEntry, fold_catalogue
+from esper.urza._library import StoreSpared, UrzaLibrary
+from esper.urza._metrics import library_metrics
+from esper.urza._parts import CompiledParts
 
 _logger = logging.getLogger("esper.urza")
 
 _CATALOG: Final = "kernel-catalog"
 _REPLIES: Final = "kernel-replies"
-#: What a worker keeps of kernels it may want again; a seed has some 10 KB.
-_CACHE_BYTES_MAX: Final = 64 * 1024 * 1024
+_BLUEPRINTS: Final = "blueprints"
 _POLL_SECONDS: Final = 0.1
 
 _Reply = ly.KernelArtifactReady | ly.KernelArtifactError
-
-
-class ArtifactCache:
-    """The artifacts used last, by their digest, up to a number of bytes."""
-
-    def __init__(self, bytes_max: int = _CACHE_BYTES_MAX) -> None:
-        self._bytes_max = bytes_max
-        self._bytes = 0
-        self._artifacts: OrderedDict[str, KernelArtifact] = OrderedDict()
-
-    def get(self, artifact_ref: str) -> KernelArtifact | None:
-        """Return the artifact and count it as used, or None."""
-        artifact = self._artifacts.get(artifact_ref)
-        if artifact is not None:
-            self._artifacts.move_to_end(artifact_ref)
-        return artifact
-
-    def put(self, artifact_ref: str, artifact: KernelArtifact) -> None:
-        """Keep the artifact; drop those that were not used for longest until all fit."""
-        if artifact_ref in self._artifacts:
-            return
-        self._artifacts[artifact_ref] = artifact
-        self._bytes += _size(artifact)
-        while self._bytes > self._bytes_max:
-            _, dropped = self._artifacts.popitem(last=False)
-            self._bytes -= _size(dropped)
-
-    def __len__(self) -> int:
-        return len(self._artifacts)
 
 
 class UrzaRuntime:
     """Implements `esper.core.ports.BlueprintRuntime` over the log and a blob store; one thread at a time.
 
     The catalogue is folded in memory, so a kernel that is there costs no round trip. With a publisher (of
-    source "kasmina") a kernel that is not there is asked for; without one it is unavailable.
+    source "kasmina") a kernel that is not there is asked for; without one it is unavailable. What people said of
+    blueprints is folded too: what may not be grafted comes without a module. Stored bytes that are found wrong are
+    an event, told once (`KernelIntegrityFailed`).
+
+    With `compiled`, `fetch_kernel` gives a kernel the compiled part that this home's forge chose for this platform,
+    if there is one. Its numbers may differ from eager ones in the last bits, so recorded runs go without.
     """
 
     def __init__(
@@ -68,16 +49,30 @@ class UrzaRuntime:
         *,
         store: BlobStore,
         publisher: Publisher | None = None,
-        cache: ArtifactCache | None = None,
+        cache: ArtifactCache[OpenedArtifact] | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        compiled: bool = False,
     ) -> None:
-        self._store = store
+        settings = fabric.settings
         self._publisher = publisher
-        self._cache = cache or ArtifactCache()
         self._clock = clock
+        self._metrics = library_metrics(publisher.source if publisher else "kasmina")
+        self._metrics_seconds = settings.metrics_seconds
+        self._emitted_at = clock.monotonic()
+        self._library = UrzaLibrary(
+            store,
+            metrics=self._metrics,
+            teller=RefusalTeller(publish_refusals(publisher)),
+            cache=cache or ArtifactCache(seconds=settings.kernel_cache_seconds, clock=clock),
+            slow_seconds=settings.kernel_slow_seconds,
+            clock=clock,
+        )
+        on_refusal = self._library.refuse
+        self._parts = CompiledParts(store, home_id=fabric.home.home_id, on_refusal=on_refusal) if compiled else None
+        self._approvals: Approvals = {}
         self._catalogue: dict[str, KernelEntry] = {}
         self._pending: dict[str, _Reply | None] = {}
-        starts: dict[str, Literal["begin", "end"]] = {_CATALOG: "begin", _REPLIES: "end"}
+        starts: dict[str, Literal["begin", "end"]] = {_CATALOG: "begin", _BLUEPRINTS: "begin", _REPLIES: "end"}
         self._log = fabric.reader(
             {
                 (topic, partition): start
@@ -86,16 +81,23 @@ class UrzaRuntime:
             },
             rejects=publisher,
         )
-        self._window_seconds = fabric.settings.kernel_window_seconds
+        self._window_seconds = settings.kernel_window_seconds
+
+    @property
+    def metrics(self) -> MemberMetrics:
+        """What was counted of fetches: `urza.library.*`; emitted by fetches where there is a publisher."""
+        return self._metrics
 
     def fetch_kernel(self, request: ly.KernelRequestSpec, *, run_id: str, wait_seconds: float) -> FetchedKernel:
         """Return the kernel for `request`, with parameters of its own, asking for it when it is not there.
 
-        Takes about `wait_seconds` at most. `latency_ms` is the whole call's.
+        Takes about `wait_seconds` at most. `latency_ms` is the whole call's. The log's word on the blueprint comes
+        with it: what may not be grafted has a `refusal` and no module, and its `artifact` only where it may run in
+        quarantine. A blueprint that nobody registered has no descriptor; whoever grafts judges it.
 
         Raises:
-            KernelUnavailable: reason "timeout", "not_in_catalogue" (and nobody to ask), the first word of the
-                reason that Urza or the forge gave, or "artifact_unusable".
+            KernelUnavailable: reason "timeout", "not_in_catalogue" (and nobody to ask), "store_spared" (it is slow),
+                the first word of the reason that Urza or the forge gave, or "artifact_unusable".
             BrokerUnavailable: no broker answered for `settings.broker_retry_seconds`.
         """
         began = self._clock.monotonic()
@@ -105,32 +107,48 @@ class UrzaRuntime:
         except UsageError as error:
             raise _unavailable(request.blueprint_id, "usage_error", str(error)) from error
         self._read_catalogue(deadline, request)
-        known = self._catalogue.get(name, KernelEntry()).artifact_ref
-        if known:
+        try:
+            return self._fetch(request, name, run_id, deadline, began)
+        except StoreSpared as error:
+            raise _unavailable(request.blueprint_id, "store_spared", str(error)) from error
+        finally:
+            self._emit()
+
+    def _fetch(
+        self, request: ly.KernelRequestSpec, name: str, run_id: str, deadline: Deadline, began: float
+    ) -> FetchedKernel:
+        entry = self._catalogue.get(name, KernelEntry())
+        if entry.artifact_ref:
             try:
-                return self._open(known, name, began)
-            except (BlobMissing, IntegrityError) as error:
+                return self._judged(
+                    self._library.open(entry.artifact_ref, name, entry=entry), entry.artifact_ref, began
+                )
+            except (BlobMissing, ArtifactRefused) as error:
                 _logger.warning("kernel %s cannot be used, asking for it again: %s", name, error)
         artifact_ref = self._ask(request, name, run_id, deadline)
         try:
-            return self._open(artifact_ref, name, began)
+            return self._judged(self._library.open(artifact_ref, name, fresh=True), artifact_ref, began)
         except (BlobMissing, IntegrityError) as error:
             raise _unavailable(request.blueprint_id, "artifact_unusable", str(error)) from error
 
     def fetch_by_digest(self, artifact_ref: str) -> FetchedKernel:
-        """Return the very kernel of this digest, with parameters of its own; asks nobody.
+        """Return the very kernel of this digest, with parameters of its own; asks nobody, whatever was said since.
 
         Raises:
-            KernelUnavailable: reason "artifact_missing": the store lacks a part of it.
+            KernelUnavailable: reason "artifact_missing": the store lacks a part of it; "store_spared": it is slow.
             IntegrityError: what is stored under the digest is something else.
         """
+        began = self._clock.monotonic()
         try:
-            return self._open(artifact_ref, None, self._clock.monotonic())
+            return self._built(self._library.open(artifact_ref, None), artifact_ref, began)
         except BlobMissing as error:
             raise _unavailable(artifact_ref, "artifact_missing", str(error)) from error
+        except StoreSpared as error:
+            raise _unavailable(artifact_ref, "store_spared", str(error)) from error
 
     def close(self) -> None:
         """Release the connection to the log."""
+        self._emit(last=True)
         self._log.close()
 
     def _read_catalogue(self, deadline: Deadline, request: ly.KernelRequestSpec) -> None:
@@ -149,8 +167,12 @@ class UrzaRuntime:
         if isinstance(message, ly.KernelArtifactReady | ly.KernelArtifactError):
             if message.request_id in self._pending:
                 self._take_reply(event, message)
+        elif event.topic == _BLUEPRINTS:
+            self._approvals = approvals.fold(self._approvals, message)
         else:
             fold_catalogue(self._catalogue, message)
+            if self._parts is not None:
+                self._parts.fold(message)
 
     def _take_reply(self, event: Event, reply: _Reply) -> None:
         """Keep the reply to a pending request: the first that is its effect and was not sat on."""
@@ -195,21 +217,73 @@ class UrzaRuntime:
                 self._fold(event)
         return self._pending[request_id]
 
-    def _open(self, artifact_ref: str, name: str | None, began: float) -> FetchedKernel:
-        """Return a fresh module of the artifact, which must be that of kernel `name` where one is given."""
+    def _judged(self, opened: OpenedArtifact, artifact_ref: str, began: float) -> FetchedKernel:
+        """Return the kernel as far as the log's word on its blueprint lets anybody have it."""
+        blueprint_id = opened.manifest.request.blueprint_id
+        standing = self._approvals.get(blueprint_id)
+        if standing is None or standing.descriptor is None:
+            return self._built(opened, artifact_ref, began, parts=self._parts)
+        refusal = approvals.refusal(self._approvals, blueprint_id)
+        if refusal is None:
+            return self._built(opened, artifact_ref, began, standing.descriptor, parts=self._parts)
+        return FetchedKernel(
+            module=None,
+            artifact_ref=artifact_ref,
+            manifest=opened.manifest,
+            latency_ms=self._milliseconds(began),
+            artifact=opened if refusal.quarantine else None,
+            refusal=refusal.reason,
+            descriptor=standing.descriptor,
+        )
+
+    def _built(
+        self,
+        opened: OpenedArtifact,
+        artifact_ref: str,
+        began: float,
+        descriptor: ly.BlueprintDescriptor | None = None,
+        *,
+        parts: CompiledParts | None = None,
+    ) -> FetchedKernel:
+        """Return the kernel with a fresh module."""
         # torch comes with the first kernel, so that whoever only looks starts without it.
-        from esper.core.kernel import load_kernel
+        from esper.core.kernel import load_verified
 
-        artifact = self._cache.get(artifact_ref) or get_artifact(self._store, artifact_ref)
-        check_kernel(artifact, artifact_ref, name)
-        module = load_kernel(artifact)
-        self._cache.put(artifact_ref, artifact)
-        latency_ms = (self._clock.monotonic() - began) * 1000.0
-        return FetchedKernel(module, artifact_ref, artifact.manifest, latency_ms)
+        try:
+            with refused_as(SPEC):
+                module = load_verified(opened.verified)
+        except ArtifactRefused as error:
+            self._library.refuse(opened.manifest.kernel_id, artifact_ref, error)
+            raise
+        if parts is not None:
+            module = parts.opened(module, artifact_ref)
+        return FetchedKernel(
+            module, artifact_ref, opened.manifest, self._milliseconds(began), artifact=opened, descriptor=descriptor
+        )
+
+    def _milliseconds(self, began: float) -> float:
+        return (self._clock.monotonic() - began) * 1000.0
+
+    def _emit(self, *, last: bool = False) -> None:
+        """Submit the metrics when they are due; a fetch never waits for it, nor fails of it."""
+        now = self._clock.monotonic()
+        if (
+            self._publisher is None
+            or self._publisher.closed
+            or (not last and now < self._emitted_at + self._metrics_seconds)
+        ):
+            return
+        self._emitted_at = now
+        self._library.maintain()
+        try:
+            self._publisher.submit(self._metrics.packet(), key=self._metrics.source)
+        except EsperError as error:
+            _logger.warning("the metrics of the library were not emitted: %s", error)
 
 
-def _size(artifact: KernelArtifact) -> int:
-    return len(artifact.spec) + len(artifact.weights)
+def publish_refusals(publisher: Publisher | None) -> Callable[[ly.KernelIntegrityFailed, str], object] | None:
+    """Return what appends a refusal to kernel-store as this publisher; None without one."""
+    return None if publisher is None else lambda event, key: publisher.publish(event, key=key)
 
 
 def _unavailable(subject: str, reason: str, cause: str) -> KernelUnavailable:

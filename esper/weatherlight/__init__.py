@@ -1,6 +1,7 @@
 """Weatherlight: the composition root. Wires subsystems together and keeps their processes alive."""
 
 from esper.weatherlight._cancel import cancel_run
+from esper.weatherlight._compiling import MAKERS, Compiled, compile_kernels
 from esper.weatherlight._doctor import Check, examine
 from esper.weatherlight._members import (
     SUBSYSTEMS,
@@ -11,6 +12,7 @@ from esper.weatherlight._members import (
     stop_on_signals,
 )
 from esper.weatherlight._orders import Ordered, RunOrder, await_outcome, order_run
+from esper.weatherlight._pipeline import BlueprintPipeline
 from esper.weatherlight._readiness import absent
 from esper.weatherlight._requests import check_request
 from esper.weatherlight._supervisor import Supervisor, missing_members
@@ -22,8 +24,11 @@ from esper.weatherlight._training import (
 )
 
 __all__ = [
+    "MAKERS",
     "SUBSYSTEMS",
+    "BlueprintPipeline",
     "Check",
+    "Compiled",
     "Member",
     "Ordered",
     "RunFailed",
@@ -35,6 +40,7 @@ __all__ = [
     "cancel_run",
     "check_request",
     "check_subsystem",
+    "compile_kernels",
     "examine",
     "interrupt_on_sigterm",
     "members_for_a_while",

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from esper.core.approvals import registered
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import OperationFailed, UsageError
 from esper.core.ids import new_event_id
 from esper.leyline import messages as ly
-from esper.oona import Event, Fabric
+from esper.oona import BlueprintBoard, Event, Fabric
 from esper.weatherlight._run_log import RunLog, check_open, read_run_log
 
 #: The source whose commands name epochs instead of answering a packet.
@@ -57,7 +58,7 @@ def order_run(fabric: Fabric, run_id: str, order: RunOrder, *, clock: Clock = SY
     run = read_run_log(fabric, run_id)
     check_open(run, f"run {run_id} takes no commands")
     first, last = _epochs(run, order.epochs)
-    wish = _seed_operation(run, order)
+    wish = _seed_operation(fabric, run, order)
     command = ly.AdaptationCommand(
         version=1,
         command_id=f"cmd-{new_event_id()}",
@@ -135,7 +136,7 @@ def _epochs(run: RunLog, wanted: tuple[int, int] | None) -> tuple[int, int]:
     return first, last
 
 
-def _seed_operation(run: RunLog, order: RunOrder) -> ly.CommandSeedOperation:
+def _seed_operation(fabric: Fabric, run: RunLog, order: RunOrder) -> ly.CommandSeedOperation:
     from esper.kasmina import PATHS  # torch comes with it
 
     known = {ly.SeedOperation.Name(one).removeprefix("SEED_OP_").lower(): one for one in PATHS}
@@ -143,7 +144,7 @@ def _seed_operation(run: RunLog, order: RunOrder) -> ly.CommandSeedOperation:
         raise UsageError(f"there is no operation {order.operation!r}", cause=f"a seed knows {', '.join(sorted(known))}")
     operation = known[order.operation]
     if operation == ly.SEED_OP_GERMINATE:
-        _check_germination(run, order)
+        _check_germination(fabric, run, order)
     elif not order.seed_id:
         raise UsageError(
             f"{order.operation} needs a seed", next_step="Name one with --seed; `esper runs show` lists them"
@@ -153,16 +154,16 @@ def _seed_operation(run: RunLog, order: RunOrder) -> ly.CommandSeedOperation:
     )
 
 
-def _check_germination(run: RunLog, order: RunOrder) -> None:
-    from esper.karn import catalogue
+def _check_germination(fabric: Fabric, run: RunLog, order: RunOrder) -> None:
+    """Refuse what no run could germinate: unknown, with wrong parameters, or withdrawn; the rest may be contained."""
+    from esper.karn import KarnCatalog
 
-    blueprint = catalogue().get(order.blueprint_id)
-    if blueprint is None:
-        raise UsageError(
-            f"there is no blueprint {order.blueprint_id!r}",
-            next_step="`esper blueprints list` shows what may be grafted",
-        )
+    karn = KarnCatalog()
+    blueprint = karn.get(order.blueprint_id)
     blueprint.check(order.parameters)
+    with BlueprintBoard(fabric) as board:
+        said = registered([blueprint.descriptor()], board.read())
+    karn.allowed(order.blueprint_id, said, quarantine=True)
     slots = [slot.slot for slot in run.packet.slots] if run.packet is not None else []
     if not order.slot or (slots and order.slot not in slots):
         raise UsageError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from confluent_kafka import ConsumerGroupState, KafkaException
 
 from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
@@ -19,14 +21,14 @@ _REQUEST_SECONDS = 10.0
 ANSWERING = ("tamiyo", "urza", "tezzeret")
 
 
-def absent(fabric: Fabric) -> list[str]:
-    """Return the subsystems that answer runs and have no member at work yet.
+def absent(fabric: Fabric, answering: Sequence[str] = ANSWERING) -> list[str]:
+    """Return the subsystems that are to answer, by default those that answer runs, and have no member at work yet.
 
     A member of this home says itself when it is at work; one that lives elsewhere is seen by its group.
     """
     here = {member.name.rsplit("-", 1)[0]: member.state for member in live_members(fabric.home)}
-    found = [subsystem for subsystem in ANSWERING if here.get(subsystem, "running") != "running"]
-    return found + _without_group(fabric, [subsystem for subsystem in ANSWERING if subsystem not in here])
+    found = [subsystem for subsystem in answering if here.get(subsystem, "running") != "running"]
+    return found + _without_group(fabric, [subsystem for subsystem in answering if subsystem not in here])
 
 
 def _without_group(fabric: Fabric, subsystems: list[str]) -> list[str]:
@@ -47,15 +49,20 @@ def _is_stable(asked: object) -> bool:
 
 
 def await_answering(
-    fabric: Fabric, supervisor: Supervisor, *, seconds: float = READY_SECONDS, clock: Clock = SYSTEM_CLOCK
+    fabric: Fabric,
+    supervisor: Supervisor,
+    *,
+    answering: Sequence[str] = ANSWERING,
+    seconds: float = READY_SECONDS,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> None:
-    """Return when a controller and the makers of kernels are at work.
+    """Return when those who are to answer are at work, by default a controller and the makers of kernels.
 
     Raises:
         NotReadyError: one of them is still absent after `seconds`, or a supervised member cannot run.
     """
     deadline = Deadline(seconds, clock=clock)
-    while missing := absent(fabric):
+    while missing := absent(fabric, answering):
         supervisor.check()
         if deadline.expired:
             raise NotReadyError(

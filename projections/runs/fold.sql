@@ -107,3 +107,9 @@ insert into rejected_moves by name
 select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,
   run_id, attempt, epoch, seed_id, from_stage, to_stage, reason, command_id, gate_event_ids
 from SeedMoveRejected;
+
+insert into kernel_trials by name
+select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,
+  training_run_id as run_id, attempt, epoch, seed_id, slot, blueprint_id, kernel_id, artifact_ref, verdict, detail,
+  steps, seconds, peak_memory_bytes, figures, command_id
+from KernelQuarantined;

@@ -108,3 +108,10 @@ create table rejected_moves (
   run_id varchar, attempt uinteger, epoch uinteger, seed_id varchar, from_stage varchar, to_stage varchar,
   reason varchar, command_id varchar, gate_event_ids varchar[]
 );
+
+create table kernel_trials (
+  topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
+  run_id varchar, attempt uinteger, epoch uinteger, seed_id varchar, slot varchar, blueprint_id varchar,
+  kernel_id varchar, artifact_ref varchar, verdict varchar, detail varchar, steps uinteger, seconds double,
+  peak_memory_bytes ubigint, figures map(varchar, double), command_id varchar
+);

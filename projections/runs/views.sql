@@ -91,6 +91,17 @@ select m.run_id, m.epoch, m.seed_id, replace(m.from_stage, 'SEED_STAGE_', '') as
 from rejected_moves m left join attempts a using (run_id, attempt)
 where a.last_epoch is null or m.epoch <= a.last_epoch;
 
+-- Kernels that were tried out in quarantine instead of on the host, the newest trial of each seed.
+create view quarantines as
+select t.run_id, t.epoch, t.seed_id, t.slot, t.blueprint_id, replace(t.verdict, 'QUARANTINE_VERDICT_', '') as verdict,
+  t.detail, t.steps, t.seconds, t.peak_memory_bytes, t.figures, t.kernel_id, t.artifact_ref,
+  nullif(t.command_id, '') as command_id, t.attempt, t.append_time as ended_at
+from kernel_trials t left join attempts a using (run_id, attempt)
+where a.last_epoch is null or t.epoch <= a.last_epoch
+qualify row_number() over (
+  partition by t.run_id, t.epoch, t.seed_id order by t.attempt desc, t.record_offset desc
+) = 1;
+
 -- Commands that were not applied, most because they came too late; `epoch` is the edge that found them.
 create view late_commands as
 select run_id, epoch, c.command_id, c.epoch as command_epoch, c.reason, c.event_id, noted_at

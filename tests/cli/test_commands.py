@@ -41,18 +41,6 @@ def test_status_names_broker_and_members(esper: Esper, local_broker: RunningBrok
     assert local_broker.bootstrap in esper("status").stdout
 
 
-def test_blueprints_are_listed_with_their_bounds(esper: Esper) -> None:
-    """Goal: the JSON shape of blueprints. Method: list, show, and the table."""
-    rows = esper("blueprints", "list", "--json").json
-    assert len(rows) >= 5
-    assert all(set(row) == {"blueprint_id", "name", "tier", "risk", "layouts", "parameters"} for row in rows)
-    assert {row["tier"] for row in rows} == {"SAFE"}
-    shown = esper("blueprints", "show", "BP009", "--json").json
-    assert shown["parameters"] == {"depth": [1.0, 4.0]}
-    assert "residual_block" in esper("blueprints", "list").stdout
-    assert shown["description"] in esper("blueprints", "show", "BP009").stdout
-
-
 def test_doctor_finds_nothing_wrong_here(esper: Esper) -> None:
     """Goal: doctor passes on a system that works, and fails with cures on none. Method: both."""
     checks = esper("doctor", "--json").json

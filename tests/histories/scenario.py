@@ -44,7 +44,9 @@ def story() -> Iterator[Told]:
     """Yield all events in the order in which they are appended."""
     for number, tier in ((3, ly.BLUEPRINT_TIER_SAFE), (21, ly.BLUEPRINT_TIER_EXPERIMENTAL)):
         yield blueprint(f"BP{number:03d}", tier)
+    yield from opinions("BP021")
     yield from kernels("run-golden-a")
+    yield quarantine("run-golden-a")
     yield from grown_run("run-golden-a", "mnist1d", seed=7)
     yield from policy()
     yield from lost_run("run-golden-b")
@@ -65,6 +67,53 @@ def blueprint(name: str, tier: ly.BlueprintTier) -> Told:
         layouts=["vector"],
     )
     return Told("karn", name, ly.BlueprintRegistered(descriptor=descriptor, descriptor_digest=derive_id(name) * 2))
+
+
+def opinions(name: str) -> Iterator[Told]:
+    """Yield what people say of a blueprint: no, and after another look yes."""
+    digest = derive_id(name) * 2
+    withdrawn = ly.BlueprintWithdrawn(
+        blueprint_id=name, descriptor_digest=digest, withdrawn_by="grace", reason="it overflows"
+    )
+    yield Told("cli", name, withdrawn)
+    approved = ly.BlueprintApproved(blueprint_id=name, descriptor_digest=digest, approved_by="ada", reason="mended")
+    yield Told("cli", name, approved)
+
+
+def quarantine(run_id: str) -> Told:
+    """Return the end of a kernel's time in quarantine."""
+    return Told(
+        "kasmina",
+        run_id,
+        ly.KernelQuarantined(
+            training_run_id=run_id, seed_id="hidden.9", slot="hidden", blueprint_id="BP043",
+            kernel_id=derive_id("kernel", 3), artifact_ref=derive_id("spec", 3) * 2,
+            verdict=ly.QUARANTINE_VERDICT_NOT_FINITE, detail="step 3: an output is NaN", steps=3, seconds=0.5,
+            peak_memory_bytes=300_000_000, figures={"limit_seconds": 10.0},
+        ),
+    )  # fmt: skip
+
+
+def compiled_parts(kernel: str, digest: str) -> Iterator[Told]:
+    """Yield a compiled part, what was measured, and what happened to stored bytes."""
+    platform = ly.Platform(torch_version="2.11.0", device="cpu", isa="AVX2", threads=2)
+    latency = ly.LatencyFigures(samples=50, p50_ms=0.25, p95_ms=0.5, batch=32)
+    part = ly.KernelPartCompiled(
+        kernel_id=kernel, artifact_ref=digest, blueprint_id="BP003", kind=ly.COMPILED_KIND_INDUCTOR_CACHE,
+        part_digest=derive_id("part") * 2, part_bytes=65_536, forge="golden", platform=platform,
+        guard_digest=derive_id("g") * 2, compile_ms=2_000.0, warm_compile_ms=400.0, speedup=1.25, chosen=True,
+        parity=ly.ParityFigures(batches=[1, 2, 7, 64], forward_abs_max=1e-7, tolerance=1e-5, passed=True),
+    )  # fmt: skip
+    yield Told("tezzeret", kernel, part)
+    benchmark = ly.BlueprintBenchmark(
+        version=1, blueprint_id="BP003", kernel_id=kernel, layout="vector", platform=platform,
+        profiles=[ly.BlueprintBenchmarkProfile(name="eager.forward", latency=latency, throughput_samples_per_s=1e5)],
+    )  # fmt: skip
+    yield Told("tezzeret", kernel, ly.BenchmarkReport(benchmark=benchmark))
+    wrong = ly.KernelIntegrityFailed(kernel_id=kernel, artifact_ref=digest, part="weights", reason="another SHA-256")
+    yield Told("urza", kernel, wrong)
+    gone = ly.KernelEvicted(kernel_id=kernel, artifact_ref=digest, reason="missing", freed_bytes=0)
+    yield Told("urza", kernel, gone)
 
 
 def kernels(run_id: str) -> Iterator[Told]:
@@ -101,6 +150,7 @@ def kernels(run_id: str) -> Iterator[Told]:
         guard_digest=manifest.guard_digest, kernel_id=kernel, training_run_id=run_id,
     )  # fmt: skip
     yield Told("urza", kernel, ready, causation_id=asked)
+    yield from compiled_parts(kernel, digest)
     other, why = derive_id("kernel", 2), "rank 99 is outside its bounds"
     failed = ly.CompileFailed(kernel_id=other, blueprint_id="BP021", reason=why, attempt=1)
     yield Told("tezzeret", other, failed)

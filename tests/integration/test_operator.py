@@ -101,6 +101,16 @@ def test_what_cannot_be_ordered_is_not_appended(serving: Esper, run_id: str) -> 
         for order, said in mistakes:
             with pytest.raises(UsageError, match=said):
                 order_run(fabric, run_id, order)
+        withdraw(fabric, catalogue(), "BP028", who="bob", reason="a test")
+        try:
+            with pytest.raises(UsageError, match="withdrawn: bob withdrew BP028"):
+                order_run(
+                    fabric,
+                    run_id,
+                    RunOrder("germinate", slot="hidden", blueprint_id="BP028", parameters={"growth_rate": 8.0}),
+                )
+        finally:
+            approve(fabric, catalogue(), "BP028", who="ann", reason="a test")
         assert orders() == before
 
 

@@ -1,19 +1,16 @@
-"""Blueprints: each means something else, none acts before it is trained, all keep to their bounds."""
+"""Blueprints: the predecessor's catalogue by name and bound, and every parameter does what it says."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from esper.core.errors import UsageError
-from esper.core.kernel import Kernel, plan_spec
 from esper.karn import (
     BlueprintError,
     MissingParameter,
@@ -23,138 +20,55 @@ from esper.karn import (
     catalogue,
     nearest_integer,
 )
-from tests.karn.contract import CONTRACT, lowest
+from tests.karn.bodies import ALL, CASES, LAYOUTS, batch, built, opened
+from tests.karn.contract import CONTRACT, EXPERIMENTAL, HIGH_RISK, SAFE, highest, lowest
 
-ALL = sorted(CONTRACT)
 every_blueprint = pytest.mark.parametrize("blueprint_id", ALL)
-both_shapes = pytest.mark.parametrize("out_features", [6, 9])
-
-
-def built(
-    blueprint_id: str, *, features: int = 6, out_features: int | None = None, seed: int = 1, **changes: float
-) -> Kernel:
-    """Return the seed of a blueprint with its lowest parameters, or others as told."""
-    module = catalogue()[blueprint_id].build(
-        layout="vector",
-        shape=(features,),
-        parameters=lowest(blueprint_id) | changes,
-        generator=torch.Generator().manual_seed(seed),
-        out_shape=None if out_features is None else (out_features,),
-    )
-    return cast("Kernel", module)
-
-
-def opened(kernel: Kernel) -> Kernel:
-    """Make the zero end of a seed pass its body on, so that what the body computes can be seen."""
-    with torch.no_grad():
-        for name, parameter in kernel.end.named_parameters():
-            drawn = torch.randn(parameter.shape, dtype=parameter.dtype, generator=torch.Generator().manual_seed(9))
-            parameter.copy_(torch.zeros_like(drawn) if name == "bias" else drawn)
-    return kernel
-
-
-def batch(features: int = 6, rows: int = 7) -> torch.Tensor:
-    """Return fixed random samples."""
-    return torch.randn(rows, features, generator=torch.Generator().manual_seed(3))
 
 
 def test_catalogue_is_the_contract() -> None:
-    """Ids, names, tiers, risks, stages and bounds are the predecessor's: compare every field."""
+    """Ids, names, tiers, risks, stages, flags and bounds are the predecessor's: compare every field."""
     assert list(catalogue()) == ALL
     for blueprint_id, row in CONTRACT.items():
         blueprint = catalogue()[blueprint_id]
-        assert (blueprint.name, blueprint.risk, blueprint.stage) == (row.name, row.risk, row.stage)
+        assert (blueprint.name, blueprint.tier, blueprint.risk, blueprint.stage) == row[:4]
         assert dict(blueprint.parameters) == row.parameters
-        assert blueprint.tier == "SAFE"
-        assert (blueprint.quarantine_only, blueprint.approval_required) == (False, False)
-        assert blueprint.layouts == ("vector",)
+        assert (blueprint.quarantine_only, blueprint.approval_required) == ("Q" in row.flags, "A" in row.flags)
 
 
-@both_shapes
-def test_blueprints_really_differ(out_features: int) -> None:
-    """No two blueprints are one module under two names: compare outputs and parameter counts pairwise."""
-    seeds = {blueprint_id: opened(built(blueprint_id, out_features=out_features)) for blueprint_id in ALL}
-    outputs = {blueprint_id: seed(batch()) for blueprint_id, seed in seeds.items()}
-    for one, other in itertools.combinations(ALL, 2):
-        assert not torch.allclose(outputs[one], outputs[other], atol=1e-2), (one, other)
-        assert seeds[one].plan.parameters != seeds[other].plan.parameters, (one, other)
+def test_contract_is_whole() -> None:
+    """The data itself is complete: fifty in three tiers, and flags as their tiers have them."""
+    tiers = [CONTRACT[blueprint_id].tier for blueprint_id in ALL]
+    assert [f"BP{number:03}" for number in range(1, 51)] == ALL
+    assert tiers == [SAFE] * 35 + [EXPERIMENTAL] * 7 + [HIGH_RISK] * 8
+    assert [CONTRACT[blueprint_id].flags for blueprint_id in ALL] == [""] * 35 + ["A"] * 7 + ["QA"] * 8
 
 
-@every_blueprint
-@both_shapes
-def test_no_effect_before_training(blueprint_id: str, out_features: int) -> None:
-    """A new seed yields exactly zero, of the shape asked for, whatever it is fed: also large values."""
-    seed = built(blueprint_id, out_features=out_features)
-    for x in (batch(), 1e4 * batch(), torch.zeros(2, 6)):
-        out = seed(x)
-        assert out.shape == (len(x), out_features)
-        assert torch.count_nonzero(out) == 0
+def test_layouts_are_as_written() -> None:
+    """What is left out has a reason in its description; all else can be built everywhere, and all for vectors."""
+    partial = {name: each.layouts for name, each in catalogue().items() if set(each.layouts) != set(LAYOUTS)}
+    assert partial == {
+        "BP006": ("vector", "map1d"),
+        "BP026": ("vector", "map1d", "map2d"),
+        "BP031": ("vector", "sequence", "map1d"),
+    }
+    assert all("No layout" in catalogue()[name].description for name in partial)
 
 
-@every_blueprint
-@both_shapes
-def test_first_step_moves_the_end_and_the_second_the_body(blueprint_id: str, out_features: int) -> None:
-    """Gradients reach every parameter once the end is off zero: take one step, then look at all gradients."""
-    seed = built(blueprint_id, out_features=out_features)
-    target = torch.randn(7, out_features, generator=torch.Generator().manual_seed(4))
-    moved = []
-    for _ in range(2):
-        seed.zero_grad()
-        nn.functional.mse_loss(seed(batch()), target).backward()
-        moved.append({name for name, p in seed.named_parameters() if p.grad is not None and p.grad.abs().max() > 0})
-        with torch.no_grad():
-            for parameter in seed.parameters():
-                parameter -= 0.1 * cast("torch.Tensor", parameter.grad)
-    end = {name for name, _ in seed.named_parameters() if name.startswith("end.")}
-    assert moved[0] == end
-    assert moved[1] == {name for name, _ in seed.named_parameters()}
-
-
-@every_blueprint
-def test_gradients_are_right(blueprint_id: str) -> None:
-    """Autograd agrees with finite differences, for inputs and parameters alike: gradcheck in double precision."""
-    seed = opened(built(blueprint_id, features=3, out_features=2).double())
-    x = batch(3, 2).double().requires_grad_()
-    names = [name for name, _ in seed.named_parameters()]
-
-    def evaluate(inputs: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
-        return cast("torch.Tensor", torch.func.functional_call(seed, dict(zip(names, values, strict=True)), (inputs,)))
-
-    assert torch.autograd.gradcheck(evaluate, (x, *[p.detach().requires_grad_() for p in seed.parameters()]))
-
-
-@every_blueprint
-def test_generator_is_the_only_randomness(blueprint_id: str) -> None:
-    """The same generator seed gives the same weights, another gives others, and the global one is left alone."""
-    before = torch.get_rng_state()
-    one, same, other = built(blueprint_id), built(blueprint_id), built(blueprint_id, seed=2)
-    assert torch.equal(before, torch.get_rng_state())
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
-    drawn = [name for name, tensor in one.plan.tensors.items() if tensor.bound is not None]
-    assert all(not torch.equal(one.get_parameter(name), other.get_parameter(name)) for name in drawn)
-
-
-@pytest.mark.parametrize("blueprint_id", sorted(set(ALL) - {"BP003", "BP008"}))
-def test_body_is_drawn_at_random(blueprint_id: str) -> None:
-    """A body that mixes features begins random, not constant: no two entries of a weight matrix are alike."""
-    for name, parameter in built(blueprint_id).named_parameters():
-        if name.startswith("body.") and parameter.dim() == 2:
-            assert len(parameter.unique()) > 0.9 * parameter.numel(), name
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(ALL), st.integers(1, 40), st.integers(1, 40), st.data())
-def test_whatever_is_within_bounds_can_be_built(
-    blueprint_id: str, features: int, out_features: int, data: st.DataObject
-) -> None:
-    """Bounds are inclusive and every value between them builds: draw parameters and shapes."""
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_parameters_within_bounds_build(data: st.DataObject) -> None:
+    """Bounds are inclusive and every value between them builds: draw blueprint, layout, parameters and shapes."""
+    blueprint_id, layout = data.draw(st.sampled_from(CASES))
     parameters = {
         name: data.draw(st.one_of(st.just(low), st.just(high), st.floats(low, high)))
         for name, (low, high) in CONTRACT[blueprint_id].parameters.items()
     }
-    seed = built(blueprint_id, features=features, out_features=out_features, **parameters)
-    out = seed(batch(features, 2))
-    assert out.shape == (2, out_features)
+    rank = {"vector": 1, "sequence": 2, "map1d": 2, "map2d": 3}[layout]
+    shape = tuple(data.draw(st.lists(st.integers(1, 9), min_size=rank, max_size=rank)))
+    seed = built(blueprint_id, layout, shape=shape, parameters=parameters)
+    out = seed(batch(shape=shape, rows=2))
+    assert out.shape == (2, *shape)
     assert torch.count_nonzero(out) == 0
 
 
@@ -178,11 +92,12 @@ def test_bounds_decide(which: tuple[str, str], value: float) -> None:
     blueprint_id, name = which
     low, high = CONTRACT[blueprint_id].parameters[name]
     check = catalogue()[blueprint_id].check
+    parameters = lowest(blueprint_id) | {name: value}
     if low <= value <= high:
-        check({name: value})
+        check(parameters)
     else:
         with pytest.raises(ParameterOutOfBounds):
-            check({name: value})
+            check(parameters)
 
 
 @every_blueprint
@@ -190,30 +105,57 @@ def test_parameters_are_exactly_its_own(blueprint_id: str) -> None:
     """A parameter too many or too few is refused by name; nothing is filled in silently."""
     with pytest.raises(UnknownParameter, match="colour"):
         built(blueprint_id, colour=1.0)
-    for name in CONTRACT[blueprint_id].parameters:
-        with pytest.raises(MissingParameter, match=name):
-            catalogue()[blueprint_id].check({})
+    for missing in CONTRACT[blueprint_id].parameters:
+        others = {name: value for name, value in lowest(blueprint_id).items() if name != missing}
+        with pytest.raises(MissingParameter, match=missing):
+            catalogue()[blueprint_id].check(others)
 
 
 @every_blueprint
 def test_other_layouts_are_refused(blueprint_id: str) -> None:
     """What cannot be built for a layout says so, with the layouts that can be."""
-    for layout in ("sequence", "map1d", "map2d", ""):
+    blueprint = catalogue()[blueprint_id]
+    for layout in {*LAYOUTS, "", "video"} - set(blueprint.layouts):
         with pytest.raises(UnsupportedLayout, match="vector"):
-            catalogue()[blueprint_id].spec(layout=layout, shape=[6], parameters=lowest(blueprint_id))
+            blueprint.spec(layout=layout, shape=[6], parameters=lowest(blueprint_id))
 
 
-@pytest.mark.parametrize("shape", [(), (6, 6), (0,), (-3,), (70_000,)])
-def test_impossible_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    """A vector has one size of at least one: offer others."""
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [
+        ("vector", ()),
+        ("vector", (6, 6)),
+        ("vector", (0,)),
+        ("vector", (-3,)),
+        ("vector", (70_000,)),
+        ("sequence", (6,)),
+        ("sequence", (0, 6)),
+        ("map1d", (6, 6, 6)),
+        ("map2d", (6, 6)),
+        ("map2d", (6, 70_000, 6)),
+    ],
+)
+def test_impossible_shapes_are_refused(layout: str, shape: tuple[int, ...]) -> None:
+    """Each layout has its number of sizes, all of at least one: offer others."""
     with pytest.raises(UsageError):
-        catalogue()["BP005"].spec(layout="vector", shape=shape, parameters={})
+        catalogue()["BP005"].spec(layout=layout, shape=shape, parameters={})
 
 
-def test_too_large_a_seed_is_refused() -> None:
-    """A seed beyond the size of a kernel is a matter of usage, not of integrity: 60,000 features squared."""
-    with pytest.raises(BlueprintError, match="60000"):
-        catalogue()["BP005"].spec(layout="vector", shape=[60_000], parameters={})
+@pytest.mark.parametrize(
+    ("blueprint_id", "layout", "shape", "why"),
+    [
+        ("BP005", "vector", (60_000,), "parameters"),
+        ("BP005", "map2d", (4_000, 4_000, 4_000), "more than a kernel may hold"),
+        ("BP005", "map2d", (1_000, 128, 128), "products"),
+        ("BP029", "sequence", (60_000, 8), "cannot take shape"),
+        ("BP019", "sequence", (2_000, 8), "cannot take shape"),
+        ("BP041", "map2d", (8, 100, 100), "cannot take shape"),
+    ],
+)
+def test_too_large_a_seed_is_refused(blueprint_id: str, layout: str, shape: tuple[int, ...], why: str) -> None:
+    """A seed beyond what a kernel may be is a matter of usage, not of integrity: too wide, too long, too much work."""
+    with pytest.raises(BlueprintError, match=why):
+        catalogue()[blueprint_id].spec(layout=layout, shape=shape, parameters=lowest(blueprint_id))
 
 
 @pytest.mark.parametrize(("value", "whole"), [(1.0, 1), (1.49, 1), (1.5, 2), (2.5, 3), (2.4999, 2), (3.5, 4), (4.0, 4)])
@@ -222,6 +164,21 @@ def test_counts_are_rounded_halves_upward(value: float, whole: int) -> None:
     assert nearest_integer(value) == whole
     spec: Any = catalogue()["BP009"].spec(layout="vector", shape=[6], parameters={"depth": value})
     assert len(spec["body"]["children"]) == whole
+
+
+PARAMETRISED_CASES = [(name, layout) for name, layout in CASES if CONTRACT[name].parameters]
+
+
+@pytest.mark.parametrize(("blueprint_id", "layout"), PARAMETRISED_CASES)
+def test_every_parameter_matters(blueprint_id: str, layout: str) -> None:
+    """A parameter reaches the spec in every layout: its lower and its upper bound give different ones."""
+    shape = {"vector": [40], "sequence": [9, 40], "map1d": [40, 9], "map2d": [40, 5, 4]}[layout]
+    for name in CONTRACT[blueprint_id].parameters:
+        specs = [
+            catalogue()[blueprint_id].spec(layout=layout, shape=shape, parameters=lowest(blueprint_id) | {name: value})
+            for value in CONTRACT[blueprint_id].parameters[name]
+        ]
+        assert specs[0]["body"] != specs[1]["body"], name
 
 
 def test_parameters_change_what_they_name() -> None:
@@ -237,39 +194,46 @@ def test_parameters_change_what_they_name() -> None:
     assert carried[0] < 0.2 * carried[1]
 
 
-@every_blueprint
-def test_seeds_learn(blueprint_id: str) -> None:
-    """Each blueprint can fit something: after 60 steps of Adam the loss on a smooth target fell by a tenth."""
-    seed = built(blueprint_id, out_features=2)
-    x = batch(6, 64)
-    target = torch.stack([x[:, 0] * 0.5 + x[:, 1].relu(), x[:, 2] - 0.3 * x[:, 3]], dim=1)
-    optimiser = torch.optim.Adam(seed.parameters(), lr=0.02)
-    losses = []
-    for _ in range(60):
-        optimiser.zero_grad()
-        loss = nn.functional.mse_loss(seed(x), target)
-        loss.backward()
-        optimiser.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.9 * losses[0]
+@pytest.mark.parametrize(
+    ("blueprint_id", "name", "values", "reach"),
+    [
+        ("BP007", "kernel", (2.0, 5.0), (2, 5)),
+        ("BP015", "kernel", (3.0, 7.0), (3, 7)),
+        ("BP018", "radius", (1.0, 3.0), (3, 7)),
+        ("BP020", "sequence_length", (16.0, 20.0), (16, 20)),
+        ("BP030", "hops", (1.0, 3.0), (3, 7)),
+        ("BP031", "dilation", (1.0, 2.0), (13, 25)),
+        ("BP032", "dilation", (1.0, 8.0), (3, 17)),
+    ],
+)
+def test_reach_is_what_the_parameter_says(
+    blueprint_id: str, name: str, values: tuple[float, float], reach: tuple[int, int]
+) -> None:
+    """How far back a sequence looks follows from the parameter: find the first position that the last depends on."""
+    for value, places in zip(values, reach, strict=True):
+        seed = opened(built(blueprint_id, "sequence", shape=(30, 6), **{name: value})).double().eval()
+        # A maximum passes on one position at a time, so that many samples are asked.
+        x = batch(shape=(30, 6), rows=200).double().requires_grad_()
+        (gradient,) = torch.autograd.grad(seed(x)[:, -1].sum(), x)
+        seen = gradient.abs().amax(dim=(0, 2)) > 0
+        assert int(30 - seen.to(torch.int).argmax()) == places
 
 
-def test_specs_stay_as_they_were_recorded() -> None:
-    """What an id means never changes, for logs name it: pin the words of every body and the size of its plan."""
-    found = {}
-    for blueprint_id in ALL:
-        plan = plan_spec(
-            catalogue()[blueprint_id].spec(layout="vector", shape=[40], out_shape=[8], parameters=lowest(blueprint_id))
-        )
-        found[blueprint_id] = (plan.body.op, plan.end.op, plan.parameters, plan.multiply_adds_per_sample)
-    assert found == {
-        "BP002": ("sequential", "projection", 1_928, 1_960),
-        "BP003": ("layer_norm", "projection", 408, 440),
-        "BP005": ("sequential", "projection", 1_968, 1_920),
-        "BP008": ("identity", "projection", 328, 320),
-        "BP009": ("sequential", "projection", 3_688, 3_640),
-        "BP011": ("sequential", "projection", 2_048, 2_040),
-        "BP014": ("highway", "projection", 3_608, 3_600),
-        "BP021": ("product", "projection", 7_208, 7_120),
-        "BP028": ("concat", "projection", 720, 704),
-    }
+def test_what_is_counted_is_there() -> None:
+    """Parameters that count layers, branches, experts, slots and steps: count them in the plan, at both bounds."""
+
+    def ops(blueprint_id: str, op: str, parameters: dict[str, float]) -> int:
+        return str(catalogue()[blueprint_id].spec(layout="map1d", shape=[6, 9], parameters=parameters)).count(f"'{op}'")
+
+    for blueprint_id, op, low, high in (
+        ("BP009", "residual", 1, 4),
+        ("BP010", "linear", 2, 4),
+        ("BP023", "attention", 1, 6),
+        ("BP025", "conv", 2, 8),
+        ("BP027", "coarse", 2, 4),
+        ("BP030", "graph_attention", 1, 3),
+        ("BP036", "gelu", 4, 8),
+        ("BP037", "attention", 2, 4),
+    ):
+        found = [ops(blueprint_id, op, bound(blueprint_id)) for bound in (lowest, highest)]
+        assert found == [low, high], blueprint_id

@@ -22,17 +22,22 @@ from esper.leyline import messages as ly
 from tests.karn.contract import CONTRACT, lowest
 
 
+def tier(name: str) -> list[str]:
+    """Return the ids of one tier of the old catalogue."""
+    return sorted(blueprint_id for blueprint_id, row in CONTRACT.items() if row.tier == name)
+
+
 def test_get_and_list() -> None:
     """Every blueprint is found by id and listed in id order; tier and layout narrow the list."""
     karn = KarnCatalog()
     assert [each.blueprint_id for each in karn.list()] == sorted(CONTRACT)
-    assert [each.blueprint_id for each in karn.list(tier="SAFE", layout="vector")] == sorted(CONTRACT)
-    assert karn.list(tier="HIGH_RISK") == []
-    assert karn.list(layout="map2d") == []
+    assert [len(karn.list(tier=name)) for name in ("SAFE", "EXPERIMENTAL", "HIGH_RISK")] == [35, 7, 8]
+    assert [each.blueprint_id for each in karn.list(tier="SAFE", layout="vector")] == tier("SAFE")
+    assert karn.list(tier="SAFE", layout="graph") == []
     assert karn.get("BP009").name == "residual_block"
 
 
-@pytest.mark.parametrize("blueprint_id", ["BP001", "BP999", "", "bp002", "../x"])
+@pytest.mark.parametrize("blueprint_id", ["BP000", "BP051", "BP999", "", "bp002", "../x"])
 def test_unknown_blueprint_is_named(blueprint_id: str) -> None:
     """An unknown id is refused with the ids that exist."""
     with pytest.raises(UnknownBlueprint, match="BP002"):
@@ -42,20 +47,21 @@ def test_unknown_blueprint_is_named(blueprint_id: str) -> None:
 def test_selection_is_decided_by_the_context() -> None:
     """The same context always selects the same blueprint, contexts spread over all, none selects the first."""
     karn = KarnCatalog()
-    assert karn.select().blueprint_id == "BP002"
-    # First four bytes of SHA-256("run-1"), big-endian, modulo nine candidates.
-    assert karn.select("run-1").blueprint_id == sorted(CONTRACT)[int(hashlib.sha256(b"run-1").hexdigest()[:8], 16) % 9]
-    chosen = [karn.select(f"context {n}").blueprint_id for n in range(300)]
-    assert chosen == [KarnCatalog().select(f"context {n}").blueprint_id for n in range(300)]
-    assert set(chosen) == set(CONTRACT)
+    safe = tier("SAFE")
+    assert karn.select().blueprint_id == "BP001"
+    # First four bytes of SHA-256("run-1"), big-endian, modulo 35 candidates.
+    assert karn.select("run-1").blueprint_id == safe[int(hashlib.sha256(b"run-1").hexdigest()[:8], 16) % 35]
+    chosen = [karn.select(f"context {n}").blueprint_id for n in range(1_000)]
+    assert chosen == [KarnCatalog().select(f"context {n}").blueprint_id for n in range(1_000)]
+    assert set(chosen) == set(safe)
 
 
 def test_selection_among_none_is_refused() -> None:
     """Nothing is never selected: ask for a tier and a layout that no blueprint has."""
     with pytest.raises(BlueprintError, match="HIGH_RISK"):
         KarnCatalog().select("x", tier="HIGH_RISK")
-    with pytest.raises(BlueprintError, match="map2d"):
-        KarnCatalog().select("x", layout="map2d")
+    with pytest.raises(BlueprintError, match="graph"):
+        KarnCatalog().select("x", layout="graph")
 
 
 def test_request_becomes_the_blueprints_spec() -> None:
@@ -69,9 +75,10 @@ def test_request_becomes_the_blueprints_spec() -> None:
         karn.build_spec(make_request("BP900", {}, layout="vector", in_shape=[4]))
     with pytest.raises(MissingParameter):
         karn.build_spec(make_request("BP021", {}, layout="vector", in_shape=[4]))
-    request.layout = "sequence"
+    unsupported = make_request("BP050", {"epsilon": 0.1}, layout="vector", in_shape=[4])
+    unsupported.layout = "graph"
     with pytest.raises(UnsupportedLayout):
-        karn.build_spec(request)
+        karn.build_spec(unsupported)
 
 
 @pytest.mark.parametrize("blueprint_id", sorted(CONTRACT))
@@ -82,8 +89,10 @@ def test_descriptor_says_what_the_blueprint_is(blueprint_id: str) -> None:
     bounds = {name: (each.min_value, each.max_value) for name, each in descriptor.allowed_parameters.items()}
     assert bounds == row.parameters
     assert (descriptor.blueprint_id, descriptor.name) == (blueprint_id, row.name)
-    assert (descriptor.tier, descriptor.risk, descriptor.stage) == (ly.BLUEPRINT_TIER_SAFE, row.risk, row.stage)
-    assert list(descriptor.layouts) == ["vector"]
+    tier_name = ly.BlueprintTier.Name(descriptor.tier).removeprefix("BLUEPRINT_TIER_")
+    assert (tier_name, descriptor.risk, descriptor.stage) == (row.tier, row.risk, row.stage)
+    assert (descriptor.quarantine_only, descriptor.approval_required) == ("Q" in row.flags, "A" in row.flags)
+    assert list(descriptor.layouts) == list(blueprint.layouts)
     assert len(descriptor.description) > 40
     assert all(f"`{name}`" in descriptor.description for name in row.parameters)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from esper.core.approvals import Approvals, fold
 from esper.karn import KarnCatalog, build_service, catalogue, descriptor_digest
-from esper.karn._service import Registration, decide, fold
+from esper.karn._service import decide
 from esper.leyline import messages as ly
 from esper.oona import Fabric
 from tests.urza.harness import running
@@ -56,8 +57,10 @@ def test_decision_is_a_function_of_the_log() -> None:
     due = decide({}, descriptors)
     assert [event.descriptor for _, event in due] == descriptors
     assert [event_id for event_id, _ in due] == [event_id for event_id, _ in decide({}, descriptors)]
-    known: dict[str, Registration] = {}
+    known: Approvals = {}
     for _, event in due:
-        known = dict(fold(known, event))
+        known = fold(known, event)
     assert decide(known, descriptors) == []
-    assert known["BP002"] == Registration(descriptor_digest(descriptors[0]), 1)
+    first = descriptors[0]
+    standing = known[first.blueprint_id]
+    assert (standing.digest, standing.registrations) == (descriptor_digest(first), 1)

@@ -115,7 +115,9 @@ def test_g0_refuses_before_anything_is_fetched(
 ) -> None:
     """Goal: an insane germination costs no kernel. Method: each fault; the runtime was never asked."""
     descriptor = ly.BlueprintDescriptor(
-        allowed_parameters={"width": ly.BlueprintParameterBounds(min_value=1.0, max_value=32.0)}, risk=0.3
+        allowed_parameters={"width": ly.BlueprintParameterBounds(min_value=1.0, max_value=32.0)},
+        tier=ly.BLUEPRINT_TIER_SAFE,
+        risk=0.3,
     )
     runtime = InMemoryRuntime(FACTORIES)
     loop = mlp_loop(runtime=runtime, descriptors={"BYPASS": descriptor})

@@ -69,6 +69,18 @@ def test_three_dimensions_are_a_map_where_convolutions_say_so() -> None:
     assert (spec.slot, spec.layout, spec.out_shape) == ("0", "map1d", (4, 10))
 
 
+def test_strided_modules_are_residual_slots() -> None:
+    """Goal: a seed is never asked to change positions. Method: strided convolutions of both kinds, by name and not."""
+    for kind, sample in ((nn.Conv1d, torch.zeros(2, 3, 8)), (nn.Conv2d, torch.zeros(2, 3, 8, 8))):
+        model = nn.Sequential(kind(3, 4, 3, padding=1), kind(4, 4, 3, stride=2), nn.Flatten(), nn.LazyLinear(CLASSES))
+        model(sample)
+        assert [spec.slot for spec in discover_slots(model, sample)] == ["0"]
+        (spec,) = discover_slots(model, sample, ["1"])
+        assert (spec.placement, spec.in_shape) == ("residual", spec.out_shape)
+        with pytest.raises(UsageError, match="keeps positions"):
+            discover_slots(model, sample, ["1:branch"])
+
+
 def test_named_slots_take_a_placement() -> None:
     """Goal: users choose. Method: a plain name, explicit placements, and a module that only allows residual."""
     specs = {spec.slot: spec for spec in discover_slots(mlp(), batch(0)[0], ["1", "1:residual", "2:branch"])}

@@ -57,6 +57,9 @@ ANSWERS: dict[str, list[Row]] = {
     "Which gates failed, and on which figure?": [
         ("run-hurt", 3, "hidden.1", "BP003", "G4_SYSTEM_IMPACT", "loss_gain", -0.5, ">=", 0.01),
     ],
+    "Which kernels went into quarantine, and how did they end?": [
+        ("run-hurt", 3, "hidden", "BP045", "NOT_FINITE", "step 3: a number of its output is none", 3, 1.5, 10.0),
+    ],
     "Which moves were refused?": [
         ("run-hurt", 3, "hidden.1", "BLENDING", "FOSSILIZED", "gate:SEED_GATE_G4_SYSTEM_IMPACT"),
     ],
@@ -180,8 +183,8 @@ ANSWERS: dict[str, list[Row]] = {
         ("kernel-9", "run-undecided", "waiting", None, None),
     ],
     "What did the forge do?": [
-        ("kernel-1", "BP001", "failed", 2, 1, "out of memory", None),
-        ("kernel-3", "BP003", "finished", 1, 0, None, 450.0),
+        ("kernel-1", "BP001", "failed", 2, 1, "out of memory", None, None, None),
+        ("kernel-3", "BP003", "finished", 1, 0, None, 450.0, "conservative", "the compiler timed out"),
     ],
     "What do the subsystems measure?": [
         ("tolaria", "tolaria.training.latency_ms", 10, 550.0, 550.0, 1000.0, 5.5),
@@ -225,10 +228,36 @@ ANSWERS: dict[str, list[Row]] = {
         ("oona", "WARNING", "the backlog is long"),
     ],
     "What may be grafted?": [
-        ("BP001", "linear", "SAFE", ["vector"]),
-        ("BP003", "bottleneck", "SAFE", ["vector"]),
+        ("BP001", "linear", "SAFE", ["vector"], "allowed"),
+        ("BP003", "bottleneck", "SAFE", ["vector"], "allowed"),
+        ("BP022", "approved", "EXPERIMENTAL", ["vector"], "approved"),
+        ("BP023", "changed", "EXPERIMENTAL", ["vector"], "approval_outdated"),
+        ("BP024", "withdrawn", "EXPERIMENTAL", ["vector"], "withdrawn"),
+        ("BP043", "risky", "HIGH_RISK", ["vector"], "quarantine_only"),
+    ],
+    "Who allowed or withdrew a blueprint, and why?": [
+        ("BP022", "approved", "ada", "looked at"),
+        ("BP024", "withdrawn", "grace", "it overflows"),
+        ("BP043", "quarantine_only", "ada", "looked at"),
     ],
     "Which kernels are there, and what do they cost?": [
-        ("kernel-3", "BP003", "vector", 64, 64, 400, 450.0),
+        ("kernel-3", "BP003", "vector", 64, 64, 400, 450.0, 0.25, 0.5),
+    ],
+    "How were kernels compiled, and what was it worth?": [
+        ("kernel-3", "aot_package", "cpu", False, "slower than 1.1x", 1.0, 2000.0, True, 1e-6),
+        ("kernel-3", "inductor_cache", "cpu", True, None, 1.5, 2000.0, True, 1e-6),
+    ],
+    "How long does a kernel take?": [
+        ("BP003", "vector", "eager.forward", "cpu", 32, 200, 0.25, 0.5),
+        ("BP003", "vector", "inductor.forward", "cpu", 32, 200, 0.125, 0.25),
+    ],
+    "What failed around kernels, and why?": [
+        ("compile", "kernel-1", "BP001", "out of memory"),
+        ("integrity of weights", "kernel-3", "BP003", "the stored bytes have another SHA-256"),
+        ("request", "kernel-1", "BP001", "out of memory"),
+    ],
+    "Which stored bytes were wrong, and which were removed?": [
+        ("removed", "kernel-0", None, "unnamed", "urza", 4096),
+        ("wrong", "kernel-3", "weights", "the stored bytes have another SHA-256", "urza", None),
     ],
 }

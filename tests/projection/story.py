@@ -57,9 +57,21 @@ def hurt(writer: Writer) -> None:
         from_stage=ly.SEED_STAGE_BLENDING, to_stage=ly.SEED_STAGE_FOSSILIZED,
     )  # fmt: skip
     writer.tell(refused, "run-hurt")
+    for attempt, epoch in ((1, 2), (2, 3)):
+        _trial(writer, attempt=attempt, epoch=epoch)
     run.move(3, "CULLED", "BP003", came_from="BLENDING", reason="gate:G4_SYSTEM_IMPACT")
     run.finish(accuracy=0.625, loss=1.0)
     run.report(2, "REGRESSION", gain=-0.5, reward=-0.5)
+
+
+def _trial(writer: Writer, *, attempt: int, epoch: int) -> None:
+    found = ly.KernelQuarantined(
+        training_run_id="run-hurt", attempt=attempt, epoch=epoch, seed_id="hidden.2", slot="hidden",
+        blueprint_id="BP045", artifact_ref="f" * 64, verdict=ly.QUARANTINE_VERDICT_NOT_FINITE,
+        detail="step 3: a number of its output is none", steps=3, seconds=1.5, peak_memory_bytes=4_096,
+        figures={"limit_wall_seconds": 10.0},
+    )  # fmt: skip
+    writer.tell(found, "run-hurt")
 
 
 def others(writer: Writer) -> None:
@@ -107,6 +119,7 @@ def kernels(writer: Writer) -> None:
             blueprint_id=blueprint, name=name, tier=ly.BLUEPRINT_TIER_SAFE, layouts=["vector"]
         )
         writer.tell(ly.BlueprintRegistered(descriptor=descriptor), blueprint)
+    _approvals(writer)
     _ask(writer, "kernel-3", "BP003", run_id="run-helped")
     wanted = ly.KernelRequestSpec(blueprint_id="BP003", layout="vector", dtype="float32")
     writer.tell(ly.CompileRequested(kernel_id="kernel-3", request=wanted), "kernel-3", after_ms=100)
@@ -118,7 +131,13 @@ def kernels(writer: Writer) -> None:
         kernel_id="kernel-3", blueprint_id="BP003", artifact_ref="e" * 64, compile_ms=450.0, manifest=manifest
     )
     writer.tell(update, "kernel-3", after_ms=450)
-    writer.tell(ly.CompileFinished(kernel_id="kernel-3", artifact_ref="e" * 64, compile_ms=450.0), "kernel-3")
+    finished = ly.CompileFinished(
+        kernel_id="kernel-3", artifact_ref="e" * 64, compile_ms=450.0, strategy="conservative",
+        fallback_reason="the compiler timed out",
+        prewarm=ly.LatencyFigures(samples=50, p50_ms=0.25, p95_ms=0.5, batch=1),
+    )  # fmt: skip
+    writer.tell(finished, "kernel-3")
+    _compiled_parts(writer)
     for _ in range(2):
         ready = ly.KernelArtifactReady(request_id=named("ask-kernel-3"), kernel_id="kernel-3", artifact_ref="e" * 64)
         writer.tell(ready, "kernel-3", cause=named("ask-kernel-3"), after_ms=50)
@@ -128,6 +147,53 @@ def kernels(writer: Writer) -> None:
     error = ly.KernelArtifactError(request_id=named("ask-kernel-1"), kernel_id="kernel-1", reason="out of memory")
     writer.tell(error, "kernel-1", cause=named("ask-kernel-1"), after_ms=250)
     _ask(writer, "kernel-9", "BP003", run_id="run-undecided")
+
+
+def _approvals(writer: Writer) -> None:
+    """Tell of blueprints that people decided on: one approved, one that changed since, one withdrawn, one risky."""
+    ids = {"BP022": "approved", "BP023": "changed", "BP024": "withdrawn", "BP043": "risky"}
+    for blueprint, name in ids.items():
+        tier = ly.BLUEPRINT_TIER_HIGH_RISK if name == "risky" else ly.BLUEPRINT_TIER_EXPERIMENTAL
+        descriptor = ly.BlueprintDescriptor(
+            blueprint_id=blueprint, name=name, tier=tier, layouts=["vector"], approval_required=True,
+            quarantine_only=name == "risky",
+        )  # fmt: skip
+        digest = "2" * 64 if name == "changed" else "1" * 64
+        writer.tell(ly.BlueprintRegistered(descriptor=descriptor, descriptor_digest=digest), blueprint)
+        approved = ly.BlueprintApproved(
+            blueprint_id=blueprint, descriptor_digest="1" * 64, approved_by="ada", reason="looked at"
+        )
+        writer.tell(approved, blueprint)
+    withdrawn = ly.BlueprintWithdrawn(
+        blueprint_id="BP024", descriptor_digest="1" * 64, withdrawn_by="grace", reason="it overflows"
+    )
+    writer.tell(withdrawn, "BP024")
+
+
+def _compiled_parts(writer: Writer) -> None:
+    """Tell of two compiled parts of kernel-3, one of them used, of what was measured, and of bytes that were wrong."""
+    platform = ly.Platform(torch_version="2.11", device="cpu", isa="AVX2", threads=2)
+    kinds = ((ly.COMPILED_KIND_INDUCTOR_CACHE, 1.5, ""), (ly.COMPILED_KIND_AOT_PACKAGE, 1.0, "slower than 1.1x"))
+    for kind, speedup, reason in kinds:
+        part = ly.KernelPartCompiled(
+            kernel_id="kernel-3", artifact_ref="e" * 64, blueprint_id="BP003", kind=kind, platform=platform,
+            part_digest=str(kind) * 64, part_bytes=2_048, forge="home", speedup=speedup, chosen=not reason,
+            reason=reason, compile_ms=2_000.0, warm_compile_ms=250.0,
+            parity=ly.ParityFigures(batches=[1, 7], forward_abs_max=1e-6, tolerance=1e-5, passed=True),
+        )  # fmt: skip
+        writer.tell(part, "kernel-3")
+    benchmark = ly.BlueprintBenchmark(version=1, blueprint_id="BP003", kernel_id="kernel-3", layout="vector")
+    benchmark.platform.CopyFrom(platform)
+    for profile, p50 in (("eager.forward", 0.25), ("inductor.forward", 0.125)):
+        latency = ly.LatencyFigures(samples=200, p50_ms=p50, p95_ms=2 * p50, batch=32)
+        benchmark.profiles.add(name=profile, latency=latency, throughput_samples_per_s=32_000 / p50)
+    writer.tell(ly.BenchmarkReport(benchmark=benchmark), "kernel-3")
+    wrong = ly.KernelIntegrityFailed(
+        kernel_id="kernel-3", artifact_ref="e" * 64, part="weights", reason="the stored bytes have another SHA-256"
+    )
+    writer.tell(wrong, "kernel-3")
+    removed = ly.KernelEvicted(kernel_id="kernel-0", artifact_ref="0" * 64, reason="unnamed", freed_bytes=4_096)
+    writer.tell(removed, "kernel-0")
 
 
 def _ask(writer: Writer, kernel: str, blueprint: str, *, run_id: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator
 from typing import cast
 
 import pytest
 from google.protobuf.message import Message
 
+from esper.core import approvals
 from esper.core.ids import derive_id
 from esper.leyline import EVENT_TYPES, EventMessage, full_name
 from esper.leyline import messages as ly
@@ -53,6 +55,10 @@ def payloads() -> Iterator[EventMessage]:
     seed = ly.CommandSeedOperation(operation=ly.SEED_OP_CULL, blueprint_id="BP001", slot="a", parameters={"b": 1.0})
     yield filled("AdaptationCommand", seed_operation=seed)
     yield filled("DecisionMade", proposed=ly.AdaptationCommand(command_type=ly.COMMAND_SEED, seed_operation=seed))
+    report = ly.BenchmarkReport()
+    profile = report.benchmark.profiles.add(name="eager.forward")
+    profile.latency.CopyFrom(ly.LatencyFigures(samples=20, p50_ms=0.5, p95_ms=0.75, batch=32))
+    yield report
     yield filled("AdaptationCommand", circuit_breaker=ly.CommandCircuitBreaker(desired_state=ly.CIRCUIT_STATE_OPEN))
 
 
@@ -210,3 +216,67 @@ def test_figures_that_are_no_numbers_spoil_no_quantile(teller: InMemory, open_wo
     sql = "select subsystem, samples, mean_ms, max_ms from latencies"
     assert bench.rows(sql) == [("cli", 2, 2.0, 3.0)]
     assert bench.rows("select count(*) from metric_samples") == [(4,)]
+
+
+def test_removed_kernels_leave_the_catalogue_until_made_again(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """Nobody is shown what cannot be fetched: one removed, one removed and made again, one whose older form was."""
+    for name in ("gone", "again", "newer"):
+        teller.tell(ly.KernelCatalogUpdate(kernel_id=name, artifact_ref=f"ref-{name}"), name, after_ms=1)
+    teller.tell(ly.KernelCatalogUpdate(kernel_id="newer", artifact_ref="ref-new"), "newer", after_ms=1)
+    for name in ("gone", "again", "newer"):
+        teller.tell(ly.KernelEvicted(kernel_id=name, artifact_ref=f"ref-{name}"), name, after_ms=1)
+    teller.tell(ly.KernelCatalogUpdate(kernel_id="again", artifact_ref="ref-again"), "again", after_ms=1)
+    bench = folded(teller, open_workbench)
+    sql = "select kernel_id, artifact_ref from urza_catalog order by kernel_id"
+    assert bench.rows(sql) == [("again", "ref-again"), ("newer", "ref-new")]
+
+
+def _words(chooser: random.Random, name: str) -> Iterator[EventMessage]:
+    """Yield what Karn and people say of one blueprint, at random."""
+    for _ in range(chooser.randrange(1, 9)):
+        digest = chooser.choice("ab")
+        tiers = (ly.BLUEPRINT_TIER_SAFE, ly.BLUEPRINT_TIER_EXPERIMENTAL, ly.BLUEPRINT_TIER_HIGH_RISK)
+        (tier,) = chooser.choices(tiers, (4, 4, 1))
+        descriptor = ly.BlueprintDescriptor(
+            blueprint_id=name,
+            tier=tier,
+            approval_required=chooser.random() < 0.3,
+            quarantine_only=chooser.random() < 0.1,
+        )
+        yield chooser.choice(
+            [
+                ly.BlueprintRegistered(descriptor=descriptor, descriptor_digest=digest),
+                ly.BlueprintApproved(blueprint_id=name, descriptor_digest=digest, approved_by="ada"),
+                ly.BlueprintWithdrawn(blueprint_id=name, descriptor_digest=digest, withdrawn_by="grace"),
+            ]
+        )
+
+
+def test_the_view_judges_blueprints_as_everybody_does(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """One judgement, two forms: random histories of 200 blueprints, the view against `esper.core.approvals`."""
+    chooser = random.Random(7)  # noqa: S311 - a reproducible draw, no secret
+    standing = approvals.registered([])
+    for number in range(200):
+        for message in _words(chooser, f"BP{number:03}"):
+            standing = approvals.fold(standing, message)
+            teller.tell(message, f"BP{number:03}")
+    expected = {}
+    for name, one in standing.items():
+        if one.descriptor is not None:
+            refused = approvals.refusal(standing, name)
+            expected[name] = refused.reason if refused else "approved" if one.approval else "allowed"
+    bench = folded(teller, open_workbench)
+    assert dict(bench.rows("select blueprint_id, status from blueprints")) == expected
+    assert len(set(expected.values())) == 6
+
+
+def test_a_part_that_differs_from_eager_is_a_failure(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """A compiled part is measured again: the last figures count, and each time it differed is told."""
+    for passed in (False, True):
+        parity = ly.ParityFigures(forward_abs_max=0.0 if passed else 1.0, tolerance=1e-5, passed=passed)
+        part = ly.KernelPartCompiled(kernel_id="k", artifact_ref="r", part_digest="p", parity=parity, chosen=passed)
+        part.reason = "" if passed else "differs from eager"
+        teller.tell(part, "k", after_ms=1)
+    bench = folded(teller, open_workbench)
+    assert bench.rows("select parity_passed, chosen, reason from compiled_parts") == [(True, True, None)]
+    assert bench.rows("select what, reason from kernel_failures") == [("compiled part", "differs from eager")]

@@ -185,3 +185,34 @@ def test_noop_never_changes_anything() -> None:
     assert {made.command_type for made in state.decisions.values()} == {ly.COMMAND_CONTINUE}
     assert len(state.reported) == 40
     assert reports_due(state) == ()
+
+
+def test_what_may_not_be_grafted_is_barred_by_every_mask() -> None:
+    """A refused blueprint stays an option that no mask lets pass: the next one is taken; with all refused, none is."""
+    run = ScriptedRun("run-refused", epochs=40)
+    state = fold(RunState("run-refused"), run.request())
+    for _ in range(4):
+        state = fold(state, run.next_packet())
+    packet = state.packets[4]
+
+    def germinated(*refused: str) -> tuple[str, dict[str, bool]]:
+        decision = decide(state, packet, refused=refused)
+        head = next(head for head in decision.made.heads if head.name == "blueprint")
+        masks = dict(zip(head.actions, head.mask, strict=True))
+        return decision.command.seed_operation.blueprint_id, masks
+
+    assert germinated()[0] == "BP021"
+    chosen, masks = germinated("BP021")
+    assert chosen == "BP009"
+    assert masks == {
+        "none": False,
+        "BP021(hidden_multiple=2)": False,
+        "BP009(depth=1)": True,
+        "BP009(depth=2)": True,
+    }
+    chosen, masks = germinated("BP021", "BP009")
+    assert chosen == ""
+    assert masks["none"]
+    made = decide(state, packet, refused=("BP021", "BP009")).made
+    operation = next(head for head in made.heads if head.name == "operation")
+    assert not dict(zip(operation.actions, operation.mask, strict=True))["germinate"]

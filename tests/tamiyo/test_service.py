@@ -16,6 +16,8 @@ import pytest
 from esper.core.clock import Deadline
 from esper.core.errors import NotReadyError
 from esper.core.ids import derive_id, new_run_id
+from esper.karn import KarnCatalog, approve, catalogue, withdraw
+from esper.karn import build_service as karn_service
 from esper.leyline import messages as ly
 from esper.oona import Event, Fabric, Record
 from esper.tamiyo import FieldReportStore, RunState, TamiyoService, decide, fold
@@ -319,3 +321,35 @@ def test_what_was_not_rebuilt_is_not_handled(fabric: Fabric) -> None:
     with pytest.raises(NotReadyError, match="is not handled") as caught:
         service._handle(Event(record, packet.meta, packet))
     assert caught.value.retriable
+
+
+def test_a_withdrawal_is_heeded_and_ends(fabric: Fabric, open_fabric: Callable[[], Fabric]) -> None:
+    """A person withdraws what the schedule wants: no epoch germinates it; approved again, it is germinated."""
+    known = catalogue()["BP014"]
+    with fabric.publisher("karn") as karn:
+        karn_service(fabric, catalog=KarnCatalog({"BP014": known})).register(karn)
+    wish = {"blueprint": 14.0, "germinate": 1.0, "parameter.gate_bias": 0.0}
+    worker = Worker(fabric, ScriptedRun(new_run_id(), epochs=60, policy="fixed", parameters=wish))
+    withdraw(fabric, {"BP014": known}, "BP014", who="bob", reason="a test")
+    try:
+        with serving(open_fabric):
+            worker.request()
+            for _ in range(5):
+                worker.answered_epoch()
+            assert germinations(worker) == []
+            masks = [
+                dict(zip(head.actions, head.mask, strict=True)) for head in worker.log.of(ly.DecisionMade)[-1].heads
+            ]
+            assert masks[0]["germinate"] is False
+            approve(fabric, {"BP014": known}, "BP014", who="ann", reason="a test")
+            while not germinations(worker) and len(worker.log.of(ly.DecisionMade)) < 60:
+                worker.answered_epoch()
+        assert germinations(worker) == ["BP014"]
+    finally:
+        approve(fabric, {"BP014": known}, "BP014", who="ann", reason="a test")
+
+
+def germinations(worker: Worker) -> list[str]:
+    """Return the blueprints that were ordered, in order."""
+    orders = [command.seed_operation for command in worker.log.of(ly.AdaptationCommand)]
+    return [order.blueprint_id for order in orders if order.operation == ly.SEED_OP_GERMINATE]

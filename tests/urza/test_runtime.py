@@ -107,7 +107,7 @@ def test_known_kernel_is_fetched_without_asking(
 @pytest.mark.parametrize(
     ("wanted", "reason"),
     [
-        (fresh_request("BP047", growth_rate=1.2345), "unknown_blueprint"),
+        (fresh_request("BP999", growth_rate=1.2345), "unknown_blueprint"),
         (fresh_request("BP002", scale=2.125), "parameter_out_of_bounds"),
         (fresh_request("BP009"), "missing_parameter"),
     ],

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import safetensors.numpy
-
+from esper.core.crash_points import crash_point
 from esper.core.errors import IntegrityError
 from esper.core.ids import sha256_hex
 from esper.core.kernel._blobs import BlobStore
 from esper.core.kernel._canonical import parse_canonical
+from esper.core.kernel._integrity import CATALOGUE_ENTRY, MANIFEST, SPEC, WEIGHTS, ArtifactRefused, refused_as
 from esper.core.kernel._manifest import (
     MANIFEST_BYTES_MAX,
     SPEC_BYTES_MAX,
     WEIGHTS_BYTES_MAX,
-    WEIGHTS_HEADER_BYTES_MAX,
     check_manifest,
     manifest_bytes,
     parse_manifest,
 )
-from esper.core.kernel._request import DTYPES
 from esper.core.kernel._spec import KernelPlan, plan_spec
 from esper.leyline import messages as ly
 
-_SAFETENSORS_DTYPES: Final[Mapping[str, str]] = {"float32": "F32", "float64": "F64"}
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class KernelArtifact:
 
 @dataclass(frozen=True)
 class VerifiedKernel:
-    """What an artifact was found to hold: its plan, and the arrays of its parameters by name."""
+    """What an artifact was found to hold: its plan, and the arrays of its tensors by name."""
 
     plan: KernelPlan
     arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]
@@ -57,19 +54,31 @@ def verify_artifact(artifact: KernelArtifact) -> VerifiedKernel:
     Order: the manifest against itself, sizes and digests of the bytes, and only then their contents.
 
     Raises:
-        IntegrityError: anything at all is not what the manifest says; the message names the first such thing.
+        ArtifactRefused: anything at all is not what the manifest says; the message names the first such thing.
     """
+    # Whoever only lists or moves kernels starts without numpy.
+    from esper.core.kernel._weights import read_weights
+
     manifest = artifact.manifest
-    check_manifest(manifest)
-    _check_bytes("spec", artifact.spec, manifest.spec_digest, manifest.spec_bytes, SPEC_BYTES_MAX)
-    _check_bytes("weights", artifact.weights, manifest.weights_digest, manifest.weights_bytes, WEIGHTS_BYTES_MAX)
-    plan = plan_spec(parse_canonical(artifact.spec, what="kernel spec", bytes_max=SPEC_BYTES_MAX))
-    check_agreement(plan, manifest.request)
+    with refused_as(MANIFEST):
+        check_manifest(manifest)
+    with refused_as(SPEC):
+        _check_bytes("spec", artifact.spec, manifest.spec_digest, manifest.spec_bytes, SPEC_BYTES_MAX)
+    with refused_as(WEIGHTS):
+        _check_bytes("weights", artifact.weights, manifest.weights_digest, manifest.weights_bytes, WEIGHTS_BYTES_MAX)
+    with refused_as(SPEC):
+        plan = plan_spec(parse_canonical(artifact.spec, what="kernel spec", bytes_max=SPEC_BYTES_MAX))
+        check_agreement(plan, manifest.request)
+    with refused_as(MANIFEST):
+        _check_counts(manifest, plan)
+    with refused_as(WEIGHTS):
+        arrays = read_weights(artifact.weights, plan)
+    return VerifiedKernel(plan, arrays)
+
+
+def _check_counts(manifest: ly.ArtifactManifest, plan: KernelPlan) -> None:
     if (manifest.parameters, manifest.multiply_adds_per_sample) != (plan.parameters, plan.multiply_adds_per_sample):
         raise _refused(f"the manifest counts {manifest.parameters} parameters, the spec {plan.parameters}")
-    arrays = _read_weights(artifact.weights, plan)
-    _check_values(arrays)
-    return VerifiedKernel(plan, arrays)
 
 
 def check_agreement(plan: KernelPlan, request: ly.KernelRequestSpec) -> None:
@@ -87,7 +96,9 @@ def check_agreement(plan: KernelPlan, request: ly.KernelRequestSpec) -> None:
 def put_artifact(store: BlobStore, artifact: KernelArtifact) -> str:
     """Store spec, weights and then the manifest, so that a stored manifest has its parts; return its digest."""
     store.put(artifact.spec)
+    crash_point("store.spec")
     store.put(artifact.weights)
+    crash_point("store.weights")
     return store.put(manifest_bytes(artifact.manifest))
 
 
@@ -96,11 +107,14 @@ def get_artifact(store: BlobStore, artifact_ref: str) -> KernelArtifact:
 
     Raises:
         BlobMissing: the store lacks a part of it.
-        IntegrityError: what is stored is something else.
+        ArtifactRefused: what is stored is something else.
     """
-    manifest = parse_manifest(store.get(artifact_ref, bytes_max=MANIFEST_BYTES_MAX))
-    spec = store.get(manifest.spec_digest, bytes_max=SPEC_BYTES_MAX)
-    weights = store.get(manifest.weights_digest, bytes_max=WEIGHTS_BYTES_MAX)
+    with refused_as(MANIFEST):
+        manifest = parse_manifest(store.get(artifact_ref, bytes_max=MANIFEST_BYTES_MAX))
+    with refused_as(SPEC):
+        spec = store.get(manifest.spec_digest, bytes_max=SPEC_BYTES_MAX)
+    with refused_as(WEIGHTS):
+        weights = store.get(manifest.weights_digest, bytes_max=WEIGHTS_BYTES_MAX)
     return KernelArtifact(manifest, spec, weights)
 
 
@@ -108,11 +122,12 @@ def check_kernel(artifact: KernelArtifact, artifact_ref: str, name: str | None) 
     """Refuse an artifact that is another kernel's than `name`; None stands for any.
 
     Raises:
-        IntegrityError: it is another's.
+        ArtifactRefused: it is another's.
     """
     if name not in (None, artifact.manifest.kernel_id):
-        raise IntegrityError(
+        raise ArtifactRefused(
             f"artifact {artifact_ref} is not kernel {name}",
+            part=CATALOGUE_ENTRY,
             cause=f"it is kernel {artifact.manifest.kernel_id}",
             next_step="have the kernel compiled again",
         )
@@ -123,37 +138,6 @@ def _check_bytes(name: str, content: bytes, digest: str, size: int, size_max: in
         raise _refused(f"the {name} has {len(content)} bytes, the manifest says {size}")
     if sha256_hex(content) != digest:
         raise _refused(f"the {name} has another SHA-256 than the manifest says")
-
-
-def _read_weights(content: bytes, plan: KernelPlan) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-    _check_header(content, plan)
-    try:
-        arrays: dict[str, np.ndarray[Any, np.dtype[Any]]] = safetensors.numpy.load(content)
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise _refused(f"the weights are no safetensors: {error}") from error
-    found = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
-    if found != {name: (plan.dtype, tensor.shape) for name, tensor in plan.tensors.items()}:
-        raise _refused("the weights hold other tensors than the spec asks for")
-    return arrays
-
-
-def _check_header(content: bytes, plan: KernelPlan) -> None:
-    """Hold the safetensors header against the plan before a parser allocates anything for it."""
-    length = struct.unpack("<Q", content[:8])[0] if len(content) >= 8 else None
-    if length is None or length > WEIGHTS_HEADER_BYTES_MAX:
-        raise _refused(f"the weights announce a header of {length} bytes, at most {WEIGHTS_HEADER_BYTES_MAX} are read")
-    data_bytes = plan.parameters * DTYPES[plan.dtype]
-    if len(content) != 8 + length + data_bytes:
-        raise _refused(f"the weights have {len(content)} bytes, the spec asks for {data_bytes} and a header")
-
-
-def _check_values(arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> None:
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise _refused(f"{name} holds a value that is not finite")
-        # A kernel that acts before it was trained would change the host at the moment it is grafted.
-        if name.startswith("end.") and array.any():
-            raise _refused(f"{name} is not zero")
 
 
 def _refused(cause: str) -> IntegrityError:

@@ -38,7 +38,7 @@ def parse_canonical(content: bytes, *, what: str, bytes_max: int) -> dict[str, o
     """
     if len(content) > bytes_max:
         raise _unreadable(what, f"{len(content)} bytes, at most {bytes_max} are read")
-    if (depth := _nesting(content)) > JSON_NESTING_MAX:
+    if (depth := nesting(content)) > JSON_NESTING_MAX:
         raise _unreadable(what, f"nested {depth} deep, at most {JSON_NESTING_MAX} levels are read")
     try:
         value = json.loads(content.decode("ascii"))
@@ -52,7 +52,7 @@ def parse_canonical(content: bytes, *, what: str, bytes_max: int) -> dict[str, o
     return cast("dict[str, object]", value)
 
 
-def _nesting(content: bytes) -> int:
+def nesting(content: bytes) -> int:
     """Return how many brackets stand open at most; brackets inside strings count too, which only errs on refusal."""
     depth = deepest = 0
     for byte in content:

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from esper.core.ids import sha256_hex
-from esper.core.kernel._artifact import KernelArtifact, check_agreement, verify_artifact
+from esper.core.kernel._artifact import KernelArtifact, VerifiedKernel, check_agreement, verify_artifact
 from esper.core.kernel._canonical import canonical_json
 from esper.core.kernel._manifest import STRATEGY
 from esper.core.kernel._module import Kernel, assemble, build_module, init_module
@@ -27,7 +27,8 @@ def make_artifact(request: ly.KernelRequestSpec, spec: Mapping[str, object]) -> 
         IntegrityError: the spec is refused, or answers another request.
     """
     name = kernel_id(request)
-    module = build_module(spec)
+    # A hazard may be written down: it is only what it would do in training that needs containment.
+    module = build_module(spec, quarantine=True)
     check_agreement(module.plan, request)
     init_module(module, torch.Generator().manual_seed(int(name[:16], 16) >> 1))
     spec_bytes = canonical_json(spec)
@@ -48,16 +49,25 @@ def make_artifact(request: ly.KernelRequestSpec, spec: Mapping[str, object]) -> 
     return KernelArtifact(manifest, spec_bytes, weights)
 
 
-def load_kernel(artifact: KernelArtifact) -> Kernel:
+def load_kernel(artifact: KernelArtifact, *, quarantine: bool = False) -> Kernel:
     """Return a fresh module on the CPU with the artifact's weights, after every check of `verify_artifact`.
 
-    Every call gives a module with parameters of its own. Touches no random number generator.
+    Every call gives a module with parameters of its own. Touches no random number generator. One that holds a
+    hazard is loaded only where the caller says that it is for `quarantine`.
 
     Raises:
-        IntegrityError: the artifact is not what its manifest says; nothing was built.
+        IntegrityError: the artifact is not what its manifest says, or holds a hazard; nothing was built.
     """
-    verified = verify_artifact(artifact)
-    kernel = assemble(verified.plan)
+    return load_verified(verify_artifact(artifact), quarantine=quarantine)
+
+
+def load_verified(verified: VerifiedKernel, *, quarantine: bool = False) -> Kernel:
+    """Return a fresh module of what `verify_artifact` found, as `load_kernel` does; checks nothing again.
+
+    Raises:
+        IntegrityError: it holds a hazard, and it is not for quarantine; nothing was built.
+    """
+    kernel = assemble(verified.plan, quarantine=quarantine)
     state = {name: torch.from_numpy(array.copy()) for name, array in verified.arrays.items()}
     kernel.load_state_dict(state, strict=True, assign=True)
     return kernel

@@ -12,7 +12,10 @@ from esper.core.kernel._canonical import canonical_json
 from esper.leyline import messages as ly
 
 #: Layouts that kernels are built for, with the number of dimensions of one sample.
-LAYOUTS: Final[Mapping[str, int]] = {"vector": 1}
+#: vector (F), sequence (L, F), map1d (C, L), map2d (C, H, W).
+LAYOUTS: Final[Mapping[str, int]] = {"vector": 1, "sequence": 2, "map1d": 2, "map2d": 3}
+#: Layouts that have their features first, as channels; all others have them last.
+CHANNELS_FIRST: Final = frozenset({"map1d", "map2d"})
 #: Element types of parameters, with their size in bytes.
 DTYPES: Final[Mapping[str, int]] = {"float32": 4, "float64": 8}
 FEATURES_MAX: Final = 65_536
@@ -56,8 +59,8 @@ def check_request(request: ly.KernelRequestSpec) -> None:
     """Refuse a request that no kernel could answer, whatever its blueprint.
 
     Raises:
-        UsageError: no blueprint, an unknown layout or element type, an impossible shape, or a
-            parameter that is not finite.
+        UsageError: no blueprint, an unknown layout or element type, an impossible shape, positions that
+            differ between input and output, or a parameter that is not finite.
     """
     name = request.blueprint_id
     if not 0 < len(name) <= _NAME_CHARACTERS_MAX:
@@ -73,11 +76,23 @@ def check_request(request: ly.KernelRequestSpec) -> None:
                 f"{side} {list(shape)} is not {LAYOUTS[request.layout]} size(s) of 1 to {FEATURES_MAX} "
                 f"as {request.layout!r} has it",
             )
+    if positions(request.layout, request.in_shape) != positions(request.layout, request.out_shape):
+        raise _malformed(name, f"a kernel keeps positions: {list(request.in_shape)} to {list(request.out_shape)}")
     if len(request.parameters) > _PARAMETERS_MAX:
         raise _malformed(name, f"{len(request.parameters)} parameters, at most {_PARAMETERS_MAX}")
     for parameter, value in request.parameters.items():
         if not math.isfinite(value) or len(parameter) > _NAME_CHARACTERS_MAX:
             raise _malformed(name, f"parameter {parameter[:_NAME_CHARACTERS_MAX]!r} = {value} is not finite")
+
+
+def positions(layout: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes of a sample's shape without that of its features."""
+    return tuple(shape[1:] if layout in CHANNELS_FIRST else shape[:-1])
+
+
+def features_of(layout: str, shape: Sequence[int]) -> int:
+    """Return the number of features, or channels, in a sample's shape."""
+    return shape[0] if layout in CHANNELS_FIRST else shape[-1]
 
 
 def request_fields(request: ly.KernelRequestSpec) -> dict[str, object]:

@@ -32,14 +32,17 @@ ROLES: Final = {
     "DecisionMade": "decision",
     "AdaptationCommand": "command",
     "GateEvaluated": "gate",
+    "KernelQuarantined": "quarantine",
     "SeedStageChanged": "move",
     "SeedMoveRejected": "refusal",
     "CommandOutcome": "outcome",
     "KernelCatalogUpdate": "kernel",
     "FieldReport": "report",
 }
-#: Gates, moves and refusals of one command are told in the order of their offsets.
-_RANKS: Final = {role: rank for rank, role in enumerate(ROLES.values())} | dict.fromkeys(("gate", "move", "refusal"), 6)
+#: Gates, trials in quarantine, moves and refusals of one command are told in the order of their offsets.
+_RANKS: Final = {role: rank for rank, role in enumerate(ROLES.values())} | dict.fromkeys(
+    ("gate", "quarantine", "move", "refusal"), 6
+)
 _RANK_OF_OTHERS: Final = 100
 #: Links that one explanation follows upwards; a chain that is longer loops.
 _LINKS_MAX: Final = 1_000

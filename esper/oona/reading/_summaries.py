@@ -71,6 +71,11 @@ def _refused(message: ly.SeedMoveRejected) -> str:
     return f"{message.seed_id} {_move(message.from_stage, message.to_stage)} refused: {message.reason}"
 
 
+def _quarantined(message: ly.KernelQuarantined) -> str:
+    verdict = _word(ly.QuarantineVerdict, message.verdict)
+    return f"{message.blueprint_id} in quarantine for {message.slot}: {verdict} ({message.detail})"
+
+
 def _move(before: ly.SeedLifecycleStage, after: ly.SeedLifecycleStage) -> str:
     return f"{_word(ly.SeedLifecycleStage, before)} -> {_word(ly.SeedLifecycleStage, after)}"
 
@@ -112,7 +117,15 @@ def _word(enum: Any, number: int) -> str:  # noqa: ANN401 - any enum of the cont
 
 
 #: Longer ones first, where one begins with another.
-_PREFIXES: Final = ("COMMAND_RESULT_", "COMMAND_", "SEED_STAGE_", "SEED_GATE_", "SEED_OP_", "FIELD_REPORT_OUTCOME_")
+_PREFIXES: Final = (
+    "COMMAND_RESULT_",
+    "COMMAND_",
+    "SEED_STAGE_",
+    "SEED_GATE_",
+    "SEED_OP_",
+    "FIELD_REPORT_OUTCOME_",
+    "QUARANTINE_VERDICT_",
+)
 
 _SUMMARIES: Final[dict[type[Message], Callable[[Any], str]]] = {
     ly.AdaptationCommand: _command,
@@ -121,6 +134,7 @@ _SUMMARIES: Final[dict[type[Message], Callable[[Any], str]]] = {
     ly.FieldReport: _report,
     ly.GateEvaluated: _gate,
     ly.KernelCatalogUpdate: _kernel,
+    ly.KernelQuarantined: _quarantined,
     ly.SeedMoveRejected: _refused,
     ly.SeedStageChanged: _moved,
     ly.SystemStatePacket: _state,

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from esper.core.errors import IntegrityError
+from esper.core.ids import digests_in
 from esper.projection.archive._layout import whole_file
 
-_DIGEST: Final = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
-#: Maps digits of digests to one byte and all others to another: a search for 64 of them costs a twentieth of a match.
-_DIGITS: Final = bytes(0x30 if byte in b"0123456789abcdef" else 0x20 for byte in range(256))
-_RUN: Final = b"0" * 64
 #: Only small blobs are searched for names of others: manifests are, weights are not.
 _SEARCHED_BYTES_MAX: Final = 1024 * 1024
 _CHUNK_BYTES: Final = 1024 * 1024
-
-
-def digests_in(content: bytes) -> set[str]:
-    """Return everything in it that has the form of a SHA-256 in hexadecimal digits."""
-    if _RUN not in content.translate(_DIGITS):
-        return set()
-    return {found.decode() for found in _DIGEST.findall(content)}
 
 
 def blob_path(root: Path, digest: str) -> Path:

@@ -13,10 +13,10 @@ from typing import IO, Any, Final
 import fastavro
 
 from esper.core.errors import IntegrityError
+from esper.core.ids import digests_in
 from esper.leyline import Record, RecordColumns
 from esper.oona import Position
 from esper.oona.copying import RawRecord
-from esper.projection.archive._blobs import digests_in
 from esper.projection.archive._decode import decode_block, decode_columns
 from esper.projection.archive._models import Codec, SegmentManifest
 

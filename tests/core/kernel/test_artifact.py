@@ -200,7 +200,7 @@ HOSTILE: dict[str, tuple[Callable[[], KernelArtifact], str]] = {
                 ).encode()
             )
         ),
-        "no safetensors",
+        "other tensors",
     ),
     "tensors of swapped bytes": (lambda: forged(weights=swapped_offsets()), "no safetensors|not zero|other tensors"),
     "tensor missing": (lambda: forged(weights=without("end.bias")), "bytes, the spec asks"),

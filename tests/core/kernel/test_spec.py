@@ -160,7 +160,7 @@ REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
     "in_shape of none": (change("in_shape", []), "in_shape"),
     "in_shape no list": (change("in_shape", 6), "in_shape"),
     "in_shape negative": (change("in_shape", [-6]), "in_shape"),
-    "unknown layout": (change("layout", "map2d"), "layout"),
+    "unknown layout": (change("layout", "video"), "layout"),
     "layout no text": (change("layout", ["vector"]), "layout"),
     "unknown dtype": (change("dtype", "object"), "dtype"),
     "another format": (change("format", 2), "format"),
