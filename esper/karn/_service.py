@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
-from esper.core.approvals import Approvals, Standing, descriptor_digest, refusal
+from esper.core.approvals import Approvals, Standing, descriptor_digest, refusal, registered
 from esper.core.ids import Digest, EventId, derive_id
 from esper.karn._catalog import KarnCatalog
+from esper.karn._queries import KarnQueries
 from esper.karn._telemetry import SOURCE, karn_metrics, tell_standings
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
@@ -49,6 +50,9 @@ class KarnService:
         self._catalog = catalog
         self._instance = instance
         self.metrics = karn_metrics(instance)
+        #: Answers queries of this process by what the log says at the time; counted in `metrics`.
+        self.queries = KarnQueries(catalog, self._read_approvals, metrics=self.metrics)
+        self._query_board: BlueprintBoard | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Register what the log does not hold yet, then follow the topic until `stop` is set.
@@ -80,6 +84,13 @@ class KarnService:
         for event_id, event in due:
             publisher.publish(event, key=event.descriptor.blueprint_id, event_id=event_id)
         return [event for _, event in due]
+
+    def _read_approvals(self) -> Approvals:
+        """Return what the log says; what this member is about to register counts as registered."""
+        if self._query_board is None:
+            self._query_board = BlueprintBoard(self._fabric)  # closed with the fabric
+        descriptors = [blueprint.descriptor() for blueprint in self._catalog.list()]
+        return registered(descriptors, self._query_board.read())
 
     def _handle(self, board: BlueprintBoard, event: Event) -> None:
         """Say what the event changes; the board has the events before it that this group committed in another life."""

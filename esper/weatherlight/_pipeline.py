@@ -14,7 +14,7 @@ from esper.core.errors import EsperError, OperationFailed
 from esper.core.ids import new_event_id
 from esper.core.kernel import BlobStore, DirectoryBlobStore, make_request
 from esper.core.ports import FetchedKernel
-from esper.karn import KarnCatalog
+from esper.karn import Blueprint, BlueprintQuery, KarnCatalog
 from esper.karn import build_service as build_karn
 from esper.leyline import messages as ly
 from esper.oona import Fabric, Reader, Service
@@ -57,6 +57,9 @@ class BlueprintPipeline:
         self._catalog = catalog or KarnCatalog()
         self._store = store or DirectoryBlobStore(fabric.home.blobs)
         self._notify = notify
+        # Names of its own: members of the home may run beside it.
+        self._instance = f"pipeline-{new_event_id()[:8]}"
+        self._karn = build_karn(fabric, catalog=self._catalog, instance=self._instance)
         self._stop = threading.Event()
         self._failures: list[BaseException] = []
         self._runtime: UrzaRuntime | None = None
@@ -71,10 +74,9 @@ class BlueprintPipeline:
         return self
 
     def _open(self) -> None:
-        # Names of its own: members of the home may run beside it.
-        instance = f"pipeline-{new_event_id()[:8]}"
+        instance = self._instance
         services: Sequence[Service] = (
-            build_karn(self._fabric, catalog=self._catalog, instance=instance),
+            self._karn,
             build_forge(self._fabric, blueprints=self._catalog, instance=instance, store=self._store),
             build_urza(self._fabric, instance=instance, store=self._store),
         )
@@ -92,6 +94,15 @@ class BlueprintPipeline:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._stack.close()
+
+    def select(self, query: BlueprintQuery) -> Blueprint:
+        """Return the blueprint that answers `query` and may be used by what the log says now.
+
+        Raises:
+            BlueprintError: the query cannot be answered; asking again changes nothing.
+            KarnUnavailable: the log could not be read, or Karn's breaker is open.
+        """
+        return self._karn.queries.handle_query(query)
 
     def kernel(
         self,

@@ -10,6 +10,7 @@ import pytest
 
 from esper.core.errors import UsageError
 from esper.core.settings import load_settings
+from esper.karn import approve, catalogue, withdraw
 from esper.oona import Fabric
 from esper.weatherlight import RunOrder, order_run
 from tests.integration.driver import Esper, eventually, finish
@@ -101,14 +102,11 @@ def test_what_cannot_be_ordered_is_not_appended(serving: Esper, run_id: str) -> 
         for order, said in mistakes:
             with pytest.raises(UsageError, match=said):
                 order_run(fabric, run_id, order)
+        withdrawn = RunOrder("germinate", slot="hidden", blueprint_id="BP028", parameters={"growth_rate": 8.0})
         withdraw(fabric, catalogue(), "BP028", who="bob", reason="a test")
         try:
             with pytest.raises(UsageError, match="withdrawn: bob withdrew BP028"):
-                order_run(
-                    fabric,
-                    run_id,
-                    RunOrder("germinate", slot="hidden", blueprint_id="BP028", parameters={"growth_rate": 8.0}),
-                )
+                order_run(fabric, run_id, withdrawn)
         finally:
             approve(fabric, catalogue(), "BP028", who="ann", reason="a test")
         assert orders() == before

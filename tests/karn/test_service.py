@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from esper.core.approvals import Approvals, fold
-from esper.karn import KarnCatalog, build_service, catalogue, descriptor_digest
+from esper.core.ids import new_event_id
+from esper.karn import (
+    BlueprintQuery,
+    BlueprintRefused,
+    KarnCatalog,
+    approve,
+    build_service,
+    catalogue,
+    descriptor_digest,
+    withdraw,
+)
 from esper.karn._service import decide
 from esper.leyline import messages as ly
 from esper.oona import Fabric
@@ -64,3 +76,22 @@ def test_decision_is_a_function_of_the_log() -> None:
     first = descriptors[0]
     standing = known[first.blueprint_id]
     assert (standing.digest, standing.registrations) == (descriptor_digest(first), 1)
+
+
+def test_member_answers_queries_by_what_the_log_says(fabric: Fabric) -> None:
+    """Goal: a withdrawal reaches the next query, and what is counted is the member's own. Method: ask the service
+    before it runs, after a withdrawal, and after an approval, on the broker.
+    """
+    name = f"acme.{new_event_id()[:12]}"
+    known = {name: replace(catalogue()["BP005"], blueprint_id=name)}
+    service = build_service(fabric, catalog=KarnCatalog(known))
+    query = BlueprintQuery(context="run-1")
+    assert service.queries.handle_query(query).blueprint_id == name, "what it is about to register counts"
+    withdraw(fabric, known, name, who="bob", reason="a test")
+    with pytest.raises(BlueprintRefused, match="bob withdrew"):
+        service.queries.handle_query(query)
+    register(fabric, KarnCatalog(known))
+    approve(fabric, known, name, who="ann", reason="a test")
+    assert service.queries.handle_query(query).blueprint_id == name
+    assert service.metrics.value("karn.selection.safe") == 2.0
+    assert service.metrics.value("karn.requests.failed") == 1.0

@@ -95,7 +95,7 @@ def test_lost_bytes_are_made_again(fabric: Fabric, log: Log, damage: str) -> Non
 @pytest.mark.parametrize(
     ("wanted", "word"),
     [
-        (fresh_request("BP045", frequency=0.01234), "unknown_blueprint"),
+        (fresh_request("BP999", frequency=0.01234), "unknown_blueprint"),
         (fresh_request("BP002", scale=2.25), "parameter_out_of_bounds"),
         (fresh_request("BP021", colour=1.0), "unknown_parameter"),
         (fresh_request("BP021"), "missing_parameter"),
@@ -174,7 +174,7 @@ def test_forge_ends_what_only_lacks_its_end(fabric: Fabric, log: Log) -> None:
 def test_restart_says_nothing_twice(fabric: Fabric, log: Log) -> None:
     """Stop and start the forge over a finished and a failed request, delivered again: no event is added."""
     asked = log.ask_forge()
-    bad = Log(fabric, fresh_request("BP046", iterations=1234.5))
+    bad = Log(fabric, fresh_request("BP998", iterations=1234.5))
     asked_bad = bad.ask_forge()
     with forge(fabric):
         log.wait(ly.CompileFinished)

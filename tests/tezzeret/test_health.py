@@ -146,6 +146,17 @@ def test_withdrawn_is_not_made_and_unapproved_is_not_run(fabric: Fabric) -> None
         _approve(fabric, digest)  # the broker is shared
 
 
+def test_what_is_for_quarantine_is_made_and_never_run(fabric: Fabric) -> None:
+    """Goal: a hazard's bytes are data, its steps are nobody's. Method: ask for one; there is no figure of it."""
+    log = Log(fabric, fresh_request("BP043", scale=12.345))
+    log.ask_forge()
+    with running(build_service(fabric, blueprints=KarnCatalog())):
+        ended = log.wait(ly.CompileFinished)[0]
+    assert ended.fallback_reason.startswith("quarantine_only: ")
+    assert not ended.HasField("prewarm")
+    assert log.of(ly.BenchmarkReport) == []
+
+
 def _approve(fabric: Fabric, digest: str) -> None:
     with fabric.publisher("cli") as cli:
         approval = ly.BlueprintApproved(blueprint_id="BP009", descriptor_digest=digest, approved_by="me")

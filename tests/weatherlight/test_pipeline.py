@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 
 from esper.core.errors import UsageError
 from esper.core.ids import new_event_id
+from esper.karn import BlueprintQuery, BlueprintRefused
 from esper.leyline import messages as ly
 from esper.oona import Fabric
 from esper.weatherlight import BlueprintPipeline
@@ -15,10 +16,14 @@ from tests.integration.driver import eventually
 
 
 def test_from_blueprint_to_kernel_in_one_process(fabric: Fabric) -> None:
-    """Goal: the three compose. Method: ask for a new kernel, again, and for what cannot be; listen meanwhile."""
+    """Goal: the three compose. Method: select, ask for a new kernel, again, for what cannot be; listen."""
     heard: list[Message] = []
     scale = 0.5 + int(new_event_id()[:6], 16) / (1 << 24)
     with BlueprintPipeline(fabric, notify=heard.append) as pipeline:
+        query = BlueprintQuery("BP002", layout="vector", parameters={"scale": scale})
+        assert pipeline.select(query).name == "linear_projection"
+        with pytest.raises(BlueprintRefused, match="quarantine_only"):
+            pipeline.select(BlueprintQuery("BP046"))
         first = pipeline.kernel("BP002", {"scale": scale}, layout="vector", shape=[6], wait_seconds=120)
         assert first.module is not None
         x = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))

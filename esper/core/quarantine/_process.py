@@ -26,6 +26,13 @@ _STDERR_BYTES_KEPT: Final = 500
 _REAP_SECONDS: Final = 10.0
 #: A look counts as asleep if the process used less than this share of the time since the one before.
 _ASLEEP_SHARE: Final = 0.05
+#: All that a process in quarantine can say.
+_FORMS: Final[Mapping[str, Mapping[str, type]]] = {
+    "ready": {"kind": str, "no_network": float},
+    "step": {"kind": str, "not_finite": str, "backward_gain": float, "weight_growth": float},
+    "done": {"kind": str, "digest": str, "sensitivity_small": float, "sensitivity_large": float},
+    "failed": {"kind": str, "error_kind": str, "error": str},
+}
 _ASLEEP: Final = frozenset({psutil.STATUS_SLEEPING, psutil.STATUS_IDLE})
 
 
@@ -44,6 +51,19 @@ def child_environment() -> dict[str, str]:
     if "LD_LIBRARY_PATH" in os.environ:
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     return environment
+
+
+def understood(line: bytes) -> Mapping[str, Any]:
+    """Return what one line says; one that is not of the child's few forms says that it failed."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict):
+        form = {name: type(value) for name, value in found.items()}
+        if form == _FORMS.get(str(found.get("kind"))):
+            return found
+    return {"kind": "failed", "error_kind": "", "error": f"it said {line[:80]!r}"}
 
 
 @dataclass(frozen=True)
@@ -137,40 +157,34 @@ class QuarantinedProcess:
         self._stderr = (self._stderr + _read(stderr.fileno()))[-_STDERR_BYTES_KEPT:]
         *lines, self._unread = (self._unread + _read(stdout.fileno())).split(b"\n")
         self._unread = self._unread[:_LINE_BYTES_MAX]
-        for line in lines:
-            try:
-                parsed = json.loads(line)
-            except ValueError:
-                parsed = {"kind": "failed", "error_kind": "", "error": f"it said {line[:80]!r}"}
-            yield parsed
+        yield from map(understood, lines)
 
     def _fold(self, line: Mapping[str, Any], look: _Look | None) -> None:
         """Take in one line; each is a sign of progress."""
-        known, kind = self.reading, line.get("kind")
+        known, kind = self.reading, line["kind"]
         if kind == "ready":
             self._baseline = look
-            figures = {"no_network": float(line["no_network"]), "start_seconds": self._clock.monotonic() - self._began}
+            figures = {"no_network": line["no_network"], "start_seconds": self._clock.monotonic() - self._began}
             self.reading = replace(known, phase="running", figures=figures)
         elif kind == "step":
             step = StepReading(
                 len(known.steps) + 1,
-                str(line["not_finite"]),
-                float(line["backward_gain"]),
-                float(line["weight_growth"]),
+                line["not_finite"],
+                line["backward_gain"],
+                line["weight_growth"],
             )
             self.reading = replace(known, steps=(*known.steps, step))
         elif kind == "done":
-            sensitivity = float(line["sensitivity_small"]), float(line["sensitivity_large"])
+            sensitivity = line["sensitivity_small"], line["sensitivity_large"]
             self.reading = replace(
                 known,
                 phase="done",
-                digest=str(line["digest"]),
+                digest=line["digest"],
                 sensitivity_small=sensitivity[0],
                 sensitivity_large=sensitivity[1],
             )
         else:
-            error_kind, error = str(line.get("error_kind", "")), str(line.get("error", line))
-            self.reading = replace(known, phase="failed", error_kind=error_kind, error=error)
+            self.reading = replace(known, phase="failed", error_kind=line["error_kind"], error=line["error"])
         self._progress_at = self._clock.monotonic()
         if look is not None:
             self._progress_cpu = look.cpu_seconds

@@ -17,7 +17,7 @@ import torch
 
 from esper.core.clock import SYSTEM_CLOCK, Deadline
 from esper.core.quarantine import QuarantineLimits, QuarantineReport, run_in_quarantine
-from esper.core.quarantine._process import QuarantinedProcess, child_environment
+from esper.core.quarantine._process import QuarantinedProcess, child_environment, understood
 from esper.core.quarantine._trial import Settings, encode
 from esper.karn import catalogue
 from esper.karn._high_risk import HIGH_RISK_BLUEPRINTS
@@ -177,6 +177,28 @@ def test_a_process_in_quarantine_is_told_no_secret(monkeypatch: pytest.MonkeyPat
             assert b"canary" not in content
     finally:
         process.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"[" * 4000,
+        b'{"kind": []}',
+        b'{"kind": "step"}',
+        b'{"kind": "done", "digest": 1, "sensitivity_small": 1.0, "sensitivity_large": 1.0}',
+        b'{"kind": "ready", "no_network": 1.0, "more": 1.0}',
+        b'{"kind": "dance"}',
+    ],
+    ids=lambda line: repr(line[:20]),
+)
+def test_a_line_that_is_not_understood_is_a_failure(line: bytes) -> None:
+    """Goal: whatever comes out of quarantine, the parent neither fails nor believes it. Method: malformed lines."""
+    said = understood(line)
+    assert said["kind"] == "failed"
+    assert len(said["error"]) < 400
 
 
 _ORPHAN = """
