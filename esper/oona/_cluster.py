@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -16,6 +17,7 @@ from esper.core.settings import Settings
 from esper.leyline import VALUE_BYTES_MAX
 from esper.oona._failures import BrokerWatch, error_of, is_denied, lacks_leader
 from esper.oona._kafka_admin import ClusterMetadata, OffsetSpec
+from esper.oona._retired import drop_retired, retire
 
 #: Room for the key, the headers and the batch around the largest value.
 RECORD_BYTES_MAX: Final = VALUE_BYTES_MAX + 1024 * 1024
@@ -75,6 +77,7 @@ class Cluster:
         self.principal = principal if passwords else None
         self._passwords = passwords
         self._admin: AdminClient | None = None
+        self._retire: Callable[[], object] = lambda: None
         self._watch = self.watch(f"the Kafka cluster at {bootstrap} cannot be used")
 
     @classmethod
@@ -166,11 +169,17 @@ class Cluster:
     @property
     def admin(self) -> AdminClient:
         """The one administrative client, made at first use."""
-        if self._admin is None:
+        admin = self._admin
+        if admin is None:
+            drop_retired()
             config = self.config() | {"error_cb": self._watch.on_error}
             del config["allow.auto.create.topics"]
-            self._admin = AdminClient(config)
-        return self._admin
+            admin = self._admin = AdminClient(config)
+            # Known to the finalizer, it is never garbage, not even together with this cluster.
+            finalizer = weakref.finalize(self, retire, admin)
+            finalizer.atexit = False
+            self._retire = finalizer
+        return admin
 
     def metadata(self, *, seconds: float | None = None) -> ClusterMetadata:
         """Return brokers, topics and partitions as the cluster lists them now.
@@ -205,8 +214,7 @@ class Cluster:
 
         def ask(spec: OffsetSpec) -> dict[Position, int]:
             asked = {TopicPartition(topic, partition): spec for topic, partition in wanted}
-            admin = self.admin  # Held until its answers are there, whatever another thread puts in its place.
-            futures = admin.list_offsets(asked, request_timeout=_REQUEST_SECONDS)
+            futures = self.admin.list_offsets(asked, request_timeout=_REQUEST_SECONDS)
             try:
                 found = {(place.topic, place.partition): future.result().offset for place, future in futures.items()}
                 check_offsets(found)
@@ -214,8 +222,9 @@ class Cluster:
                 if lacks_leader(error_of(exception)):
                     self._raise_if_hidden({topic for topic, _ in wanted})
                 # A client that knows the leaders of before a restart is refused (FENCED_LEADER_EPOCH) and never
-                # asks who leads now; a fresh one does.
+                # asks who leads now; a fresh one does. Other threads may still wait for answers of this one.
                 self._admin = None
+                self._retire()
                 raise
             return found
 
