@@ -7,7 +7,7 @@ small one appends it writes three times: into memory, into its write-ahead log, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +17,7 @@ from esper.core.errors import OperationFailed
 from esper.oona import Position
 from esper.projection._accounts import Holds
 from esper.projection._committed import CommittedFile
-from esper.projection._database import Database, begin_transaction, rollback
+from esper.projection._database import Database, RollbackFailed, begin_transaction, rollback
 from esper.projection._definition import Definition
 from esper.projection._ledger import Progress
 
@@ -99,7 +99,8 @@ class BulkFile(CommittedFile):
             yield
         except BaseException as error:
             self._failed = True
-            rollback(self._cursor)
+            with suppress(RollbackFailed):  # The file is thrown away as it is.
+                rollback(self._cursor)
             if isinstance(error, duckdb.OutOfMemoryException):
                 raise OperationFailed(
                     f"projection {self.definition.name} cannot be built",

@@ -83,6 +83,10 @@ def text_literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+class RollbackFailed(duckdb.OutOfMemoryException):
+    """Part of a transaction that failed could not be taken back, for lack of memory."""
+
+
 class Database:
     """One DuckDB instance for the files of one folder.
 
@@ -226,15 +230,23 @@ def begin_transaction(cursor: duckdb.DuckDBPyConnection) -> None:
     try:
         cursor.execute("begin transaction")
     except duckdb.TransactionException:
-        cursor.execute("rollback")
+        try:
+            cursor.execute("rollback")
+        except duckdb.OutOfMemoryException as error:
+            raise RollbackFailed(str(error)) from error
         cursor.execute("begin transaction")
 
 
 def rollback(cursor: duckdb.DuckDBPyConnection) -> None:
-    """Roll back; where even that fails, the next transaction does it, or the end of the connection."""
+    """Roll back.
+
+    Raises:
+        RollbackFailed: DuckDB had no memory even for that. What it appended may be seen from now on, so that the file
+            as this process holds it is of no use any more.
+    """
     try:
         cursor.execute("rollback")
     except duckdb.TransactionException as error:
         _log.debug("nothing is left to be rolled back: %s", error)
     except duckdb.Error as error:
-        _log.warning("a transaction could not be rolled back: %s", error)
+        raise RollbackFailed(str(error)) from error

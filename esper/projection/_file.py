@@ -16,7 +16,7 @@ from esper.leyline import short_name
 from esper.oona import Position
 from esper.projection._accounts import ACCOUNTS_SCHEMA
 from esper.projection._contents import open_cursor, read_progress
-from esper.projection._database import Database, UnreadableFile, fault, is_held, transaction
+from esper.projection._database import Database, RollbackFailed, UnreadableFile, fault, is_held, transaction
 from esper.projection._definition import ENGINE_FORMAT, Definition
 from esper.projection._judged import Judged
 from esper.projection._ledger import (
@@ -163,6 +163,9 @@ class ProjectionFile:
         """Turn what DuckDB says of the file into our errors; a lack of memory is not the file's fault."""
         try:
             yield
+        except RollbackFailed as error:
+            # The log has it all; nobody could say what of the transaction is in the file.
+            raise UnreadableFile(self.path, f"a transaction could not be rolled back: {error}") from error
         except duckdb.OutOfMemoryException:
             raise
         except duckdb.Error as error:

@@ -18,7 +18,7 @@ from esper.leyline import Record, full_name
 from esper.leyline import messages as ly
 from esper.projection import Definition
 from esper.projection._contents import open_cursor, read_contents
-from esper.projection._database import Database, UnreadableFile
+from esper.projection._database import Database, RollbackFailed, UnreadableFile
 from esper.projection._file import ProjectionFile
 from esper.projection._intake import COMMIT_RECORDS
 from esper.projection._verify import compared
@@ -225,7 +225,7 @@ from esper.core.settings import Settings
 from esper.projection import load_definitions
 from esper.projection._admission import Admission
 from esper.projection._contents import open_cursor, read_contents
-from esper.projection._database import Database, UnreadableFile
+from esper.projection._database import Database, RollbackFailed, UnreadableFile
 from esper.projection._decoder import ProtobufDecoder
 from esper.projection._folding import Folding
 from esper.projection._intake import LocalIntake
@@ -395,6 +395,29 @@ def test_what_could_not_be_rolled_back_is_before_the_next_try(
     monkeypatch.setattr("esper.projection._database.rollback", lambda _: None)
     assert bench.fold() == len(log.source.records)
     assert bench.rows("select count(*) from run_states") == [(3,)]
+
+
+def test_what_cannot_be_rolled_back_makes_its_file_unreadable(
+    open_workbench: OpenWorkbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a transaction that DuckDB could not take back may be seen: no second try on top of them, a new file."""
+    log = Log()
+    one_run(log)
+    bench = open_workbench(log)
+    file = bench.files["runs"]
+
+    def hungry(_batch: Batch, _decided: Decided) -> None:
+        raise duckdb.OutOfMemoryException("Out of Memory Error: full")
+
+    def stuck(_cursor: object) -> None:
+        raise RollbackFailed("Out of Memory Error: failed to allocate data of size 2.0 KiB")
+
+    monkeypatch.setattr(file, "_insert_facts", hungry)
+    monkeypatch.setattr("esper.projection._database.rollback", stuck)
+    with pytest.raises(UnreadableFile, match="could not be rolled back") as caught:
+        bench.fold()
+    assert caught.value.path == file.path
+    monkeypatch.undo()
 
 
 def test_the_fold_goes_before_queries(open_workbench: OpenWorkbench, monkeypatch: pytest.MonkeyPatch) -> None:

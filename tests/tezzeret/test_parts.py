@@ -25,7 +25,7 @@ from esper.oona import Fabric
 from esper.tezzeret import CompilerProcess, Limits, TezzeretCompiler, build_service
 from esper.tezzeret._aot import check_compilable
 from esper.tezzeret._part_jobs import PartFacts, due_parts, fold_parts
-from tests.conftest import RunningBroker
+from tests.conftest import StartBroker
 from tests.integration.driver import REPOSITORY
 from tests.karn.contract import lowest
 from tests.urza.harness import Log, fresh_request, running
@@ -67,12 +67,13 @@ def test_a_fresh_process_grafts_trains_and_prunes_with_a_part(tmp_path: Path) ->
 
 
 @pytest.mark.timeout(900)
-def test_a_part_that_cannot_be_made_costs_nobody_anything(broker: RunningBroker) -> None:
+def test_a_part_that_cannot_be_made_costs_nobody_anything(start_broker: StartBroker) -> None:
     """Goal: eager on a fault, with the reason, while kernels go on being made.
 
-    Method: a forge that compiles parts but gives each no more than half a second; ask for two kernels.
+    Method: a forge that compiles parts but gives each no more than half a second; ask for two kernels, on a log
+    without other tests' kernels, whose parts would come first.
     """
-    hasty = broker.settings.model_copy(update={"compiled_parts": True, "compile_part_seconds_max": 0.5})
+    hasty = start_broker(compiled_parts=True, compile_part_seconds_max=0.5).settings
     with Fabric.open(hasty, member="test") as fabric:
         logs = [Log(fabric, fresh_request()) for _ in range(2)]
         for log in logs:
