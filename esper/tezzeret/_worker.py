@@ -31,8 +31,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     threading.Thread(target=_die_with_the_forge, name="hangup", daemon=True).start()
-    from esper.tezzeret._work import work
+    from esper.tezzeret._work import warm_up, work
 
+    warm_up()
     with os.fdopen(0, "rb", closefd=False) as questions:
         while (frame := read_frame(questions)) is not None:
             _limit_processor_time(frame)

@@ -79,6 +79,9 @@ class UrzaPrefetchWorker:
         Raises:
             BrokerUnavailable: no broker answered for `settings.broker_retry_seconds`.
         """
+        # The first request does not wait for the tenth of a second that this takes.
+        import numpy as np  # noqa: F401 - what checks an artifact reads its weights with it
+
         consumer = self._fabric.consumer(
             group=GROUP,
             instance=self._instance,
