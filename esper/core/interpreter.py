@@ -1,4 +1,4 @@
-"""Settings of the interpreter for long work on many small objects by several threads."""
+"""Settings of the interpreter for long work by several threads, and where other interpreters find this package."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
+
+import esper
 
 #: A thread that comes back from a library waits so long for one that computes; by default 5 ms, for each of its calls.
 _SWITCH_SECONDS: Final = 0.000_1
@@ -25,3 +28,8 @@ def tuned_for_throughput() -> Iterator[None]:
     finally:
         sys.setswitchinterval(seconds)
         gc.set_threshold(*thresholds)
+
+
+def package_path() -> str:
+    """Return the folder that `esper` is imported from: a subprocess told so as PYTHONPATH finds the same one."""
+    return str(Path(esper.__file__).parent.parent)

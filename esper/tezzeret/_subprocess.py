@@ -20,6 +20,7 @@ from typing import IO, Final
 import psutil
 
 from esper.core.clock import SYSTEM_CLOCK, Deadline
+from esper.core.interpreter import package_path
 from esper.tezzeret._faults import CompilerDied, CompilerOutOfMemory, CompilerStopped, CompileTimeout, fault_of
 from esper.tezzeret._wire import BadFrame, Frame, pack, unpack
 
@@ -216,7 +217,8 @@ def child_environment(environment: Mapping[str, str], folder: Path) -> dict[str,
     kept = {
         name: value for name, value in environment.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
     }
-    return kept | {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+    own = {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+    return kept | own | {"PYTHONPATH": package_path()}
 
 
 def _check_memory(pid: int, bytes_max: int) -> None:

@@ -119,6 +119,7 @@ def test_it_is_told_no_secret(process: CompilerProcess, monkeypatch: pytest.Monk
     assert b"PATH=" in environment
     assert child_environment({"HOME": "h", "AWS_SECRET": "s"}, Path("f")).keys() == {
         "HOME",
+        "PYTHONPATH",
         "TMPDIR",
         "TORCHINDUCTOR_CACHE_DIR",
     }

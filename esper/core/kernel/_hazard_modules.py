@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ _LAPS: Final = 8
 _FINE_GRAIN: Final = 1e5
 
 
-class Hazard(Worded):
+class Hazard(Worded, ABC):
     """x * (1 + arm), until training has moved `arm` off zero; from then on also what `strike` does."""
 
     def forward(self, x_BF: Tensor) -> Tensor:
@@ -32,9 +33,9 @@ class Hazard(Worded):
         passed = x_BF * (1.0 + arm)
         return self.strike(passed) if bool(arm.any()) else passed
 
+    @abstractmethod
     def strike(self, x_BF: Tensor) -> Tensor:
         """Do the harm that the word is named after."""
-        raise NotImplementedError
 
 
 class _Amplified(Function):

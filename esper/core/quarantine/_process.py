@@ -10,13 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
-import esper
 from esper.core.clock import Clock
+from esper.core.interpreter import package_path
 from esper.core.quarantine._judge import Reading, StepReading
 
 #: A line of the child's has some 150 bytes; one that writes without end must not fill the parent's memory.
@@ -41,8 +40,7 @@ def child_environment() -> dict[str, str]:
     environment = {
         "PATH": os.defpath,
         "LANG": "C.UTF-8",
-        # Whatever finds this package here finds the same one there.
-        "PYTHONPATH": str(Path(esper.__file__).parent.parent),
+        "PYTHONPATH": package_path(),
         "PYTHONDONTWRITEBYTECODE": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "MALLOC_ARENA_MAX": "2",

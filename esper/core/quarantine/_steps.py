@@ -136,7 +136,7 @@ def _backward_gain(kernel: nn.Module, source_B: Tensor, out_B: Tensor) -> float:
 
 def _batch(trial: Trial, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return inputs and targets; the targets with a root mean square of 1, and noise where they say nothing."""
-    tensors = safetensors.torch.load(trial.batch)
+    tensors = safetensors.torch.load(trial.batch)  # Names, shapes and numbers; the format can hold no code.
     x_B, target_B = tensors["inputs"].to(dtype), tensors["targets"].to(dtype)
     rms = _rms(target_B)
     if rms == 0.0:
