@@ -73,7 +73,8 @@ def compile_packages(kernel: Kernel, *, trains: bool, device: torch.device) -> l
     packages = [_package(forward, [inputs, *parameters], batched=1)]
     if trains:
         with torch.no_grad():
-            grad_B = torch.ones_like(kernel(inputs))
+            # A package takes contiguous arguments; an output that is a permuted view would hand its strides on.
+            grad_B = torch.ones_like(kernel(inputs), memory_format=torch.contiguous_format)
         packages.append(_package(backward, [grad_B, inputs, *parameters], batched=2))
     return packages
 

@@ -41,6 +41,7 @@ _INHERITED: Final = (
     "LANG",
     "LC_ALL",
     "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
     "CUDA_VISIBLE_DEVICES",
     "CUDA_HOME",
     "CC",

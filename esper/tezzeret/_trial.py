@@ -95,11 +95,16 @@ def _answers(kernel: Kernel, inputs: Tensor, *, trains: bool) -> tuple[list[Tens
 
 
 def _distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """Return the largest absolute difference; infinite where one side alone is not finite."""
+    """Return the largest absolute difference, in units of the largest value of its tensor `left` where that is above 1.
+
+    Sums over many positions are large, and so is their rounding; small values are held to the same absolute bound.
+    Infinite where one side alone is not finite.
+    """
     found = 0.0
     for one, other in zip(left, right, strict=True):
-        difference = (one - other).abs().max().item() if one.numel() else 0.0
-        found = max(found, math.inf if math.isnan(difference) else difference)
+        if one.numel():
+            difference = ((one - other).abs().max() / one.abs().max().clamp(min=1.0)).item()
+            found = max(found, math.inf if math.isnan(difference) else difference)
     return found
 
 

@@ -14,22 +14,28 @@ from esper.core.errors import UsageError
 from esper.core.kernel import (
     DirectoryBlobStore,
     build_module,
+    load_kernel,
     make_request,
     manifest_digest,
     pack_part,
     put_artifact,
 )
+from esper.core.kernel._compiled import open_packages
 from esper.karn import KarnCatalog
 from esper.leyline import messages as ly
 from esper.oona import Fabric
 from esper.tezzeret import CompilerProcess, Limits, TezzeretCompiler, build_service
-from esper.tezzeret._aot import check_compilable
+from esper.tezzeret._aot import check_compilable, compile_packages
 from esper.tezzeret._part_jobs import PartFacts, due_parts, fold_parts
+from esper.tezzeret._trial import awake, measure_parity
 from tests.conftest import StartBroker
 from tests.integration.driver import REPOSITORY
 from tests.karn.contract import lowest
 from tests.urza.harness import Log, fresh_request, running
 
+CPU = torch.device("cpu")
+#: Channels and length of maps, so that a gradient comes back through a permuted view.
+MAP = [4, 6]
 HERE = ly.Platform(torch_version="t", device="cpu", isa="i", threads=1)
 
 
@@ -64,6 +70,21 @@ def test_a_fresh_process_grafts_trains_and_prunes_with_a_part(tmp_path: Path) ->
     assert found["reason"] == ""
     assert found["moved"] > 0.01, "the kernel was trained"
     assert found["worst"] <= 1e-5
+
+
+@pytest.mark.timeout(600)
+def test_the_backward_of_a_map_is_that_of_eager() -> None:
+    """Goal: a part may be right forward and wrong backward; where a kernel permutes, strides are the trap.
+
+    Method: compile a kernel on maps, whose output is a permuted view, and compare with eager at every batch size.
+    """
+    request = make_request("BP002", lowest("BP002"), layout="map1d", in_shape=MAP)
+    kernel = load_kernel(TezzeretCompiler(KarnCatalog()).compile(request))
+    packages = compile_packages(kernel, trains=True, device=CPU)
+    eager = awake(kernel)
+    parity = measure_parity(eager, open_packages(eager, packages, device=CPU), device=CPU, trains=True)
+    assert parity.passed, parity
+    assert parity.backward_abs_max <= 1e-5
 
 
 @pytest.mark.timeout(900)
