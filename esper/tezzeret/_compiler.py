@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from esper.core.errors import EsperError, IntegrityError
+from esper.core.errors import IntegrityError
 from esper.core.kernel import (
     KernelArtifact,
     canonical_json,
@@ -18,22 +18,12 @@ from esper.core.kernel import (
     verify_artifact,
 )
 from esper.leyline import messages as ly
-from esper.tezzeret._faults import CompilerDied, CompileRefused
+from esper.tezzeret._describe import BlueprintBuilder, Describer
+from esper.tezzeret._faults import CompilerDied
 from esper.tezzeret._subprocess import CompilerProcess, Limits
 from esper.tezzeret._wire import Frame
 
 M = TypeVar("M", bound=Message)
-
-
-class BlueprintBuilder(Protocol):
-    """Whoever knows what blueprints are made of (Karn)."""
-
-    def build_spec(self, request: ly.KernelRequestSpec) -> dict[str, object]:
-        """Return the declarative spec that answers `request`; a pure function.
-
-        Raises:
-            UsageError: no such blueprint, or not with these parameters and shapes.
-        """
 
 
 class TezzeretCompiler:
@@ -52,7 +42,7 @@ class TezzeretCompiler:
         limits: Limits | None = None,
         device: str = "cpu",
     ) -> None:
-        self._blueprints = blueprints
+        self._describer = Describer(blueprints)
         self._process = process
         self._limits = limits or Limits()
         self._device = device
@@ -78,7 +68,7 @@ class TezzeretCompiler:
             CompilerFault: the subprocess failed; the same call may succeed.
         """
         check_request(request)
-        spec = self._spec(request)
+        spec = self._describer.spec(request)
         if self._process is None:
             from esper.core.kernel import make_artifact
 
@@ -140,15 +130,6 @@ class TezzeretCompiler:
         """End the subprocess, if there is one."""
         if self._process is not None:
             self._process.close()
-
-    def _spec(self, request: ly.KernelRequestSpec) -> dict[str, object]:
-        try:
-            return self._blueprints.build_spec(request)
-        except EsperError:
-            raise
-        # A blueprint may be a user's own; whatever its code raises is about this request and ends no forge.
-        except Exception as error:
-            raise CompileRefused(f"blueprint {request.blueprint_id} raised {type(error).__name__}: {error}") from error
 
 
 def _parts(artifact: KernelArtifact) -> list[bytes]:

@@ -8,7 +8,7 @@ from esper.core import approvals
 from esper.core.approvals import Refusal
 from esper.leyline import messages as ly
 from esper.oona import BlueprintBoard, Fabric
-from esper.tezzeret._compiler import BlueprintBuilder
+from esper.tezzeret._describe import BlueprintBuilder
 from esper.tezzeret._faults import BlueprintRefused
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from esper.core.kernel import kernel_id, load_kernel, make_request, manifest_dig
 from esper.karn import BlueprintError, KarnCatalog, catalogue
 from esper.leyline import messages as ly
 from esper.tezzeret import TezzeretCompiler
+from esper.tezzeret._describe import Describer
+from esper.tezzeret._faults import CompileRefused
 from tests.karn.contract import CONTRACT, lowest
 
 
@@ -67,6 +70,42 @@ def test_builder_is_not_believed() -> None:
 
     with pytest.raises(IntegrityError, match="asked for"):
         TezzeretCompiler(Wrong()).compile(request("BP005"))
+
+
+class Rude:
+    """A user's own blueprints: one hangs, one leaves the process, one raises."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.release = threading.Event()
+
+    def build_spec(self, wanted: ly.KernelRequestSpec) -> dict[str, object]:
+        """Do what the blueprint's name says."""
+        self.asked.append(wanted.blueprint_id)
+        if wanted.blueprint_id == "hang":
+            self.release.wait()
+        elif wanted.blueprint_id == "leave":
+            sys.exit(3)
+        raise LookupError("no such thing")
+
+
+def test_a_blueprint_that_hangs_or_leaves_ends_no_forge() -> None:
+    """Goal: somebody else's code costs its own request. Method: ask three that do not answer, one of them twice."""
+    rude = Rude()
+    describer = Describer(rude, seconds=0.05)
+    try:
+        for name, cause in (
+            ("hang", "in 0.05 s"),
+            ("hang", "before"),
+            ("leave", "SystemExit"),
+            ("x", "LookupError"),
+        ):
+            wanted = make_request(name, {}, layout="vector", in_shape=[12])
+            with pytest.raises(CompileRefused, match=cause):
+                describer.spec(wanted)
+        assert rude.asked == ["hang", "leave", "x"]
+    finally:
+        rude.release.set()
 
 
 def test_forge_starts_without_torch() -> None:
