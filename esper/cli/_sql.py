@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esper.cli._console import JsonFlag, emit_line, emit_records, emit_table, say, settings
+from esper.cli._console import JsonFlag, emit_line, emit_records, emit_table, open_fabric, say, settings
 from esper.cli._formats import Format, format_of, parameter, write_rows, write_standard_output
 from esper.core.errors import UsageError
 
@@ -39,6 +39,9 @@ def sql(
     timeout: Annotated[
         float | None, typer.Option(help="Longest that it may run, in seconds, up to ESPER_SQL_TIMEOUT_SECONDS.")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Fold what the log holds now first; a running projector does so anyway.")
+    ] = False,
     resolve_only: Annotated[
         bool, typer.Option("--resolve-only", help="Print the offsets that --as-of comes to, and nothing else.")
     ] = False,
@@ -47,8 +50,10 @@ def sql(
 
     Example: esper sql "select run_id, epoch, reward from field_reports where run_id = ?" --param run-1 --as-of now
     """
-    from esper.projection import query, resolve_as_of
+    from esper.projection import catch_up, is_folding, query, resolve_as_of
 
+    if fresh:
+        catch_up(open_fabric())
     chosen = format_of(form, json=json, output=output)
     if resolve_only:
         if as_of is None:
@@ -59,6 +64,8 @@ def sql(
     table = query(statement, values, as_of=as_of, timeout=timeout, settings=settings())
     _check_names(table.column_names)
     _say_as_of(table)
+    if not fresh and as_of in (None, "now") and not is_folding(settings()):
+        say("note: no projector runs, so this is what was folded before; --fresh folds the rest of the log first")
     if output is not None:
         write_rows(table, chosen, output)
         say(f"{table.num_rows} rows in {output}")

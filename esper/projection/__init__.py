@@ -8,7 +8,7 @@ from esper.projection._ledger import Disposition
 from esper.projection._listing import list_projections
 from esper.projection._past import log_source, sealed_marks
 from esper.projection._projector import Projector, build_service
-from esper.projection._query import AsOfOffsets, Query, export, fresh_query, query, resolve_as_of
+from esper.projection._query import AsOfOffsets, Query, export, fresh_query, is_folding, query, resolve_as_of
 from esper.projection._rebuild import Built, CaughtUp, catch_up, replay, roll_back
 from esper.projection._runs import run_document, runs_list
 from esper.projection._source import KafkaSource, MemorySource, RecordSource
@@ -33,6 +33,7 @@ __all__ = [
     "delete_all",
     "export",
     "fresh_query",
+    "is_folding",
     "list_projections",
     "load_definitions",
     "log_source",

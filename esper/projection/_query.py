@@ -228,6 +228,15 @@ def _read_files(home: Home, settings: Settings, read: Callable[[ReadableProjecti
         projections.close()
 
 
+def is_folding(settings: Settings) -> bool:
+    """Return whether a projector of this home runs, so that queries of the present are of what the log holds.
+
+    Raises:
+        NotReadyError: there is no home, or the projector is suspended.
+    """
+    return find_projector(Home.open(settings)) is not None
+
+
 @contextmanager
 def fresh_query(fabric: Fabric) -> Iterator[Query]:
     """Fold everything that the log holds now, then give a `query` over it; raises as `catch_up`."""

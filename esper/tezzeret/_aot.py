@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from esper.core.errors import UsageError
 from esper.core.kernel import Kernel
 from esper.core.kernel._compiled import BATCH_MAX
+from esper.tezzeret._faults import NoPart
 from esper.tezzeret._measure import example
 
 #: Any batch but 0 and 1, which tracing would take for constants.
@@ -35,23 +35,23 @@ def check_compilable(kernel: Kernel) -> None:
     """Refuse a kernel that a pure function of input and parameters cannot stand for.
 
     Raises:
-        UsageError: it keeps state of its own (buffers), or draws random numbers.
+        NoPart: it keeps state of its own (buffers), or draws random numbers.
     """
     if next(kernel.buffers(), None) is not None:
-        raise _not_compilable("stateful: it keeps running statistics")
+        raise NoPart("stateful: it keeps running statistics")
     inputs = example(kernel, 64, device=torch.device("cpu"))
     before = torch.get_rng_state()
     with torch.no_grad():
         kernel(inputs)
     if not torch.equal(before, torch.get_rng_state()):
-        raise _not_compilable("stochastic: it draws random numbers in training")
+        raise NoPart("stochastic: it draws random numbers in training")
 
 
 def compile_packages(kernel: Kernel, *, trains: bool, device: torch.device) -> list[bytes]:
     """Return the forward package of a kernel, and its backward package where it trains.
 
     Raises:
-        UsageError: `check_compilable`.
+        NoPart: `check_compilable`.
         RuntimeError: torch cannot trace or compile it.
     """
     check_compilable(kernel)
@@ -102,7 +102,3 @@ class _Flat(nn.Module):
 
     def forward(self, arguments: list[Tensor]) -> list[Tensor]:
         return list(self.traced(*arguments))
-
-
-def _not_compilable(cause: str) -> UsageError:
-    return UsageError("kernel has no compiled part", cause=cause, next_step="it runs eagerly")

@@ -91,7 +91,7 @@ class TezzeretCompiler:
         """Return the packages of a compiled part (forward, and backward where it trains) and the milliseconds it took.
 
         Raises:
-            UsageError: the kernel keeps state or draws random numbers.
+            NoPart: the kernel keeps state or draws random numbers.
             CompilerFault, CompileRefused, IntegrityError: it could not be made.
         """
         assert self._process is not None, "machine code is made in a subprocess only"

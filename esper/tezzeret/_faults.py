@@ -17,7 +17,7 @@ class CompilerFault(OperationFailed):
     """The compiler subprocess did not do its work; the same work may succeed in a new one."""
 
     def __init__(self, cause: str) -> None:
-        super().__init__("the compiler subprocess failed", cause=cause, next_step="the forge tries again by itself")
+        super().__init__("the compiler subprocess failed", cause=cause)
 
 
 class CompileTimeout(CompilerFault):
@@ -37,6 +37,10 @@ class CompileRefused(OperationFailed):
 
     def __init__(self, cause: str) -> None:
         super().__init__("the kernel cannot be compiled", cause=cause, next_step="`esper events cat` shows the request")
+
+
+class NoPart(UsageError):
+    """The kernel is one that no compiled part can stand for; nothing is wrong with it, and it runs eagerly."""
 
 
 class CompilerStopped(NotReadyError):
@@ -64,6 +68,8 @@ def reason_of(error: BaseException) -> str:
     """Return why a compilation failed: a word made of the error's name, a colon, and the error in words."""
     if isinstance(error, BlueprintRefused):
         return f"{error.refusal}. {error.refusal.next_step}"[:1000]
+    if isinstance(error, NoPart):
+        return str(error)
     word = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
     return f"{word}: {error}"[:1000]
 
@@ -74,6 +80,8 @@ def fault_of(kind: str, cause: str) -> Exception:
         return CompilerOutOfMemory(cause)
     if kind == "passing":
         return CompilerDied(cause)
+    if kind == "no_part":
+        return NoPart(cause.removeprefix(f"{NoPart.__name__}: "))
     if kind in ("usage", "integrity"):
         error = UsageError if kind == "usage" else IntegrityError
         return error("kernel cannot be compiled", cause=cause, next_step="correct the request or its blueprint")
@@ -87,6 +95,8 @@ def kind_of(error: BaseException) -> str:
         return "memory"
     if isinstance(error, IntegrityError):
         return "integrity"
+    if isinstance(error, NoPart):
+        return "no_part"
     if isinstance(error, UsageError):
         return "usage"
     return "passing" if passes(error) else "refused"

@@ -114,7 +114,8 @@ select request_id, run_id, blueprint_id, kernel_id, requested_at as since from k
 -- Each way in which the forge compiled a kernel, as last measured: what was gained, and what is used.
 create view compiled_parts as
 select kernel_id, blueprint_id, artifact_ref, lower(replace(kind, 'COMPILED_KIND_', '')) as kind, chosen,
-  nullif(reason, '') as reason, speedup, compile_ms, warm_compile_ms, parity.passed as parity_passed,
+  nullif(reason, '') as reason, nullif(speedup, 0) as speedup, nullif(compile_ms, 0) as compile_ms,
+  nullif(warm_compile_ms, 0) as warm_compile_ms, parity.passed as parity_passed,
   parity.forward_abs_max as forward_difference, parity.backward_abs_max as backward_difference, parity.tolerance,
   part_bytes, part_digest, forge, platform.device, platform.isa, platform.torch_version, platform.threads,
   append_time as compiled_at
@@ -143,7 +144,7 @@ with failures as (
   select 'integrity of ' || part, kernel_id, null, reason, append_time from kernel_integrity_failures
   union all
   select 'compiled part', kernel_id, blueprint_id, reason, append_time from kernel_parts
-  where not coalesce(parity.passed, false)
+  where not coalesce(parity.passed, false) and not regexp_matches(reason, '^(stateful|stochastic): ')
 ), made_of as (
   select kernel_id, any_value(blueprint_id) as blueprint_id
   from (

@@ -155,6 +155,18 @@ def test_a_point_can_be_given_back(shell: Shell) -> None:
     assert "do not reach that point" in answer.stderr
 
 
+def test_what_is_not_folded_is_said_and_can_be_had(shell: Shell) -> None:
+    """Goal: nobody takes old rows for new ones. Method: append a run after the fold; ask as it is, then fresh."""
+    one_run(shell.system, "run-late")
+    late = "select count(*) as n from run_claims where run_id = 'run-late'"
+    stale = shell("sql", late, "--json")
+    assert stale.json == [{"n": 0}]
+    assert "--fresh folds the rest" in stale.stderr
+    fresh = shell("sql", late, "--fresh", "--json")
+    assert fresh.json == [{"n": 1}]
+    assert "note:" not in fresh.stderr
+
+
 def test_without_a_broker_the_files_answer(shell: Shell) -> None:
     """Goal: the past needs no broker. Method: an address where none is; an early time, and a late one with its note."""
     environment = shell.esper.environment | {"ESPER_KAFKA_BOOTSTRAP": "127.0.0.1:1", "ESPER_CONNECT_SECONDS": "0.5"}

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from esper.core.errors import UsageError
 from esper.core.kernel import (
     DirectoryBlobStore,
     build_module,
@@ -26,6 +25,7 @@ from esper.leyline import messages as ly
 from esper.oona import Fabric
 from esper.tezzeret import CompilerProcess, Limits, TezzeretCompiler, build_service
 from esper.tezzeret._aot import check_compilable, compile_packages
+from esper.tezzeret._faults import NoPart, fault_of, kind_of, reason_of
 from esper.tezzeret._part_jobs import PartFacts, due_parts, fold_parts
 from esper.tezzeret._trial import awake, measure_parity
 from tests.conftest import StartBroker
@@ -119,8 +119,11 @@ def test_what_keeps_state_or_draws_has_no_part() -> None:
     stochastic.body = torch.nn.Sequential(stochastic.body, torch.nn.Dropout(0.5))
     check_compilable(plain)
     for kernel, word in ((stateful, "stateful"), (stochastic, "stochastic")):
-        with pytest.raises(UsageError, match=word):
+        with pytest.raises(NoPart, match=word) as caught:
             check_compilable(kernel)
+        # What crosses from the subprocess is a kind and words; the verdict is the plain reason, no fault of anybody's.
+        told = fault_of(kind_of(caught.value), f"NoPart: {caught.value}")
+        assert reason_of(told).startswith(f"{word}: it ")
 
 
 def test_every_part_is_judged_once() -> None:

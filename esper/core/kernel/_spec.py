@@ -30,6 +30,8 @@ NODES_MAX: Final = 256
 PARAMETERS_MAX: Final = 1 << 24
 #: Per sample; about a second of one core, and what a manifest can say.
 MULTIPLY_ADDS_MAX: Final = (1 << 32) - 1
+#: Of all tensors that one sample's training forward keeps: 128 MiB of float32.
+HELD_MAX: Final = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ def plan_spec(spec: Mapping[str, object]) -> KernelPlan:
     plan = KernelPlan(layout, dtype, in_shape, out_shape, body, end, dict(sorted(tensors.items())))
     if plan.multiply_adds_per_sample > MULTIPLY_ADDS_MAX:
         raise _refused(f"{plan.multiply_adds_per_sample} products per sample, at most {MULTIPLY_ADDS_MAX}")
+    if (held := body.held + end.held) > HELD_MAX:
+        raise _refused(f"{held} elements kept per sample, at most {HELD_MAX}")
     return plan
 
 

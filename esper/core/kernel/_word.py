@@ -58,6 +58,11 @@ class NodePlan:
     repeats: int = 1
 
     @property
+    def held(self) -> int:
+        """Elements of all outputs of the whole subtree, as one sample's training forward keeps them."""
+        return math.prod(self.out_shape) + self.repeats * sum(child.held for child in self.children)
+
+    @property
     def causal(self) -> bool:
         """Whether positions may look at earlier ones only."""
         return self.layout == "sequence"
