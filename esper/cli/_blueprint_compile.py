@@ -50,7 +50,10 @@ def compile_(
     Example: esper blueprints compile --all-safe
     """
     from esper.projection import catch_up
-    from esper.weatherlight import MAKERS, compile_kernels, members_for_a_while
+    from esper.weatherlight import MAKERS, READY_SECONDS, compile_kernels, members_for_a_while
+
+    if layout is not None and all_layouts:
+        raise UsageError("--layout and --all-layouts contradict each other", next_step="Leave one of them out")
 
     fabric = open_fabric()
     with members_for_a_while(fabric.settings, wanted=MAKERS if members else ()) as supervisor:
@@ -61,7 +64,9 @@ def compile_(
             for one, at in shapes_of(blueprint, layout, shape, every=all_layouts)
         ]
         with _progress(len(requests)) as tell:
-            made = compile_kernels(fabric, requests, supervisor, seconds=seconds, tell=tell)
+            # Members that are started here may take their time; where none is, nobody will come.
+            ready = READY_SECONDS if members else seconds
+            made = compile_kernels(fabric, requests, supervisor, seconds=seconds, ready_seconds=ready, tell=tell)
     catch_up(fabric)  # what was made is in SQL at once
     if json:
         emit_json([asdict(one) for one in made])

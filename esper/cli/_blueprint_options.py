@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import re
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -10,6 +11,7 @@ from esper.cli._console import say
 from esper.cli._train import pairs
 from esper.core.approvals import Approvals
 from esper.core.errors import UsageError
+from esper.core.text import shown
 from esper.oona import BlueprintBoard, Fabric
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ Reason = Annotated[str, typer.Option(help="Why; kept in the event.")]
 Layout = Annotated[str | None, typer.Option(help="vector, sequence, map1d or map2d.")]
 Shape = Annotated[str | None, typer.Option(help="Shape of one sample, 32x64 for example; needs --layout.")]
 Setting = Annotated[list[str] | None, typer.Option("--set", help="NAME=NUMBER; may be given again.")]
+
+
+#: More digits than any size has, and few enough that Python reads them at once.
+_SHAPE: Final = re.compile(r"[0-9]{1,9}(x[0-9]{1,9})*")
 
 
 def say_broken() -> None:
@@ -38,7 +44,7 @@ def known_blueprint(blueprint_id: str) -> Blueprint:
     if blueprint_id not in known:
         say_broken()
         raise UsageError(
-            f"there is no blueprint {blueprint_id!r}",
+            f"there is no blueprint {shown(blueprint_id)}",
             cause=f"known are {', '.join(known)}",
             next_step="`esper blueprints list` shows what each does",
         )
@@ -56,16 +62,19 @@ def shapes_of(
             raise UsageError("--shape needs --layout", cause="each layout reads a shape in its own way")
         chosen = blueprint.layouts if every else blueprint.layouts[:1]
         return [(one, STATED_SHAPES[one]) for one in chosen]
-    if shape is None and layout in STATED_SHAPES:
-        return [(layout, STATED_SHAPES[layout])]
-    return [(layout, _sizes(shape or ""))]
+    if layout not in STATED_SHAPES:
+        raise UsageError(f"there is no layout {layout!r}", cause=f"layouts are {', '.join(STATED_SHAPES)}")
+    return [(layout, STATED_SHAPES[layout] if shape is None else _sizes(shape))]
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    parts = text.split("x")
-    if not all(part.isdecimal() for part in parts):
-        raise UsageError(f"{text!r} is no shape", cause="sizes are whole numbers", next_step="Write 64, or 32x64")
-    return tuple(int(part) for part in parts)
+    if not _SHAPE.fullmatch(text):
+        raise UsageError(
+            f"{shown(text)} is no shape",
+            cause="sizes are whole numbers of up to nine digits 0 to 9",
+            next_step="Write 64, or 32x64",
+        )
+    return tuple(int(part) for part in text.split("x"))
 
 
 def times(shape: tuple[int, ...]) -> str:

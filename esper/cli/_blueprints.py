@@ -27,6 +27,7 @@ from esper.cli._blueprint_options import (
 from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, say
 from esper.core.approvals import Approvals, refusal, registered
 from esper.core.errors import NotReadyError
+from esper.core.text import printable
 
 if TYPE_CHECKING:
     from esper.karn import Blueprint, Decided, Latency
@@ -82,6 +83,8 @@ def show(
     shapes = shapes_of(blueprint, layout, shape)
     costs = [asdict(cost(blueprint, layout=one, shape=at, parameters=parameters)) for one, at in shapes]
     said, measured = _from_log(blueprint)
+    if measured is not None and layout is not None:
+        measured = [one for one in measured if one.layout == layout and (shape is None or one.shape == shapes[0][1])]
     document = {
         **_row(blueprint),
         "description": blueprint.description,
@@ -170,7 +173,7 @@ def _decide(decide: Callable[..., Decided], blueprint_id: str, reason: str, *, j
 def _login() -> str:
     """Return the operator's login name; one whom no user database knows is named by number."""
     try:
-        return getpass.getuser()
+        return printable(getpass.getuser())
     except (KeyError, OSError):  # before Python 3.13 a missing entry is a KeyError
         return f"uid-{os.getuid()}"
 

@@ -25,14 +25,25 @@ from esper.weatherlight import train as run_training
 
 #: What the request's fields hold.
 _EPOCHS_MAX, _SEED_MAX = 2**32 - 1, 2**64 - 1
+_TASK_HELP = "mnist1d, digits, spirals, charlm, one of an installed package, or package.module:factory of your own."
 _POLICY_PARAMETER_HELP = "NAME=NUMBER for the policy; may be given again."
 
 
 def pairs(values: list[str], option: str) -> dict[str, float]:
-    """Return {name: number} of "name=number" words."""
+    """Return {name: number} of "name=number" words.
+
+    Raises:
+        UsageError: a word is none, or two of them give one name.
+    """
     result: dict[str, float] = {}
     for value in values:
         name, _, number = value.partition("=")
+        if name in result:
+            raise UsageError(
+                f"{option} gives {name!r} twice",
+                cause="only one number can be meant",
+                next_step="leave one of them out",
+            )
         try:
             result[name] = float(number)
         except ValueError as error:
@@ -42,7 +53,8 @@ def pairs(values: list[str], option: str) -> dict[str, float]:
     return result
 
 
-def _show(document: dict[str, Any]) -> None:
+def show_result(document: dict[str, Any]) -> None:
+    """Print the document of a finished run."""
     rows = [{"field": k, "value": v} for k, v in document.items() if k != "seeds"]
     emit_table(rows, ["field", "value"])
     if document["seeds"]:
@@ -63,21 +75,28 @@ def training_progress(epochs: int) -> Iterator[Callable[[ly.SystemStatePacket], 
         yield tell
 
 
-def _say_who_trains(fabric: Fabric, started: Sequence[str]) -> None:
+def say_who_trains(fabric: Fabric, started: Sequence[str]) -> None:
+    """Say which members train: those started for it, or those that are waited for."""
     if started:
         say(f"starting {', '.join(started)} for the time of this run")
     elif missing := absent(fabric):
         say(f"waiting for {', '.join(missing)}, which nobody is yet; `esper serve` starts them")
 
 
-def _say_asked(run_id: str) -> None:
+def say_asked(run_id: str) -> None:
+    """Say which run is asked for."""
     say(f"run {run_id} is asked for")
 
 
 def train(
-    task: Annotated[str, typer.Option(help="mnist1d, digits, or package.module:factory of your own.")] = "mnist1d",
-    host: Annotated[str, typer.Option(help="Host network of the task.")] = "mlp",
-    policy: Annotated[str, typer.Option(help="noop, fixed or heuristic.")] = "heuristic",
+    task: Annotated[str, typer.Option(help=_TASK_HELP)] = "mnist1d",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Host network: mlp, cnn, cnn_bn or transformer, as the task has it, or one of an installed package."
+        ),
+    ] = "mlp",
+    policy: Annotated[str, typer.Option(help="noop, fixed, heuristic, or one of an installed package.")] = "heuristic",
     epochs: Annotated[int, typer.Option(min=1, max=_EPOCHS_MAX, help="Epochs to train.")] = 40,
     seed: Annotated[int, typer.Option(min=0, max=_SEED_MAX, help="Seed of all randomness.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
@@ -111,9 +130,9 @@ def train(
         members_for_a_while(fabric.settings, wanted=tuple(SUBSYSTEMS) if members else ()) as supervisor,
     ):
         interrupt_on_sigterm()
-        _say_who_trains(fabric, supervisor.names)
+        say_who_trains(fabric, supervisor.names)
         try:
-            document = run_training(fabric, request, supervisor, progress=progress, on_request=_say_asked)
+            document = run_training(fabric, request, supervisor, progress=progress, on_request=say_asked)
         except KeyboardInterrupt:
             say("interrupted: the run ends as cancelled; `esper runs list` shows it")
             raise
@@ -124,7 +143,7 @@ def train(
     if json:
         emit_json(document)
     else:
-        _show(document)
+        show_result(document)
         say(f"`esper runs show {document['run_id']}` lists every epoch")
 
 

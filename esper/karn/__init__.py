@@ -15,7 +15,8 @@ from esper.karn._errors import (
     UnsupportedLayout,
 )
 from esper.karn._explain import STATED_SHAPES, Cost, Latency, cost, latencies, middle
-from esper.karn._own import BrokenPlugin, check_own
+from esper.karn._own import BrokenPlugin
+from esper.karn._own_checks import check_own
 from esper.karn._queries import BlueprintQuery, KarnQueries
 from esper.karn._service import KarnService, build_service
 

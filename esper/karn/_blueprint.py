@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from esper.core.errors import IntegrityError
 from esper.core.kernel import FORMAT_VERSION, features_of, make_request, plan_spec
+from esper.core.text import shown
 from esper.karn._errors import (
     BlueprintError,
     MissingParameter,
@@ -72,9 +73,9 @@ class Blueprint:
         Raises:
             UnknownParameter, MissingParameter, ParameterOutOfBounds: by name.
         """
-        if unknown := sorted(set(parameters) - set(self.parameters)):
+        if unknown := sorted(shown(name) for name in set(parameters) - set(self.parameters)):
             raise UnknownParameter(
-                f"{self} has no parameter {unknown[0]!r}",
+                f"{self} has no parameter {unknown[0]}",
                 cause=f"its parameters are {sorted(self.parameters) or 'none'}",
                 next_step="leave it out",
             )
@@ -86,7 +87,7 @@ class Blueprint:
             value = parameters[name]
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ParameterOutOfBounds(
-                    f"{self} cannot take {name} = {value!r}",
+                    f"{self} cannot take {name} = {shown(value)}",
                     cause=f"its bounds are {low} to {high}, both included",
                     next_step="give a finite number within them",
                 )

@@ -8,6 +8,7 @@ from functools import cache
 from types import MappingProxyType
 
 from esper.core.approvals import Approvals, refusal, registered
+from esper.core.text import shown
 from esper.karn._blueprint import Blueprint, Tree
 from esper.karn._errors import BlueprintRefused, UnknownBlueprint
 from esper.karn._own import BrokenPlugin, installed, load_own
@@ -51,14 +52,15 @@ class KarnCatalog:
         Raises:
             UnknownBlueprint: the catalogue has none.
         """
-        try:
-            return self._blueprints[blueprint_id]
-        except KeyError:
+        # Of something else than text, which may not even be hashable, there is none either.
+        found = self._blueprints.get(blueprint_id) if isinstance(blueprint_id, str) else None
+        if found is None:
             raise UnknownBlueprint(
-                f"there is no blueprint {blueprint_id[:80]!r}",
+                f"there is no blueprint {shown(blueprint_id)}",
                 cause=f"the catalogue holds {', '.join(self._blueprints)}",
                 next_step="choose one of these; `esper blueprints list` shows what each is",
-            ) from None
+            )
+        return found
 
     def list(self, *, tier: str | None = None, layout: str | None = None) -> Sequence[Blueprint]:
         """Return the blueprints of this tier that can be built for this layout, in id order; None means any."""

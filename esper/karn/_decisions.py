@@ -16,6 +16,7 @@ from esper.core.approvals import (
     registered,
 )
 from esper.core.errors import NotReadyError, UsageError
+from esper.core.text import shown, unprintable
 from esper.karn._blueprint import Blueprint
 from esper.karn._errors import UnknownBlueprint
 from esper.leyline import messages as ly
@@ -54,7 +55,7 @@ def standing_of(approvals: Approvals, known: Mapping[str, Blueprint], blueprint_
     if blueprint_id not in known:
         if standing.descriptor is None:
             raise UnknownBlueprint(
-                f"there is no blueprint {blueprint_id[:80]!r}",
+                f"there is no blueprint {shown(blueprint_id)}",
                 cause=f"known are {', '.join(known)}",
                 next_step="`esper blueprints list` shows what each does",
             )
@@ -76,8 +77,9 @@ def decide_approval(blueprint_id: str, standing: Standing, *, who: str, reason: 
     """Return the event that approves the blueprint as it is described; None where that changes nothing. Pure.
 
     Raises:
-        UsageError: it runs in quarantine only, which no approval lifts.
+        UsageError: it runs in quarantine only, which no approval lifts, or who decides or why cannot be written down.
     """
+    _check_words(who=who, reason=reason)
     found = refusal({blueprint_id: standing}, blueprint_id)
     if found is None:
         return None
@@ -94,7 +96,12 @@ def decide_approval(blueprint_id: str, standing: Standing, *, who: str, reason: 
 
 
 def decide_withdrawal(blueprint_id: str, standing: Standing, *, who: str, reason: str) -> ly.BlueprintWithdrawn | None:
-    """Return the event that withdraws the blueprint; None where it is withdrawn. Pure."""
+    """Return the event that withdraws the blueprint; None where it is withdrawn. Pure.
+
+    Raises:
+        UsageError: who decides or why cannot be written down.
+    """
+    _check_words(who=who, reason=reason)
     if standing.withdrawn:
         return None
     return ly.BlueprintWithdrawn(
@@ -118,12 +125,23 @@ def withdraw(fabric: Fabric, known: Mapping[str, Blueprint], blueprint_id: str, 
     """Append that nobody may use the blueprint any more, of whatever tier; nothing where it is withdrawn already.
 
     Raises:
-        UnknownBlueprint, NotReadyError: as `standing_of`.
+        UnknownBlueprint, NotReadyError, UsageError: as `standing_of` and `decide_withdrawal`.
         BrokerUnavailable: the log could not be read or written.
     """
     approvals, standing = _look_up(fabric, known, blueprint_id)
     event = decide_withdrawal(blueprint_id, standing, who=who, reason=reason)
     return _append(fabric, approvals, standing, blueprint_id, event)
+
+
+def _check_words(**words: str) -> None:
+    """Refuse words that the log cannot hold, or that would command the terminal of whoever reads them."""
+    for name, text in words.items():
+        if strange := unprintable(text):
+            raise UsageError(
+                f"the decision's {name} {shown(text)} cannot be kept",
+                cause=f"it holds {strange}, which is a control character or none that UTF-8 can hold",
+                next_step="write it on one line in plain characters",
+            )
 
 
 def _look_up(fabric: Fabric, known: Mapping[str, Blueprint], blueprint_id: str) -> tuple[Approvals, Standing]:

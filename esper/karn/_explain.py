@@ -86,10 +86,6 @@ def measured(events: Sequence[Event], blueprint_id: str) -> list[Latency]:
         message = event.message
         if isinstance(message, ly.KernelCatalogUpdate) and message.blueprint_id == blueprint_id:
             requests[message.kernel_id] = message.manifest.request
-        elif isinstance(message, ly.CompileFinished) and message.HasField("prewarm"):
-            if message.kernel_id in requests:
-                name = f"{message.strategy}.prewarm"
-                found.append(_latency(message.kernel_id, requests, name, message.prewarm, "cpu"))
         elif isinstance(message, ly.BenchmarkReport) and message.benchmark.blueprint_id == blueprint_id:
             report = message.benchmark
             found += [

@@ -18,9 +18,10 @@ from esper.core.approvals import Approvals
 from esper.core.breaker import CircuitBreaker
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import UsageError
+from esper.core.text import shown
 from esper.karn._blueprint import Blueprint
 from esper.karn._catalog import KarnCatalog
-from esper.karn._errors import KarnUnavailable, UnsupportedLayout
+from esper.karn._errors import BlueprintError, KarnUnavailable, UnsupportedLayout
 from esper.karn._telemetry import (
     BREAKER_DENIED,
     BREAKER_OPENED,
@@ -48,8 +49,8 @@ class BlueprintQuery:
     blueprint_id: str = ""
     #: What the selection is decided by; a certain blueprint needs none.
     context: str = ""
-    #: None: any, as far as it may be used.
-    tier: str | None = "SAFE"
+    #: Empty: SAFE for a selection, and for a certain blueprint that which it has. None: any, as far as it may be used.
+    tier: str | None = ""
     layout: str | None = None
     #: To be checked against the blueprint's bounds; None: they are not known yet.
     parameters: Mapping[str, float] | None = None
@@ -94,6 +95,7 @@ class KarnQueries:
         began = self._clock.monotonic()
         self.metrics.count(REQUESTS)
         try:
+            _check_types(query)
             with self._lock:
                 blueprint = self._answer(query)
         except (UsageError, KarnUnavailable):
@@ -109,7 +111,8 @@ class KarnQueries:
         now = self._clock.monotonic()
         if not self._breaker.allows(now):
             return self._conservative_answer(query)
-        self._breaker = self._breaker.began(now)
+        before = self._breaker
+        self._breaker = before.began(now)
         try:
             self._last = self._read_approvals()
         except Exception as error:  # whatever it was, it is Karn's fault and not the caller's
@@ -119,6 +122,10 @@ class KarnQueries:
                 cause=str(error),
                 next_step="try again; `esper doctor` tells more",
             ) from error
+        except BaseException:
+            # Interrupted, it showed nothing of Karn: the next query is asked as this one would have been.
+            self._breaker = before
+            raise
         self._breaker = self._breaker.succeeded()
         return self._find(query, self._last, conservative=False)
 
@@ -131,7 +138,7 @@ class KarnQueries:
 
     def _conservative_answer(self, query: BlueprintQuery) -> Blueprint:
         """Answer from what was read last with what is harmless; deny what is not."""
-        harmless = query.tier in (None, "SAFE") and not query.adversarial
+        harmless = query.tier in (None, "", "SAFE") and not query.adversarial
         if query.blueprint_id:
             harmless = query.blueprint_id in self._catalog.conservative_ids()
         if self._last is None or not harmless:
@@ -147,16 +154,22 @@ class KarnQueries:
     def _find(self, query: BlueprintQuery, approvals: Approvals, *, conservative: bool) -> Blueprint:
         if query.blueprint_id:
             found = self._catalog.allowed(query.blueprint_id, approvals, quarantine=query.adversarial)
+            if query.tier not in (None, "", found.tier):
+                raise BlueprintError(
+                    f"{found} is not what was asked for",
+                    cause=f"it is of tier {found.tier}, and one of tier {shown(query.tier)} was wanted",
+                    next_step="ask for its own tier, or for none",
+                )
             if query.layout not in (None, *found.layouts):
                 raise UnsupportedLayout(
-                    f"{found} cannot be built for layout {query.layout!r}",
+                    f"{found} cannot be built for layout {shown(query.layout)}",
                     cause=f"it has a body for {', '.join(found.layouts)}",
                     next_step="choose a blueprint that lists the layout",
                 )
         else:
             found = self._catalog.select(
                 query.context,
-                tier=query.tier,
+                tier="SAFE" if query.tier == "" else query.tier,
                 layout=query.layout,
                 adversarial=query.adversarial,
                 conservative=conservative,
@@ -165,3 +178,27 @@ class KarnQueries:
         if query.parameters is not None:
             found.check(query.parameters)
         return found
+
+
+def _check_types(query: BlueprintQuery) -> None:
+    """Refuse what is no query, before anything is asked for it.
+
+    Raises:
+        BlueprintError: a field is of another type than it says.
+    """
+    parameters = query.parameters
+    fields: dict[str, tuple[object, bool]] = {
+        "blueprint_id": (query.blueprint_id, isinstance(query.blueprint_id, str)),
+        "context": (query.context, isinstance(query.context, str)),
+        "tier": (query.tier, query.tier is None or isinstance(query.tier, str)),
+        "layout": (query.layout, query.layout is None or isinstance(query.layout, str)),
+        "parameters": (parameters, parameters is None or isinstance(parameters, Mapping)),
+        "adversarial": (query.adversarial, isinstance(query.adversarial, bool)),
+    }
+    for name, (value, right) in fields.items():
+        if not right:
+            raise BlueprintError(
+                f"a query's {name} cannot be {shown(value)}",
+                cause="it is of another type",
+                next_step="esper.karn.BlueprintQuery says which",
+            )

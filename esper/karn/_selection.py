@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from esper.core.approvals import Approvals, Refusal, refusal
+from esper.core.text import printable, shown
 from esper.karn._blueprint import Blueprint
 from esper.karn._errors import BlueprintError, BlueprintRefused
 
@@ -62,12 +63,12 @@ def choose(context: str, found: Sequence[Blueprint], approvals: Approvals, wish:
 
     Raises:
         BlueprintRefused: there are candidates, and none may be used.
-        BlueprintError: there are none.
+        BlueprintError: there are none, or UTF-8 cannot hold the context.
     """
     if not found:
         raise BlueprintError(
             "no blueprint to select",
-            cause=f"the catalogue has none of tier {wish.tier} for layout {wish.layout!r}",
+            cause=f"the catalogue has none of tier {printable(str(wish.tier))} for layout {shown(wish.layout)}",
             next_step="ask for another tier or layout",
         )
     refusals = [refusal_of(blueprint, approvals, wish) for blueprint in found]
@@ -76,5 +77,12 @@ def choose(context: str, found: Sequence[Blueprint], approvals: Approvals, wish:
         raise BlueprintRefused(next(refused for refused in refusals if refused is not None))
     if not context:
         return allowed[0]
-    digest = hashlib.sha256(context.encode()).digest()
+    try:
+        digest = hashlib.sha256(context.encode()).digest()
+    except UnicodeEncodeError as error:
+        raise BlueprintError(
+            f"nothing is selected for the context {shown(context)}",
+            cause=f"UTF-8 cannot hold it: {error.reason}",
+            next_step="give a context that can be written down",
+        ) from error
     return allowed[int.from_bytes(digest[:_INDEX_BYTES], "big") % len(allowed)]

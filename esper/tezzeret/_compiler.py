@@ -19,7 +19,7 @@ from esper.core.kernel import (
 )
 from esper.leyline import messages as ly
 from esper.tezzeret._describe import BlueprintBuilder, Describer
-from esper.tezzeret._faults import CompilerDied
+from esper.tezzeret._faults import CompilerDied, NotZeroAtBirth
 from esper.tezzeret._subprocess import CompilerProcess, Limits
 from esper.tezzeret._wire import Frame
 
@@ -58,10 +58,13 @@ class TezzeretCompiler:
         else:
             from esper.core.kernel import make_artifact  # noqa: F401 - looking it up is what imports torch
 
-    def compile(self, request: ly.KernelRequestSpec) -> KernelArtifact:
+    def compile(self, request: ly.KernelRequestSpec, *, runs: bool = False) -> KernelArtifact:
         """Return the artifact of `request`: the same bytes whenever and wherever it is compiled.
 
+        With `runs`, which is for kernels that may be run here, it is run once before anybody has it.
+
         Raises:
+            NotZeroAtBirth: it was run, and its first output is not exactly zero.
             UsageError: the request is malformed, or its blueprint cannot be had like this.
             IntegrityError: the blueprint's spec is refused or answers another request.
             CompileRefused: it fails in a way that repeating it does not mend.
@@ -70,11 +73,19 @@ class TezzeretCompiler:
         check_request(request)
         spec = self._describer.spec(request)
         if self._process is None:
-            from esper.core.kernel import make_artifact
-
-            return make_artifact(request, spec)
-        frame = Frame({"op": "make"}, [request.SerializeToString(), canonical_json(spec)])
+            return _made_here(request, spec, runs=runs)
+        frame = Frame({"op": "make", "runs": runs}, [request.SerializeToString(), canonical_json(spec)])
         return _checked(self._process.call(frame, self._limits), request)
+
+    def check_birth(self, artifact: KernelArtifact) -> None:
+        """Run a kernel once that was made before it might be run.
+
+        Raises:
+            NotZeroAtBirth: its first output is not exactly zero.
+            CompilerFault, CompileRefused, IntegrityError: it could not be run.
+        """
+        assert self._process is not None, "kernels are run in a subprocess only"
+        self._process.call(Frame({"op": "birth"}, _parts(artifact)), self._limits)
 
     def measure(self, artifact: KernelArtifact, *, batch: int, samples: int) -> ly.BlueprintBenchmark:
         """Return how long eager calls of a kernel take on the compiler's device, each figure over real calls.
@@ -130,6 +141,18 @@ class TezzeretCompiler:
         """End the subprocess, if there is one."""
         if self._process is not None:
             self._process.close()
+
+
+def _made_here(request: ly.KernelRequestSpec, spec: dict[str, object], *, runs: bool) -> KernelArtifact:
+    from esper.core.kernel import load_kernel, make_artifact
+
+    artifact = make_artifact(request, spec)
+    if runs:
+        from esper.tezzeret._birth import birth_fault
+
+        if fault := birth_fault(load_kernel(artifact)):
+            raise NotZeroAtBirth(fault)
+    return artifact
 
 
 def _parts(artifact: KernelArtifact) -> list[bytes]:

@@ -12,6 +12,9 @@ from esper.core.errors import IntegrityError, NotReadyError, OperationFailed, Us
 #: A full disk is emptied, a quota raised, a device answers again; a folder that is a file stays one.
 _PASSING_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ENOMEM, errno.EMFILE})
 
+#: The word by which a subprocess reports `NotZeroAtBirth`.
+NOT_ZERO: Final = "not_zero"
+
 
 class CompilerFault(OperationFailed):
     """The compiler subprocess did not do its work; the same work may succeed in a new one."""
@@ -41,6 +44,10 @@ class CompileRefused(OperationFailed):
 
 class NoPart(UsageError):
     """The kernel is one that no compiled part can stand for; nothing is wrong with it, and it runs eagerly."""
+
+
+class NotZeroAtBirth(CompileRefused):
+    """The kernel's first output is not exactly zero: it would change its host before it has learnt anything."""
 
 
 class CompilerStopped(NotReadyError):
@@ -78,6 +85,8 @@ def fault_of(kind: str, cause: str) -> Exception:
     """Return the error that a subprocess reported by the kind that `kind_of` gave it."""
     if kind == "memory":
         return CompilerOutOfMemory(cause)
+    if kind == NOT_ZERO:
+        return NotZeroAtBirth(cause)
     if kind == "passing":
         return CompilerDied(cause)
     if kind == "no_part":

@@ -236,8 +236,9 @@ class TezzeretForge:
                 cause="its key, its kernel_id and the digest of what it asks for differ",
                 next_step="ask again with the kernel_id of the request",
             )
-        self._judge.check_make(request.request.blueprint_id)
-        return self._compiler.compile(request.request)
+        name = request.request.blueprint_id
+        self._judge.check_make(name)
+        return self._compiler.compile(request.request, runs=not self._judge.run_refusal(name))
 
     def _retry(self, job: JobRecord, error: BaseException, *, attempt: int, tries: int) -> None:
         wait = jitter(backoff_seconds(tries, self._plan.backoff_seconds))
@@ -260,8 +261,17 @@ class TezzeretForge:
             return
         if facts.prewarm is not None:
             self._finish(job, artifact, facts, fault="", tries=tries)
-        else:
-            self._measure_and_finish(job, artifact, facts, self._health.begin(), tries=tries)
+            return
+        strategy = self._health.begin()
+        try:
+            # It may have been made when it had to wait for an approval, and was not run.
+            if not self._judge.run_refusal(artifact.manifest.request.blueprint_id):
+                self._compiler.check_birth(artifact)
+        except (CompilerFault, CompileRefused, IntegrityError) as error:
+            self._health.end(strategy, error)
+            self._fail(job, error, attempt=facts.attempts, tries=tries)
+            return
+        self._measure_and_finish(job, artifact, facts, strategy, tries=tries)
 
     def _measure_and_finish(
         self, job: JobRecord, artifact: KernelArtifact, facts: KernelFacts, strategy: Strategy, *, tries: int

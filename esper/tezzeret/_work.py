@@ -21,6 +21,8 @@ from esper.core.kernel import (
 )
 from esper.core.kernel._canonical import parse_canonical
 from esper.leyline import messages as ly
+from esper.tezzeret._birth import birth_fault
+from esper.tezzeret._faults import NOT_ZERO
 from esper.tezzeret._measure import measure_eager
 from esper.tezzeret._wire import Frame
 
@@ -57,11 +59,26 @@ def _ready(_frame: Frame) -> Frame:
 
 
 def _make(frame: Frame) -> Frame:
-    """Return manifest, spec and weights of a request (protobuf) and its spec (canonical JSON)."""
+    """Return manifest, spec and weights of a request (protobuf) and its spec (canonical JSON).
+
+    With `runs` the kernel is run once, and refused where its first output is not exactly zero.
+    """
     request, spec = frame.parts
     parsed = parse_canonical(spec, what="kernel spec", bytes_max=_SPEC_BYTES_MAX)
     artifact = make_artifact(ly.KernelRequestSpec.FromString(request), parsed)
+    if frame.header.get("runs") is True and (fault := birth_fault(load_kernel(artifact))):
+        return _unborn(fault)
     return Frame({"ok": True}, [manifest_bytes(artifact.manifest), artifact.spec, artifact.weights])
+
+
+def _birth(frame: Frame) -> Frame:
+    """Run an artifact (manifest, spec, weights) once, and say whether its first output is exactly zero."""
+    fault = birth_fault(load_kernel(artifact_of(frame)))
+    return _unborn(fault) if fault else Frame({"ok": True})
+
+
+def _unborn(fault: str) -> Frame:
+    return Frame({"ok": False, "kind": NOT_ZERO, "cause": fault})
 
 
 def _measure(frame: Frame) -> Frame:
@@ -134,6 +151,7 @@ def number(header: Mapping[str, object], name: str) -> int:
 _WORK: Final[Mapping[str, Callable[[Frame], Frame]]] = {
     "ready": _ready,
     "make": _make,
+    "birth": _birth,
     "measure": _measure,
     "compile_part": _compile_part,
     "try_part": _try_part,

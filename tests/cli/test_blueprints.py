@@ -96,7 +96,20 @@ def test_withdraw_and_approve(esper: Esper) -> None:
         (["show", "BP999"], ["BP999", "BP009"]),
         (["show", "BP009", "--shape", "64"], ["--layout"]),
         (["show", "BP009", "--layout", "graph", "--shape", "64"], ["graph", "vector"]),
+        (["show", "BP009", "--layout", "graph"], ["graph", "map2d"]),
+        (["compile", "BP009", "--layout", "vector", "--all-layouts"], ["--all-layouts"]),
         (["show", "BP009", "--layout", "vector", "--shape", "sixty"], ["sixty"]),
+        (["show", "BP009", "--layout", "vector", "--shape", "9" * 5000], ["is no shape"]),
+        (["show", "BP009", "--layout", "vector", "--shape", "9" * 9], ["999999999"]),
+        (["show", "BP009", "--layout", "vector", "--shape", "٣٢"], ["is no shape"]),
+        (["show", "BP009", "--layout", "vector", "--shape", "²"], ["is no shape"]),
+        (["show", "BP009", "--layout", "vector", "--shape", "32x"], ["is no shape"]),
+        (["show", "\udcff\udcfe"], ["there is no blueprint"]),
+        (["approve", "\udcff\udcfe"], ["there is no blueprint"]),
+        (["approve", "BP037", "--reason", "\udcff\udcfe"], ["reason", "cannot be kept"]),
+        (["withdraw", "BP037", "--reason", "\udcff\udcfe"], ["reason", "cannot be kept"]),
+        (["withdraw", "BP037", "--reason", "\x1b[2Jgone"], ["reason", "cannot be kept"]),
+        (["show", "BP009", "--set", "depth=2", "--set", "depth=3"], ["depth", "twice"]),
         (["show", "BP009", "--set", "depth=99"], ["depth", "4"]),
         (["show", "BP009", "--set", "width=1"], ["width"]),
         (["compile"], ["--all-safe"]),
@@ -109,4 +122,5 @@ def test_bad_input_is_refused_by_name(esper: Esper, command: list[str], told: li
     """Goal: exit 2 and a word about what is wrong. Method: one mistake each."""
     done = esper("blueprints", *command)
     assert done.code == 2, done.stderr
+    assert "Traceback" not in done.stderr
     assert all(word in done.stderr for word in told), done.stderr

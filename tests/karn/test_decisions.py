@@ -105,6 +105,19 @@ def test_decisions_are_functions_of_the_standing() -> None:
     assert decide_approval("BP005", standing, who="ann", reason="") is not None, "it may be contained again"
 
 
+@pytest.mark.parametrize("words", ["\udcff", "gone\x1b[2J", "two\nlines", "\u202egnorw"], ids=ascii)
+@pytest.mark.parametrize("field", ["who", "reason"])
+def test_words_that_nobody_can_keep_or_print_are_refused(field: str, words: str) -> None:
+    """Goal: what is appended can be written down, and commands no terminal. Method: both decisions, without a broker,
+    with such words as the decider's name and as the reason; each is a mistake of the caller's.
+    """
+    waiting = standing_of({}, experimental(), "BP950")
+    said = {"who": "ann", "reason": "mended"} | {field: words}
+    for decide in (decide_approval, decide_withdrawal):
+        with pytest.raises(UsageError, match=f"the decision's {field} .* cannot be kept"):
+            decide("BP950", waiting, **said)
+
+
 def test_member_counts_what_may_be_grafted(fabric: Fabric) -> None:
     """Goal: `karn.*` tells how the catalogue stands. Method: run Karn, approve one, and wait for its gauges to move."""
     known = registered(fabric)
