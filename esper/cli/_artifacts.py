@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from esper.cli._console import JsonFlag, emit_json, emit_line, emit_table, open_fabric, say
+from esper.core.errors import IntegrityError, OperationFailed, UsageError
+
+if TYPE_CHECKING:
+    from esper.urza import Garbage, Removed
 
 artifacts = typer.Typer(no_args_is_help=True, help="Stored kernels and their bytes. Example: esper artifacts list")
 
@@ -24,6 +28,8 @@ _COLUMNS = [
     "state",
 ]
 _FREED_SHOWN_MAX = 20
+#: A century: older than any log, and well within what a time can be.
+_DAYS_MAX = 36_500
 
 
 @artifacts.command("list")
@@ -44,9 +50,10 @@ def list_(json: JsonFlag = False) -> None:
 def verify(json: JsonFlag = False) -> None:
     """Read every stored byte and compare it with what the log says. Exit code 4 when something is missing or wrong.
 
+    So is what lies in the store's folder and is no blob.
+
     Each fault is appended as an event (KernelIntegrityFailed). Example: esper artifacts verify
     """
-    from esper.core.errors import IntegrityError
     from esper.core.kernel import DirectoryBlobStore, RefusalTeller
     from esper.urza import read_inventory, verify_artifacts
 
@@ -79,48 +86,75 @@ def gc(
 ) -> None:
     """Remove stored bytes that nobody names: no run, checkpoint, policy, other event, or kernel of the catalogue.
 
-    What was stored within the last hour stays. Without --yes nothing is touched. Example: esper artifacts gc --yes
+    What was stored or fetched within the last hour stays. Without --yes nothing is touched.
+    Example: esper artifacts gc --yes
     """
     from esper.core.clock import SYSTEM_CLOCK
     from esper.core.kernel import DirectoryBlobStore
-    from esper.urza import find_garbage, named_by_the_log, read_inventory, remove_garbage
+    from esper.urza import LogNames, Removed, Terms, find_garbage, remove_garbage
 
+    _check_age(expired_days)
     with open_fabric() as fabric:
-        store, now_ns = DirectoryBlobStore(fabric.home.blobs), SYSTEM_CLOCK.now_ns()
-        inventory = read_inventory(fabric)
-        garbage = find_garbage(
-            inventory,
-            store,
-            named_by_the_log(fabric),
-            home_id=fabric.home.home_id,
-            now_ns=now_ns,
-            expired_days=expired_days,
-        )
-        freed = 0
-        if yes:
-            with fabric.publisher("cli") as publisher:
-                freed = remove_garbage(garbage, inventory, store, publisher, now_ns=now_ns)
-    rows = [{"digest": blob.digest, "size_bytes": blob.size_bytes} for blob in garbage.blobs]
-    document = {
-        "removed": yes,
-        "blobs": len(rows),
-        "size_bytes": garbage.size_bytes,
-        "freed_bytes": freed,
-        "kept": garbage.kept,
-        "kernels": [update.meta.subject for update in garbage.artifacts],
-        "strays": [str(path) for path in garbage.strays],
-        "garbage": rows,
-    }
+        store = DirectoryBlobStore(fabric.home.blobs)
+        store.check_root()
+        with LogNames(fabric) as names:
+            terms = Terms(fabric.home.home_id, SYSTEM_CLOCK.now_ns(), expired_days)
+            names.read()
+            garbage, removed = find_garbage(names, store, terms), Removed()
+            if yes:
+                with fabric.publisher("cli") as publisher:
+                    removed = remove_garbage(garbage, names, store, publisher, terms)
+    document = _collected(garbage, removed if yes else None)
     if json:
         emit_json(document)
-        return
-    if rows:
-        emit_table(rows[:_FREED_SHOWN_MAX], ["digest", "size_bytes"])
-    if yes:
-        emit_line(f"removed {len(rows)} blobs, {freed} bytes; {garbage.kept} blobs stay")
     else:
-        emit_line(f"{len(rows)} blobs, {garbage.size_bytes} bytes would be removed; {garbage.kept} blobs stay")
+        _show_collected(document)
+    if removed.failed:
+        sys.exit(OperationFailed.exit_code)
+
+
+def _collected(garbage: Garbage, removed: Removed | None) -> dict[str, Any]:
+    """Return what a collection did, or without `removed` would do, as JSON has it."""
+    plan = {blob.digest: blob.size_bytes for blob in garbage.blobs}
+    rows = plan if removed is None else removed.blobs
+    planned = [update.meta.subject for update in (*garbage.artifacts, *garbage.lost)]
+    return {
+        "removed": removed is not None,
+        "blobs": len(rows),
+        "size_bytes": sum(rows.values()),
+        "freed_bytes": removed.freed_bytes if removed else 0,
+        "kept": garbage.kept + len(plan) - len(rows),
+        "kernels": planned if removed is None else removed.artifacts,
+        "strays": [str(stray.path) for stray in garbage.strays],
+        "foreign": [str(stray.path) for stray in garbage.strays if not stray.leftover],
+        "failed": removed.failed if removed else {},
+        "garbage": [{"digest": digest, "size_bytes": size} for digest, size in rows.items()],
+    }
+
+
+def _show_collected(document: dict[str, Any]) -> None:
+    if rows := document["garbage"]:
+        emit_table(rows[:_FREED_SHOWN_MAX], ["digest", "size_bytes"])
+    count, size, kept = document["blobs"], document["size_bytes"], document["kept"]
+    for path in document["foreign"]:
+        say(f"{path} is no blob and is left alone; `esper artifacts verify` says why, remove it by hand")
+    for name, reason in document["failed"].items():
+        say(f"{name} could not be removed: {reason}")
+    if document["removed"]:
+        emit_line(f"removed {count} blobs, {size} bytes; {kept} blobs stay")
+    else:
+        emit_line(f"{count} blobs, {size} bytes would be removed; {kept} blobs stay")
         say("`esper artifacts gc --yes` removes them")
+
+
+def _check_age(days: float | None) -> None:
+    # NaN is not below 0 either, so that typer's bounds would take it.
+    if days is not None and not 0 <= days <= _DAYS_MAX:
+        raise UsageError(
+            f"--expired-days {days:g} cannot be used",
+            cause=f"an age is 0 to {_DAYS_MAX} days",
+            next_step="Write --expired-days 30",
+        )
 
 
 def register(app: typer.Typer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Final
@@ -25,6 +26,9 @@ from esper.urza._inventory import Inventory, kernel_of_blobs
 
 #: The part that a blob is of which no kernel is known: a checkpoint, or what nobody names.
 BLOB: Final = "blob"
+#: What lies in the store's folder and is no blob; its `digest` is where it lies.
+FOREIGN: Final = "foreign"
+_PLACE_CHARACTERS_MAX: Final = 200
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class StoreVerdict:
     artifacts: int = 0
     blobs: int = 0
     bytes: int = 0
+    #: Files that a writer left unfinished, or is about to finish; garbage collection removes the old ones.
+    leftovers: int = 0
     bad: list[StoreFault] = field(default_factory=list)
 
     @property
@@ -60,9 +66,10 @@ class StoreVerdict:
 def verify_artifacts(
     inventory: Inventory, store: DirectoryBlobStore, *, home_id: str, teller: RefusalTeller | None = None
 ) -> StoreVerdict:
-    """Read every artifact that the catalogue lists, every part of this home's forge, what runs name, and every blob.
+    """Read every artifact that the catalogue lists or a run names, every part of this home's forge, and every blob.
 
-    Each fault is told to `teller`. What was removed on purpose (`KernelEvicted`) is not missed.
+    What lies in the store's folder and is no blob is a fault, too. Each fault is told to `teller`. What was removed on
+    purpose (`KernelEvicted`) is not missed, unless a run names it. However large a file is, a piece of it is held.
     """
     verdict = StoreVerdict()
     for fault in _faults(inventory, store, home_id, verdict):
@@ -86,12 +93,43 @@ def _faults(
         current = update_of is not None and update_of.artifact_ref == part.artifact_ref
         if current and part.forge == home_id and part.part_digest and not inventory.removed(part.kernel_id):
             yield from _of_blob(part.part_digest, store, (part.kernel_id, part.artifact_ref, COMPILED_PART))
-    for digest, what in inventory.of_runs.items():
-        yield from _of_blob(digest, store, ("", digest, what))
+    yield from _of_runs(inventory, store, verdict)
     kernels = kernel_of_blobs(inventory)
     for blob in store.blobs():
         verdict.blobs, verdict.bytes = verdict.blobs + 1, verdict.bytes + blob.size_bytes
         yield from _of_blob(blob.digest, store, kernels.get(blob.digest, ("", blob.digest, BLOB)))
+    yield from _foreign(store, verdict)
+
+
+def _of_runs(inventory: Inventory, store: DirectoryBlobStore, verdict: StoreVerdict) -> Iterator[StoreFault]:
+    """Yield the faults of what runs name: checkpoints, and kernels whether or not another stands in their place."""
+    for digest, what in inventory.checkpoints.items():
+        yield from _of_blob(digest, store, ("", digest, what))
+    for digest, what in inventory.kernels_of_runs.items():
+        update = inventory.artifacts.get(digest)
+        if update is None:
+            yield from _of_blob(digest, store, ("", digest, what))
+            continue
+        name = update.meta.subject
+        if inventory.updates[name].artifact_ref != digest or inventory.removed(name):
+            verdict.artifacts += 1
+            yield from _of_kernel(name, update, store)
+
+
+def _foreign(store: DirectoryBlobStore, verdict: StoreVerdict) -> Iterator[StoreFault]:
+    """Yield what lies in the store's folder and is no blob, and the folder itself where it is none."""
+    try:
+        store.check_root()
+    except IntegrityError as error:
+        yield StoreFault("", store.root.name, FOREIGN, store.root.name, _words(error))
+    for stray in store.strays():
+        if stray.leftover:
+            verdict.leftovers += 1
+            continue
+        place = os.fsencode(stray.path.relative_to(store.root)).decode("utf-8", "backslashreplace")
+        digest = place.rpartition("/")[2]
+        where = digest if place == f"{digest[:2]}/{digest}" else place
+        yield StoreFault("", where[:_PLACE_CHARACTERS_MAX], FOREIGN, where, f"{place!r} is no blob: {stray.reason}")
 
 
 def _of_kernel(name: str, update: ly.KernelCatalogUpdate, store: DirectoryBlobStore) -> Iterator[StoreFault]:
@@ -127,7 +165,7 @@ def _check_entry(name: str, update: ly.KernelCatalogUpdate) -> None:
 def _of_blob(digest: str, store: DirectoryBlobStore, of: tuple[str, str, str]) -> Iterator[StoreFault]:
     name, artifact_ref, part = of
     try:
-        store.get(digest)
+        store.check(digest)
     except (BlobMissing, IntegrityError) as error:
         yield StoreFault(name, artifact_ref, part, digest, _words(error))
 

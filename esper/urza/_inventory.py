@@ -12,10 +12,10 @@ from esper.core.errors import IntegrityError
 from esper.core.kernel import BlobStore
 from esper.leyline import messages as ly
 from esper.urza._catalog import KernelEntry, fold_catalogue
-from esper.urza._maintenance import MISSING, Listed, StoreFacts, eviction_id
+from esper.urza._maintenance import MISSING, Listed, StoreFacts, eviction_id, removal_id
 
 if TYPE_CHECKING:
-    from esper.oona import Fabric
+    from esper.oona import Fabric, Reader
 
 _TOPICS: Final = ("kernel-catalog", "kernel-store", "runs")
 _READ_SECONDS: Final = 600.0
@@ -36,9 +36,9 @@ class Inventory:
     facts: StoreFacts = field(default_factory=StoreFacts)
     #: Kernel id -> why the log says that its bytes are gone, under the id of that event.
     evictions: dict[str, str] = field(default_factory=dict)
-    #: Digests that runs name, with what each is: what a restore or a re-execution needs.
-    of_runs: dict[str, str] = field(default_factory=dict)
-
+    #: Digests that runs name, with what each is: what a restore (checkpoints) or a re-execution (kernels) needs.
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    kernels_of_runs: dict[str, str] = field(default_factory=dict)
     #: Kernel id -> when it was catalogued last, by the broker's clock.
     catalogued_ms: dict[str, int] = field(default_factory=dict)
 
@@ -57,13 +57,15 @@ class Inventory:
         elif isinstance(message, ly.KernelEvicted):
             self.evictions[message.meta.event_id] = message.reason
         elif isinstance(message, ly.CheckpointSaved) and message.blob_digest:
-            self.of_runs[message.blob_digest] = f"checkpoint of run {message.run_id}, epoch {message.epoch}"
+            self.checkpoints[message.blob_digest] = f"checkpoint of run {message.run_id}, epoch {message.epoch}"
         elif isinstance(message, ly.CommandOutcome) and message.kernel_digest:
-            self.of_runs[message.kernel_digest] = f"kernel of run {message.run_id}, epoch {message.epoch}"
+            self.kernels_of_runs[message.kernel_digest] = f"kernel of run {message.run_id}, epoch {message.epoch}"
 
     def eviction(self, name: str) -> str:
         """Return why the log says that the bytes of a kernel's last artifact are gone; "" where it does not."""
-        return self.evictions.get(eviction_id(name, self.facts.listed.get(name, Listed())), "")
+        listed = self.facts.listed.get(name, Listed())
+        removed = self.evictions.get(removal_id(name, listed), "")
+        return removed or self.evictions.get(eviction_id(name, listed), "")
 
     def removed(self, name: str) -> bool:
         """Return whether somebody removed a kernel's last artifact on purpose."""
@@ -82,13 +84,13 @@ class Inventory:
 
         An artifact that was catalogued before `since_ms` is in use only where a run names it.
         """
-        found: set[str] = set(self.of_runs)
+        found = {*self.checkpoints, *self.kernels_of_runs}
         current = {
             update.artifact_ref: update
             for name, update in self.updates.items()
             if not self.removed(name) and self.catalogued_ms[name] >= since_ms
         }
-        used = current | {ref: self.artifacts[ref] for ref in self.of_runs if ref in self.artifacts}
+        used = current | {ref: self.artifacts[ref] for ref in self.kernels_of_runs if ref in self.artifacts}
         for artifact_ref, update in used.items():
             found |= {artifact_ref, update.manifest.spec_digest, update.manifest.weights_digest}
             found |= {part.part_digest for part in self.parts_of(artifact_ref, home_id=home_id)}
@@ -102,11 +104,21 @@ def read_inventory(fabric: Fabric) -> Inventory:
         NotReadyError, BrokerUnavailable: the log could not be read to its end.
     """
     inventory = Inventory()
-    places = [(topic, part) for topic in _TOPICS for part in range(fabric.topics[topic].partitions)]
-    with fabric.reader(dict.fromkeys(places, "begin")) as reader:
-        for event in reader.read_to_end(_READ_SECONDS):
-            inventory.fold(event.message, event.record.append_time_ms)
+    with inventory_reader(fabric) as reader:
+        read_on(inventory, reader)
     return inventory
+
+
+def inventory_reader(fabric: Fabric) -> Reader:
+    """Return a reader of all that an inventory is a fold of, from its beginning."""
+    places = [(topic, part) for topic in _TOPICS for part in range(fabric.topics[topic].partitions)]
+    return fabric.reader(dict.fromkeys(places, "begin"))
+
+
+def read_on(inventory: Inventory, reader: Reader) -> None:
+    """Take what the log holds by now into the inventory; raises as `read_inventory` does."""
+    for event in reader.read_to_end(_READ_SECONDS):
+        inventory.fold(event.message, event.record.append_time_ms)
 
 
 def list_artifacts(inventory: Inventory, store: BlobStore) -> list[dict[str, object]]:

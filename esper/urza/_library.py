@@ -72,7 +72,8 @@ class UrzaLibrary:
     ) -> OpenedArtifact:
         """Return the verified artifact of this digest, which must be that of kernel `name` and agree with `entry`.
 
-        With `fresh` the store is asked even for what is in the cache, unless it is spared.
+        With `fresh` the store is asked even for what is in the cache, unless it is spared. What is handed out counts
+        as stored just now, so that nobody collects it before it is named.
 
         Raises:
             BlobMissing: the store lacks a part of it, or cannot read it.
@@ -80,6 +81,8 @@ class UrzaLibrary:
             StoreSpared: the library is conservative and does not hold it.
         """
         held = self._cache.get(artifact_ref)
+        if held is not None and name is not None and not self.conservative and not self._kept(artifact_ref, held):
+            held = None  # Whoever asks by name is about to name it in the log: it must be there.
         self._metrics.count(names.CACHE_MISSES if held is None else names.CACHE_HITS)
         try:
             allowed = self._breaker.allows(self._clock.monotonic())
@@ -113,21 +116,36 @@ class UrzaLibrary:
                 next_step=f"it is tried again in {self._breaker.seconds_until_probe(began):.0f} s; look after its disk",
             )
         self._breaker = self._breaker.began(began)
-        failed = True
+        failed = False
         try:
             artifact = get_artifact(self._store, artifact_ref)
             opened = OpenedArtifact(artifact.manifest, artifact.spec, artifact.weights, verify_artifact(artifact))
-            failed = False
+            self._keep(artifact_ref, opened)
         except BlobMissing as error:
             failed = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError)
             raise
-        except ArtifactRefused:
-            failed = False
+        except OSError:
+            failed = True
             raise
         finally:
             self._settle(began, failed=failed)
         self._cache.put(artifact_ref, opened)
         return opened
+
+    def _keep(self, artifact_ref: str, opened: OpenedArtifact) -> None:
+        if not self._kept(artifact_ref, opened):
+            raise BlobMissing(
+                f"artifact {artifact_ref} is missing",
+                cause="it was removed while it was read",
+                next_step="have the kernel compiled again",
+            )
+
+    def _kept(self, artifact_ref: str, opened: OpenedArtifact) -> bool:
+        """Let every part of an artifact count as stored just now; return whether all are there, the manifest first."""
+        manifest = opened.manifest
+        return all(
+            self._store.touch(digest) for digest in (artifact_ref, manifest.spec_digest, manifest.weights_digest)
+        )
 
     def _settle(self, began: float, *, failed: bool) -> None:
         """Let the breaker know how the store answered."""

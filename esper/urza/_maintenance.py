@@ -60,8 +60,13 @@ class StoreFacts:
 
 
 def eviction_id(name: str, listed: Listed) -> EventId:
-    """Return the id of the one event that says that a kernel's bytes are gone, whoever notices or removes them."""
+    """Return the id of the one event that says that a kernel's bytes were found gone."""
     return derive_id(SOURCE, "evicted", name, listed.artifact_ref, listed.updates)
+
+
+def removal_id(name: str, listed: Listed) -> EventId:
+    """Return the id of the one event that says that a kernel's bytes were removed, and are not to be missed."""
+    return derive_id(SOURCE, "removed", name, listed.artifact_ref, listed.updates)
 
 
 def decide(facts: StoreFacts, absent: Mapping[str, str]) -> list[tuple[EventId, ly.KernelEvicted]]:
@@ -73,7 +78,7 @@ def decide(facts: StoreFacts, absent: Mapping[str, str]) -> list[tuple[EventId, 
     for name, part in sorted(absent.items()):
         listed = facts.listed[name]
         event_id = eviction_id(name, listed)
-        if event_id not in facts.evictions:
+        if facts.evictions.isdisjoint((event_id, removal_id(name, listed))):
             reason = f"{MISSING}: the store lacks its {part}"
             due.append((event_id, ly.KernelEvicted(kernel_id=name, artifact_ref=listed.artifact_ref, reason=reason)))
     return due

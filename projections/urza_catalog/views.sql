@@ -31,28 +31,54 @@ select j.blueprint_id, j.name, replace(j.tier, 'BLUEPRINT_TIER_', '') as tier, j
   j.decided_by, j.decision_reason, j.description, j.descriptor_digest, j.append_time as registered_at
 from judged j;
 
--- The kernels that can be fetched, each as last catalogued, with the latency that was measured where it was made. What
--- was removed from the store since then is left out: it can be made again.
+-- The kernels that can be fetched, each as last catalogued, with the latency that was measured where it was made, and
+-- those that the forge could not make. What was removed from the store since then is left out: it can be made again.
+-- status: ready; damaged (its bytes were refused since it was catalogued, so it is made again when next asked for);
+-- failed (there is none). reason: of damaged and failed what was wrong; of ready what its making or measuring lacked.
 create view urza_catalog as
 with latest as (
   from kernel_updates qualify row_number() over (partition by kernel_id order by record_offset desc) = 1
+), removed as (
+  select kernel_id, artifact_ref, max(append_time) as removed_at from kernel_evictions group by all
+), stored as (
+  select u.* from latest u left join removed r using (kernel_id, artifact_ref)
+  where r.removed_at is null or r.removed_at < u.append_time
 ), prewarmed as (
   from compile_finishes where prewarm.samples > 0
   qualify row_number() over (partition by kernel_id, artifact_ref order by record_offset desc) = 1
 ), parts as (
   select kernel_id, artifact_ref, count(distinct part_digest) as compiled_parts
   from kernel_parts where part_digest <> '' group by all
-), removed as (
-  select kernel_id, artifact_ref, max(append_time) as removed_at from kernel_evictions group by all
+), ended as (
+  from (
+    select kernel_id, nullif(blueprint_id, '') as blueprint_id, reason as failure, null as hindrance, record_offset
+    from compile_failures where not coalesce(retried, false)
+    union all
+    select kernel_id, null, null, nullif(fallback_reason, ''), record_offset from compile_finishes
+  )
+  qualify row_number() over (partition by kernel_id order by record_offset desc) = 1
+), asked as (
+  from compile_requests qualify row_number() over (partition by kernel_id order by record_offset desc) = 1
+), damaged as (
+  select artifact_ref, part || ': ' || reason as damage, append_time as damaged_at
+  from kernel_integrity_failures where artifact_ref <> '' and part <> 'compiled part'
+  qualify row_number() over (partition by artifact_ref order by record_offset desc) = 1
 )
-select u.kernel_id, u.blueprint_id, u.artifact_ref, u.layout, u.in_shape, u.out_shape, u.dtype, u.kernel_parameters,
-  u.parameters, u.multiply_adds_per_sample, u.spec_bytes + u.weights_bytes as size_bytes, u.compile_ms, u.strategy,
-  w.prewarm.samples as prewarm_samples, w.prewarm.p50_ms as prewarm_p50_ms, w.prewarm.p95_ms as prewarm_p95_ms,
-  coalesce(p.compiled_parts, 0) as compiled_parts, u.spec_digest, u.weights_digest, u.guard_digest,
-  u.append_time as catalogued_at
-from latest u left join prewarmed w using (kernel_id, artifact_ref) left join parts p using (kernel_id, artifact_ref)
-left join removed r using (kernel_id, artifact_ref)
-where r.removed_at is null or r.removed_at < u.append_time;
+select kernel_id, coalesce(u.blueprint_id, e.blueprint_id, a.blueprint_id) as blueprint_id, u.artifact_ref,
+  case when u.kernel_id is null then 'failed' when d.damaged_at >= u.append_time then 'damaged' else 'ready' end
+    as status,
+  coalesce(if(d.damaged_at >= u.append_time, d.damage, null), e.failure, e.hindrance) as reason,
+  coalesce(u.layout, a.layout) as layout, u.in_shape, u.out_shape, coalesce(u.dtype, a.dtype) as dtype,
+  u.kernel_parameters, u.parameters, u.multiply_adds_per_sample, u.spec_bytes + u.weights_bytes as size_bytes,
+  u.compile_ms, u.strategy, w.prewarm.samples as prewarm_samples, w.prewarm.p50_ms as prewarm_p50_ms,
+  w.prewarm.p95_ms as prewarm_p95_ms, coalesce(p.compiled_parts, 0) as compiled_parts, u.spec_digest,
+  u.weights_digest, u.guard_digest, u.append_time as catalogued_at
+from stored u full join ended e using (kernel_id)
+left join asked a using (kernel_id)
+left join prewarmed w using (kernel_id, artifact_ref)
+left join parts p using (kernel_id, artifact_ref)
+left join damaged d using (artifact_ref)
+where u.kernel_id is not null or e.failure is not null;
 
 -- The forge's work on each kernel: what stands last in its topic, and how long it took.
 create view compile_jobs as

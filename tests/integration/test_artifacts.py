@@ -52,6 +52,11 @@ def test_stored_kernels_are_listed_verified_and_kept(esper: Esper) -> None:
     path.write_bytes(honest)
     assert _verdict(esper)[0] == 0
 
+    foreign = _blob(esper, "0" * 64)
+    foreign.mkdir(parents=True)
+    code, verdict = _verdict(esper)
+    assert (code, [(fault["part"], fault["digest"]) for fault in verdict["bad"]]) == (4, [("foreign", "0" * 64)])
+
     store = DirectoryBlobStore(esper.home / "blobs")
     junk = store.put(b"what a crash left before its event")
     hours_ago = SYSTEM_CLOCK.now_ns() - 7_200_000_000_000
@@ -59,14 +64,22 @@ def test_stored_kernels_are_listed_verified_and_kept(esper: Esper) -> None:
     for blob in store.blobs():
         if blob.digest != young:
             os.utime(_blob(esper, blob.digest), ns=(hours_ago, hours_ago))
+    os.utime(foreign, ns=(hours_ago, hours_ago))
     plan = esper("artifacts", "gc", "--json").json
+    assert plan["foreign"] == [str(foreign)]
     assert (plan["removed"], [one["digest"] for one in plan["garbage"]]) == (False, [junk])
     assert store.has(junk)
     done = esper("artifacts", "gc", "--yes", "--json").json
     assert (done["removed"], done["freed_bytes"]) == (True, 34)
     assert (store.has(junk), store.has(young)) == (False, True)
+    assert foreign.is_dir()
+    foreign.rmdir()
     assert _verdict(esper)[0] == 0
     old = esper("artifacts", "gc", "--expired-days", "0", "--json").json
     grafted = {row["kernel_id"] for row in rows} - set(old["kernels"])
+    sql = "select kernel_id, status, reason from urza_catalog where status <> 'ready'"
+    assert esper("sql", sql, "--fresh", "--json").json == [
+        {"kernel_id": rows[0]["kernel_id"], "status": "damaged", "reason": f"manifest: {told[-1]['payload']['reason']}"}
+    ]
     sql = "select distinct k.kernel_id from epochs e join urza_catalog k on k.artifact_ref = e.kernel_digest"
     assert grafted == {row["kernel_id"] for row in esper("sql", sql, "--json").json}

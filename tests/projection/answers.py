@@ -243,6 +243,10 @@ ANSWERS: dict[str, list[Row]] = {
     "Which kernels are there, and what do they cost?": [
         ("kernel-3", "BP003", "vector", 64, 64, 400, 450.0, 0.25, 0.5),
     ],
+    "Which kernels failed or lack something, and why?": [
+        ("kernel-1", "BP001", "failed", "out of memory"),
+        ("kernel-3", "BP003", "damaged", "weights: the stored bytes have another SHA-256"),
+    ],
     "How were kernels compiled, and what was it worth?": [
         ("kernel-3", "aot_package", "cpu", False, "slower than 1.1x", 1.0, 2000.0, True, 1e-6),
         ("kernel-3", "inductor_cache", "cpu", True, None, 1.5, 2000.0, True, 1e-6),

@@ -231,6 +231,37 @@ def test_removed_kernels_leave_the_catalogue_until_made_again(teller: InMemory, 
     assert bench.rows(sql) == [("again", "ref-again"), ("newer", "ref-new")]
 
 
+def test_the_catalogue_says_what_failed_and_why(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """Goal: one query tells. Method: kernels ready, unmeasured, damaged, mended, failed, retried, failed when there."""
+    asked = ly.KernelRequestSpec(blueprint_id="BP2", layout="map1d")
+    teller.tell(ly.CompileRequested(kernel_id="failed", request=asked), "failed")
+    for name in ("ready", "unmeasured", "damaged", "mended", "older"):
+        teller.tell(ly.KernelCatalogUpdate(kernel_id=name, blueprint_id="BP1", artifact_ref=f"ref-{name}"), name)
+        fault = "out_of_memory: measuring was killed" if name == "unmeasured" else ""
+        teller.tell(ly.CompileFinished(kernel_id=name, artifact_ref=f"ref-{name}", fallback_reason=fault), name)
+    for name in ("damaged", "mended"):
+        wrong = ly.KernelIntegrityFailed(kernel_id=name, artifact_ref=f"ref-{name}", part="spec", reason="refused")
+        teller.tell(wrong, name, after_ms=1)
+    wrong = ly.KernelIntegrityFailed(
+        kernel_id="ready", artifact_ref="ref-ready", part="compiled part", reason="refused"
+    )
+    teller.tell(wrong, "ready")
+    teller.tell(ly.KernelCatalogUpdate(kernel_id="mended", artifact_ref="ref-mended"), "mended", after_ms=1)
+    for name, retried in (("failed", True), ("failed", False), ("older", False), ("tried", True)):
+        teller.tell(ly.CompileFailed(kernel_id=name, reason="late", retried=retried), name)
+    bench = folded(teller, open_workbench)
+    assert bench.rows("select kernel_id, status, reason, artifact_ref from urza_catalog order by kernel_id") == [
+        ("damaged", "damaged", "spec: refused", "ref-damaged"),
+        ("failed", "failed", "late", None),
+        ("mended", "ready", None, "ref-mended"),
+        ("older", "ready", "late", "ref-older"),
+        ("ready", "ready", None, "ref-ready"),
+        ("unmeasured", "ready", "out_of_memory: measuring was killed", "ref-unmeasured"),
+    ]
+    sql = "select blueprint_id, layout from urza_catalog where status = 'failed'"
+    assert bench.rows(sql) == [("BP2", "map1d")]
+
+
 def _words(chooser: random.Random, name: str) -> Iterator[EventMessage]:
     """Yield what Karn and people say of one blueprint, at random."""
     for _ in range(chooser.randrange(1, 9)):

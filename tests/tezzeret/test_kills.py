@@ -26,6 +26,10 @@ ONCE = ["CompileStarted", "KernelCatalogUpdate", "CompileFinished"]
 STORY = {
     "tezzeret.started": AGAIN,
     "tezzeret.made": AGAIN,
+    "store.written": AGAIN,
+    "store.renamed": AGAIN,
+    "store.spec": AGAIN,
+    "store.weights": AGAIN,
     "tezzeret.stored": AGAIN,
     "tezzeret.catalogued": ONCE,
     "tezzeret.measured": ONCE,
@@ -55,8 +59,9 @@ def die_at(broker: RunningBroker, point: str, **more: str) -> None:
 
 
 def test_every_step_of_a_job_is_killed() -> None:
-    """Goal: no crash point is forgotten. Method: those of the canonical part are the keys of the story."""
-    assert STORY.keys() == {name for name in CRASH_POINTS if name.startswith("tezzeret.") and ".part-" not in name}
+    """Goal: no crash point is forgotten. Method: those of store and canonical part are the keys of the story."""
+    of_jobs = {name for name in CRASH_POINTS if name.startswith(("tezzeret.", "store."))}
+    assert STORY.keys() == {name for name in of_jobs if ".part-" not in name}
 
 
 @pytest.mark.campaign
@@ -77,6 +82,8 @@ def test_killed_at_any_step_the_job_ends_once(
             log = Log(fabric, fresh_request())
             asked = log.ask_forge()
             die_at(local_broker, point)
+            for blob in store.blobs():
+                store.check(blob.digest)
             for update in log.of(ly.KernelCatalogUpdate):
                 verify_artifact(get_artifact(store, update.artifact_ref))
             with forge(fabric):

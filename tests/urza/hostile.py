@@ -76,6 +76,12 @@ def edited_manifest(root: Path, **changes: object) -> str:
     return raw_manifest(root, canonical_json(fields | changes))
 
 
+def surrogate_manifest(root: Path, field: str) -> str:
+    """Store a manifest one of whose texts no UTF-8 can say."""
+    fields = json.loads(manifest_bytes(forgeries.artifact().manifest)) | {field: "\ud800"}
+    return raw_manifest(root, json.dumps(fields, sort_keys=True, separators=(",", ":")).encode())
+
+
 def tampered(part: str, change: Callable[[bytes], bytes]) -> Plant:
     """Return a plant that stores an honest kernel and then changes the bytes of one part where they lie."""
 
@@ -221,6 +227,9 @@ _MORE: dict[str, Plant] = {
     "manifest of another kernel": lambda root: edited_manifest(root, kernel_id="0" * 64),
     "manifest of another guard": lambda root: edited_manifest(root, guard_digest="0" * 64),
     "manifest of a strategy with code": lambda root: edited_manifest(root, strategy="pickle"),
+    "manifest whose spec is half a character": lambda root: surrogate_manifest(root, "spec_digest"),
+    "manifest whose weights are half a character": lambda root: surrogate_manifest(root, "weights_digest"),
+    "manifest whose kernel is half a character": lambda root: surrogate_manifest(root, "kernel_id"),
     "manifest of a later format": lambda root: edited_manifest(root, format_version=9),
     "manifest with code": lambda root: edited_manifest(root, code="import os"),
     "manifest whose spec is a path": lambda root: edited_manifest(root, spec_digest="../../etc/passwd"),
@@ -235,6 +244,7 @@ _MORE: dict[str, Plant] = {
     "weights as a link to themselves": replaced("weights", lambda path, _: path.symlink_to(path.name)),
     "weights as a link to a device": replaced("weights", lambda path, _: path.symlink_to("/dev/zero")),
     "weights as a pipe": replaced("weights", lambda path, _: os.mkfifo(path)),
+    "manifest as a folder": replaced("manifest", lambda path, _: path.mkdir()),
     "weights as a folder": replaced("weights", lambda path, _: path.mkdir()),
     "weights of 8 GiB": replaced("weights", sparse),
     "manifest of 8 GiB": replaced("manifest", sparse),

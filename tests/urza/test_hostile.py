@@ -43,6 +43,8 @@ class Stores:
         return self.store.get(digest, **named)
     def has(self, digest):
         return self.store.has(digest)
+    def touch(self, digest):
+        return self.store.touch(digest)
 
 work = json.loads(Path(sys.argv[1]).read_text())
 stores, heard, outcomes = Stores(), [], {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from esper.core.kernel import (
     DirectoryBlobStore,
     KernelArtifact,
     RefusalTeller,
+    canonical_json,
     make_artifact,
+    manifest_bytes,
     put_artifact,
 )
 from esper.core.kernel._blobs import BLOB_BYTES_MAX
@@ -60,6 +63,10 @@ class SlowStore:
     def has(self, digest: str) -> bool:
         """Look."""
         return self.store.has(digest)
+
+    def touch(self, digest: str) -> bool:
+        """Make young."""
+        return self.store.touch(digest)
 
 
 @dataclass
@@ -128,6 +135,40 @@ def test_a_fresh_look_finds_what_happened_since(bench: Bench) -> None:
         assert caught.value.part == "spec"
     assert [event.part for event in bench.told] == ["spec"]
     assert bench.figure("integrity_failures") == 2
+
+
+def test_what_is_handed_out_is_young_and_there(bench: Bench) -> None:
+    """Goal: nobody collects what is about to be named. Method: age a kernel, open it, from the cache too; remove it."""
+    reference, artifact = bench.kernel()
+    name, digests = artifact.manifest.kernel_id, (reference, artifact.manifest.spec_digest)
+    for _ in range(2):
+        for digest in digests:
+            os.utime(bench.root / digest[:2] / digest, ns=(1, 1))
+        bench.library.open(reference, name)
+        assert [bench.store.store.remove(digest, stored_before_ns=2) for digest in digests] == [None, None]
+    assert bench.store.asked == 3
+    # What a run names already is served out of the cache; who is to name it must be able to.
+    assert bench.store.store.remove(reference, stored_before_ns=1 << 62)
+    assert bench.library.open(reference, None).manifest == artifact.manifest
+    with pytest.raises(BlobMissing):
+        bench.library.open(reference, name)
+
+
+def test_half_characters_are_refused_told_and_no_fault_of_the_store(bench: Bench) -> None:
+    """Goal: hostile text harms nobody else. Method: a manifest and a spec with lone surrogates, opened four times."""
+    _, artifact = bench.kernel()
+    fields = json.loads(manifest_bytes(artifact.manifest))
+    written = json.dumps(fields | {"spec_digest": "\ud800"}, sort_keys=True, separators=(",", ":"))
+    named = bench.store.put(written.encode())
+    spec = artifact.spec.replace(b'"in_shape":[5]', b'"in_shape":"\\ud800"')
+    assert spec != artifact.spec
+    forged = fields | {"spec_digest": bench.store.put(spec), "spec_bytes": len(spec)}
+    for _ in range(4):
+        for reference in (named, bench.store.put(canonical_json(forged))):
+            with pytest.raises(ArtifactRefused):
+                bench.library.open(reference, None)
+    assert [event.part for event in bench.told] == ["manifest", "spec"]
+    assert not bench.library.conservative
 
 
 @pytest.mark.parametrize("trouble", ["slow", "broken"])

@@ -14,7 +14,7 @@ from esper.core.kernel._artifact import (
     put_artifact,
     verify_artifact,
 )
-from esper.core.kernel._blobs import BlobMissing, BlobStore, DirectoryBlobStore, StoredBlob
+from esper.core.kernel._blobs import BlobMissing, BlobStore, DirectoryBlobStore, StoredBlob, Stray
 from esper.core.kernel._canonical import canonical_json
 from esper.core.kernel._integrity import (
     CATALOGUE_ENTRY,
@@ -91,6 +91,7 @@ __all__ = [
     "KernelPlan",
     "RefusalTeller",
     "StoredBlob",
+    "Stray",
     "TensorPlan",
     "VerifiedKernel",
     "build_module",

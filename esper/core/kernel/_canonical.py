@@ -18,10 +18,13 @@ def canonical_json(value: object) -> bytes:
     RFC 8785: 1.0 stays "1.0", so that an integer and a float never share a digest.
 
     Raises:
-        UsageError: `value` holds something JSON cannot say, such as NaN or an infinity.
+        UsageError: `value` holds something JSON cannot say, such as NaN or an infinity, or half a character (a lone
+            surrogate), which nothing that reads UTF-8 can take.
     """
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        if "\\ud" in text:  # A character beyond the first 65536 is escaped as a pair of surrogates.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (TypeError, ValueError) as error:
         raise UsageError("value has no canonical form", cause=str(error), next_step="use finite numbers") from error
     return text.encode("ascii")
@@ -31,7 +34,7 @@ def parse_canonical(content: bytes, *, what: str, bytes_max: int) -> dict[str, o
     """Return the object that `canonical_json` wrote as `content`; `what` names it in errors.
 
     Size and nesting are bounded before the parser sees a byte, and only the canonical form is taken,
-    which shuts out duplicate keys and numbers that two parsers may read differently.
+    which shuts out duplicate keys, lone surrogates, and numbers that two parsers may read differently.
 
     Raises:
         IntegrityError: too large, too deep, not JSON, not an object, or not in canonical form.

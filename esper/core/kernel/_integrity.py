@@ -64,7 +64,8 @@ class RefusalTeller:
     def tell(self, kernel_id: str, artifact_ref: str, error: EsperError, *, part: str = "") -> bool:
         """Append the event of this refusal unless it was told before; return whether it was news."""
         self.count += 1
-        reason = f"{error.what}: {error.cause}" if error.cause else error.what
+        kernel_id, artifact_ref = _sayable(kernel_id), _sayable(artifact_ref)
+        reason = _sayable(f"{error.what}: {error.cause}" if error.cause else error.what)
         event = ly.KernelIntegrityFailed(
             kernel_id=kernel_id,
             artifact_ref=artifact_ref,
@@ -79,3 +80,8 @@ class RefusalTeller:
             self._publish(event, kernel_id or artifact_ref)
         self._told.add(told)
         return True
+
+
+def _sayable(text: str) -> str:
+    """Return `text` with half characters escaped: who refuses hostile bytes must be able to say so in UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -78,7 +78,8 @@ def plan_spec(spec: Mapping[str, object]) -> KernelPlan:
     keys = {"format", "layout", "dtype", "in_shape", "out_shape", "body", "end"}
     if set(spec) != keys:
         raise _refused(f"its keys are {sorted(map(str, spec))}, not {sorted(keys)}")
-    if spec["format"] != FORMAT_VERSION or isinstance(spec["format"], bool):
+    # A 1.0 or a true would be a second way to write the same spec down.
+    if type(spec["format"]) is not int or spec["format"] != FORMAT_VERSION:
         raise _refused(f"format {spec['format']!r}, this version reads {FORMAT_VERSION}")
     layout, dtype = spec["layout"], spec["dtype"]
     if not isinstance(layout, str) or layout not in LAYOUTS:
@@ -166,7 +167,7 @@ def _attributes(op: str, node: Mapping[str, object], word: Word) -> dict[str, fl
     for name, valid in word.attributes.items():
         value = node[name]
         if not isinstance(value, int | float) or not valid(value):
-            raise _refused(f"{op}.{name} = {str(value)[:64]} is out of bounds")
+            raise _refused(f"{op}.{name} = {repr(value)[:64]} is out of bounds")
         found[name] = value
     return found
 
@@ -183,7 +184,7 @@ def _children(op: str, node: Mapping[str, object], word: Word) -> Sequence[objec
 
 def _shape(value: object, name: str, *, rank: int) -> Shape:
     if not isinstance(value, list) or len(value) != rank or not all(map(features, value)):
-        raise _refused(f"{name} {str(value)[:64]} is not {rank} size(s) of 1 to 65536")
+        raise _refused(f"{name} {repr(value)[:64]} is not {rank} size(s) of 1 to 65536")
     return tuple(value)
 
 

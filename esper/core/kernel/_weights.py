@@ -2,7 +2,9 @@
 
 The format (https://github.com/huggingface/safetensors) is eight bytes of length, a JSON header, and the tensors' bytes.
 Here the header must name exactly the tensors that the spec asks for, each once, and their bytes must lie side by
-side from the first to the last: no gap that could hide something, no overlap, no metadata, no name twice.
+side from the first to the last: no gap that could hide something, no overlap, no metadata, no name twice. And it must
+be written as the forge's writer does (compact JSON in the order of the bytes, filled up with spaces to a multiple of
+eight), so that a kernel has one file and one digest.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 _DTYPES: Final[Mapping[str, tuple[str, str]]] = {"float32": ("F32", "<f4"), "float64": ("F64", "<f8")}
 _LENGTH_BYTES: Final = 8
+_HEADER_ALIGNED_BYTES: Final = 8
 #: A tensor's entry in a list of shapes in an object of entries.
 _NESTING_MAX: Final = 3
 
@@ -35,13 +38,16 @@ def read_weights(content: bytes, plan: KernelPlan) -> Arrays:
         IntegrityError: the file is not as this module says, or a value is not.
     """
     length = _header_length(content, plan)
-    entries = _header(content[_LENGTH_BYTES : _LENGTH_BYTES + length])
+    header = content[_LENGTH_BYTES : _LENGTH_BYTES + length]
+    entries = _header(header)
     asked = {name: list(tensor.shape) for name, tensor in plan.tensors.items()}
     if {name: entry[:2] for name, entry in entries.items()} != {
         name: (_DTYPES[plan.dtype][0], shape) for name, shape in asked.items()
     }:
         raise _refused("the weights hold other tensors than the spec asks for")
     _check_layout(entries, plan)
+    if header != _canonical_header(plan):
+        raise _no_safetensors("its header is written in another way")
     arrays = {
         name: np.frombuffer(
             content, _DTYPES[plan.dtype][1], plan.tensors[name].elements, _LENGTH_BYTES + length + begin
@@ -97,6 +103,18 @@ def _check_layout(entries: Mapping[str, tuple[str, list[int], tuple[int, int]]],
         if (begin, end) != (reached, reached + size):
             raise _no_safetensors(f"{name} lies at {begin} to {end}, not at {reached} to {reached + size}")
         reached = end
+
+
+def _canonical_header(plan: KernelPlan) -> bytes:
+    """Return the header of the one file that holds the tensors of `plan`, which are in name order."""
+    entries, reached = {}, 0
+    for name, tensor in plan.tensors.items():
+        end = reached + tensor.elements * DTYPES[plan.dtype]
+        dtype, shape = _DTYPES[plan.dtype][0], list(tensor.shape)
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [reached, end]}
+        reached = end
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    return header + b" " * (-len(header) % _HEADER_ALIGNED_BYTES)
 
 
 def _check_values(arrays: Arrays) -> None:

@@ -19,12 +19,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esper.core.errors import IntegrityError
+from esper.core.errors import IntegrityError, UsageError
 from esper.core.ids import sha256_hex
 from esper.core.kernel import (
+    ArtifactRefused,
     BlobMissing,
     DirectoryBlobStore,
     KernelArtifact,
+    RefusalTeller,
     canonical_json,
     get_artifact,
     load_kernel,
@@ -35,6 +37,7 @@ from esper.core.kernel import (
     put_artifact,
 )
 from esper.core.kernel import _forge as forge
+from esper.leyline import messages as ly
 from tests.core.kernel.examples import Tree, request, sequential, spec
 
 #: Makes an artifact in a process with other seeds, then loads hostile ones while an audit hook listens.
@@ -112,10 +115,15 @@ def with_header(header: bytes, data: bytes | None = None) -> bytes:
     return struct.pack("<Q", len(header)) + header + (honest[8 + length :] if data is None else data)
 
 
+def honest_header() -> bytes:
+    """Return the header as the forge wrote it."""
+    honest = artifact().weights
+    return honest[8 : 8 + struct.unpack("<Q", honest[:8])[0]]
+
+
 def header() -> dict[str, Any]:
     """Return the honest header."""
-    honest = artifact().weights
-    parsed: dict[str, Any] = json.loads(honest[8 : 8 + struct.unpack("<Q", honest[:8])[0]])
+    parsed: dict[str, Any] = json.loads(honest_header())
     return parsed
 
 
@@ -165,6 +173,25 @@ HOSTILE: dict[str, tuple[Callable[[], KernelArtifact], str]] = {
     "spec of as many parameters by other names": (
         lambda: forged(spec=edited_spec(body=sequential({"op": "relu"}, *spec()["body"]["children"][:2]))),
         "other tensors",
+    ),
+    "spec of format 1.0": (lambda: forged(spec=edited_spec(format=1.0)), "format 1.0"),
+    "spec with half a character": (
+        lambda: forged(spec=artifact().spec.replace(b'"in":6', b'"in":"\\ud800"')),
+        "no canonical form",
+    ),
+    "spec with half a character as shape": (
+        lambda: forged(spec=artifact().spec.replace(b'"in_shape":[6]', b'"in_shape":"\\ud800"')),
+        "no canonical form",
+    ),
+    "header with more spaces": (lambda: forged(weights=with_header(honest_header() + b" " * 48)), "no safetensors"),
+    "header with a space less": (lambda: forged(weights=with_header(honest_header().rstrip())), "no safetensors"),
+    "header in another order": (
+        lambda: forged(weights=with_header(json.dumps(dict(reversed(header().items()))).encode())),
+        "no safetensors",
+    ),
+    "header with spaces between": (
+        lambda: forged(weights=with_header(json.dumps(header()).encode())),
+        "no safetensors",
     ),
     "weights empty": (lambda: forged(weights=b""), "header of None"),
     "weights of seven bytes": (lambda: forged(weights=b"\0" * 7), "header of None"),
@@ -418,6 +445,23 @@ def test_malformed_manifest_is_refused(change: Callable[[Tree], object]) -> None
     change(fields)
     with pytest.raises(IntegrityError, match="manifest is refused"):
         parse_manifest(canonical_json(fields))
+
+
+@pytest.mark.parametrize("field", ["spec_digest", "weights_digest", "guard_digest", "kernel_id", "strategy"])
+def test_half_a_character_is_refused_where_a_name_belongs(field: str, tmp_path: Path) -> None:
+    """Goal: what no UTF-8 can say is refused and told like all else. Method: a lone surrogate in each text field."""
+    store, fields = DirectoryBlobStore(tmp_path), json.loads(manifest_bytes(artifact().manifest))
+    content = json.dumps(fields | {field: "\ud800"}, sort_keys=True, separators=(",", ":")).encode()
+    told: list[ly.KernelIntegrityFailed] = []
+    teller = RefusalTeller(lambda event, _key: told.append(event))
+    with pytest.raises(ArtifactRefused) as caught:
+        get_artifact(store, store.put(content))
+    assert teller.tell("k", "\ud800", caught.value)
+    assert told[0].part == "manifest"
+    assert told[0].artifact_ref == "\\ud800"
+    with pytest.raises(UsageError, match="no canonical form"):
+        canonical_json({"name": "\udfff"})
+    assert canonical_json({"name": "\U0001f331 \\ud800"}) == b'{"name":"\\ud83c\\udf31 \\\\ud800"}'
 
 
 def test_oversized_manifest_is_refused_unread() -> None:

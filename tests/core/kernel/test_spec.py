@@ -165,6 +165,8 @@ REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
     "unknown dtype": (change("dtype", "object"), "dtype"),
     "another format": (change("format", 2), "format"),
     "format true": (change("format", True), "format"),
+    "format a float": (change("format", 1.0), "format"),
+    "in a half character": (change("body/children/1/in", "\ud800"), r"'\\ud800' is out of bounds"),
     "extra key": (change("module", "os.system"), "keys"),
     "missing key": (lambda whole: whole.pop("end"), "keys"),
     "nested too deep": (change("body", nested(40)), "deeper than 16"),
