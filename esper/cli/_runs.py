@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from esper.cli._console import JsonFlag, emit_json, emit_line, emit_table, open_fabric, say
 from esper.core.errors import UsageError
 from esper.leyline import messages as ly
-from esper.weatherlight import RunOrder, await_outcome, cancel_run, order_run
+from esper.weatherlight import RunOrder, await_outcome, cancel_run, order_run, restore_outlook
 
 runs = typer.Typer(no_args_is_help=True, help="Training runs, as the log tells of them. Example: esper runs list")
 
-_EPOCH_COLUMNS = ["epoch", "train_loss", "val_loss", "val_accuracy", "command", "outcome", "latency_ms", "digest"]
+_EPOCH_COLUMNS = [
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "val_accuracy",
+    "command",
+    "outcome",
+    "latency_ms",
+    "digest",
+    "restored from",
+]
 #: Enough of a digest to tell two apart by eye; --json has all of it.
 _DIGEST_SHOWN = 12
 
@@ -34,21 +45,37 @@ def list_(json: JsonFlag = False) -> None:
 
 @runs.command()
 def show(run_id: Annotated[str, typer.Argument(help="Id of the run.")], json: JsonFlag = False) -> None:
-    """Show one run: every epoch with its command and outcome. Example: esper runs show run-92955d72d813 --json"""
+    """Show one run: every epoch, and how it is restored. Example: esper runs show run-92955d72d813 --json"""
     from esper.projection import fresh_query, run_document
 
-    with fresh_query(open_fabric()) as query:
+    fabric = open_fabric()
+    with fresh_query(fabric) as query:
         document = run_document(query, run_id)
+        if document is not None:
+            outlook = restore_outlook(fabric, lambda sql, values: query(sql, values).to_pylist(), run_id)
     if document is None:
         raise UsageError(f"there is no run {run_id!r} in the log", next_step="`esper runs list` shows all runs")
     if json:
-        emit_json(document)
+        emit_json({**document, "restore": outlook})
         return
     single = {name: value for name, value in document.items() if name not in ("seeds", "epochs") and value is not None}
     emit_table([{"field": name, "value": value} for name, value in single.items()], ["field", "value"])
-    rows = [row | {"digest": (row["digest"] or "")[:_DIGEST_SHOWN]} for row in document["epochs"]]
+    restored = {way["epoch"]: _way(way) for way in outlook["epochs"]}
+    rows = [
+        row | {"digest": (row["digest"] or "")[:_DIGEST_SHOWN], "restored from": restored.get(row["epoch"], "")}
+        for row in document["epochs"]
+    ]
     emit_table(rows, _EPOCH_COLUMNS, title="epochs")
     emit_table(document["seeds"], ["seed_id", "slot", "blueprint_id", "stage"], title="seeds")
+
+
+def _way(way: Mapping[str, Any]) -> str:
+    """Return in words how an epoch is restored."""
+    start = f"checkpoint {way['from_epoch']}" if way["from_epoch"] else "the beginning"
+    if not way["repeated_epochs"]:
+        return f"{start}, at once"
+    about = "" if way["seconds"] is None else f", about {way['seconds']:.1f} s"
+    return f"{start} + {way['repeated_epochs']} epochs{about}"
 
 
 @runs.command()

@@ -13,6 +13,7 @@ from esper.leyline.registry import EventMessage
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from esper.core.checkpoint import Saved
     from esper.core.kernel import KernelArtifact
 
 
@@ -112,6 +113,9 @@ class GraftController(Protocol):
     def summaries(self) -> list[ly.SeedSummary]:
         """Return every seed of the run with its last stage, culled ones included."""
 
+    def figures(self) -> Mapping[str, float]:
+        """Return what the controller counts over the run, by metric name ("kasmina.isolation.violations")."""
+
     def before_step(self) -> None:
         """Clear what the seeds' gradients hold, before the host's backward."""
 
@@ -132,3 +136,17 @@ class GraftController(Protocol):
 
     def fold(self, event: EventMessage) -> None:
         """Let an acknowledged event change the model."""
+
+    def checkpoint(self) -> Saved:
+        """Return all that `restore` needs besides the tensors of `state` and of the host, before an edge's decision.
+
+        Every event that `end_epoch` returned is folded by then. Equal states give equal content.
+        """
+
+    def restore(self, saved: Saved) -> None:
+        """Put a fresh controller's seeds back on the host; the trainer then fills in the host's and `state`'s tensors.
+
+        Raises:
+            IntegrityError: the content does not fit this run.
+            KernelUnavailable: no store holds a kernel that was grafted.
+        """

@@ -143,6 +143,9 @@ class Settings(BaseSettings):
     extra_projections_dirs: _Folders = Field(
         (), description="Folders of your own projections, comma-separated, beside those of ESPER_PROJECTIONS_DIR."
     )
+    checkpoint_every_epochs: int = Field(
+        10, ge=0, description="Epochs after which a run's whole state is kept as a checkpoint; 0: never."
+    )
     checkpoint_records: int = Field(
         1_000, ge=1, description="Records after which the housekeeper signs a checkpoint of the log."
     )

@@ -4,6 +4,9 @@ from esper.kasmina._alpha import AlphaBlender, AlphaCurve, AlphaSchedule
 from esper.kasmina._commands import REASONS as COMMAND_REASONS
 from esper.kasmina._commands import CommandVerdict, CommandVerifier, NonceLedger, RunCommandVerifier
 from esper.kasmina._config import GateLimits, KasminaConfig
+from esper.kasmina._gate_gradients import GradientEvidence, GradientRecord, gradient_gate
+from esper.kasmina._gate_interface import InterfaceEvidence, interface_gate
+from esper.kasmina._gate_reset import ResetEvidence, reset_gate
 from esper.kasmina._gates import (
     ImpactEvidence,
     KernelEvidence,
@@ -23,6 +26,7 @@ from esper.kasmina._lifecycle import (
     is_allowed,
 )
 from esper.kasmina._manager import KasminaSeedManager
+from esper.kasmina._ownership import Owner, OwnerKind, OwnershipRegistry
 from esper.kasmina._slots import SlotSpec, discover_slots
 
 __all__ = [
@@ -37,20 +41,30 @@ __all__ = [
     "CommandVerdict",
     "CommandVerifier",
     "GateLimits",
+    "GradientEvidence",
+    "GradientRecord",
     "ImpactEvidence",
+    "InterfaceEvidence",
     "KasminaConfig",
     "KasminaLifecycle",
     "KasminaSeedManager",
     "KernelEvidence",
     "NonceLedger",
+    "Owner",
+    "OwnerKind",
+    "OwnershipRegistry",
+    "ResetEvidence",
     "RunCommandVerifier",
     "SanityEvidence",
     "SeedRecord",
     "SlotSpec",
     "StabilityEvidence",
     "discover_slots",
+    "gradient_gate",
     "impact_gate",
+    "interface_gate",
     "is_allowed",
+    "reset_gate",
     "sanity_gate",
     "stability_gate",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,19 @@ class AlphaBlender(nn.Module):
             self._step += 1
             self._set(self._schedule.at(self._step))
         return self.value
+
+    def facts(self) -> dict[str, Any]:
+        """Return how far alpha has risen, for a checkpoint."""
+        schedule = self._schedule
+        rise = None if schedule is None else {"curve": schedule.curve, "steps": schedule.steps}
+        return {"value": self.value, "step": self._step, "schedule": rise}
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Go on from where `facts` says that alpha had come to."""
+        rise = facts["schedule"]
+        self._schedule = None if rise is None else AlphaSchedule(rise["curve"], rise["steps"])
+        self._step = int(facts["step"])
+        self._set(float(facts["value"]))
 
     def _set(self, value: float) -> None:
         self.value = value

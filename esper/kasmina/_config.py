@@ -20,6 +20,11 @@ class GateLimits:
     shadow_loss_rise_max: float = 0.05
     #: The held-out loss must fall by this share when the seed is switched on: added size must earn its keep.
     gain_min: float = 0.001
+    #: L2 norm of a seed's gradient before clipping: above it the gradient has exploded. It is clipped to
+    #: `KasminaConfig.clip_norm`, so the bound is about health, not about the size of a step.
+    gradient_norm_max: float = 1e4
+    #: Below it, in the whole epoch, the gradient has vanished: the seed cannot learn.
+    gradient_norm_min: float = 1e-12
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,12 @@ class KasminaConfig:
     blend_steps: int | None = None
     #: How long an epoch's edge waits for a kernel.
     kernel_wait_seconds: float = 10.0
+    #: Epochs for which the slot of a culled seed stays barred before it is reset.
+    embargo_epochs: int = 5
+    #: Breaches of the isolation in a row, in whatever seeds, after which its breaker opens.
+    isolation_breaches_max: int = 3
+    #: Epochs for which the open breaker lets no seed germinate or train.
+    isolation_open_epochs: int = 5
     limits: GateLimits = field(default_factory=GateLimits)
     #: What a kernel that may not be grafted gets instead; the epoch's edge waits that long for it at most.
     quarantine: QuarantineLimits = field(default_factory=QuarantineLimits)
@@ -58,8 +69,9 @@ class KasminaConfig:
             raise _unusable("weight_decay", self.weight_decay, "a finite number, at least 0")
         if self.warmup_steps < 0:
             raise _unusable("warmup_steps", self.warmup_steps, "at least 0")
-        if self.shadow_every < 1:
-            raise _unusable("shadow_every", self.shadow_every, "at least 1")
+        for name in ("shadow_every", "embargo_epochs", "isolation_breaches_max", "isolation_open_epochs"):
+            if getattr(self, name) < 1:
+                raise _unusable(name, getattr(self, name), "at least 1")
         if self.blend_steps is not None and self.blend_steps < 1:
             raise _unusable("blend_steps", self.blend_steps, "at least 1")
         if self.alpha_curve not in ALPHA_CURVES:

@@ -13,7 +13,7 @@ from esper.core.errors import IntegrityError
 from esper.core.ids import derive_id
 from esper.core.ports import EdgeDecision
 from esper.kasmina._commands import REASONS
-from esper.kasmina._lifecycle import GUARDS, MEASURED_GATES, SeedRecord, gate_name
+from esper.kasmina._lifecycle import GUARDS, SeedRecord, gate_label, gate_name
 from esper.kasmina._orders import Order, Refusal
 from esper.leyline import messages as ly
 from esper.leyline.registry import EventMessage
@@ -45,7 +45,7 @@ class Findings:
     quarantined: ly.KernelQuarantined | None = None
 
 
-class _EventsOf:
+class EdgeEvents:
     """Collects the events of one edge and gives each its id."""
 
     def __init__(self, edge: Edge) -> None:
@@ -72,7 +72,7 @@ def no_command(reason: str = "") -> EdgeDecision:
 
 def refuse(edge: Edge, refusal: Refusal) -> EdgeDecision:
     """Return the rejection of a command; a refused move is an event as well."""
-    collected = _EventsOf(edge)
+    collected = EdgeEvents(edge)
     if refusal.order is not None:
         _add_rejection(collected, refusal.order, refusal.reason, ())
     return EdgeDecision(
@@ -89,7 +89,7 @@ def decide_order(edge: Edge, order: Order, findings: Findings) -> EdgeDecision:
     Applied: one event per gate, then one per stage on the way. Refused by a problem or a failed gate: the gates
     that were measured, what was found in quarantine, then one rejection.
     """
-    collected = _EventsOf(edge)
+    collected = EdgeEvents(edge)
     gate_ids = {gate.gate: _add_gate(collected, order, gate) for gate in findings.gates}
     failed = [gate_name(gate.gate) for gate in findings.gates if not gate.passed]
     reason = findings.problem or (f"gate:{failed[0]}" if failed else "")
@@ -109,14 +109,14 @@ def decide_order(edge: Edge, order: Order, findings: Findings) -> EdgeDecision:
     )
 
 
-def _add_gate(collected: _EventsOf, order: Order, gate: ly.GateEvaluated) -> str:
+def _add_gate(collected: EdgeEvents, order: Order, gate: ly.GateEvaluated) -> str:
     event = ly.GateEvaluated()
     event.CopyFrom(gate)
     event.seed_id, event.command_id = order.seed_id, order.command_id
     return collected.add(event)
 
 
-def _add_quarantine(collected: _EventsOf, order: Order, quarantined: ly.KernelQuarantined) -> None:
+def _add_quarantine(collected: EdgeEvents, order: Order, quarantined: ly.KernelQuarantined) -> None:
     event = ly.KernelQuarantined()
     event.CopyFrom(quarantined)
     event.seed_id, event.slot, event.blueprint_id = order.seed_id, order.slot, order.blueprint_id
@@ -124,7 +124,7 @@ def _add_quarantine(collected: _EventsOf, order: Order, quarantined: ly.KernelQu
     collected.add(event)
 
 
-def _add_rejection(collected: _EventsOf, order: Order, reason: str, gate_ids: Iterable[str]) -> None:
+def _add_rejection(collected: EdgeEvents, order: Order, reason: str, gate_ids: Iterable[str]) -> None:
     collected.add(
         ly.SeedMoveRejected(
             seed_id=order.seed_id,
@@ -138,11 +138,11 @@ def _add_rejection(collected: _EventsOf, order: Order, reason: str, gate_ids: It
 
 
 def _add_moves(
-    collected: _EventsOf, order: Order, findings: Findings, gate_ids: Mapping[ly.SeedLifecycleGate, str]
+    collected: EdgeEvents, order: Order, findings: Findings, gate_ids: Mapping[ly.SeedLifecycleGate, str]
 ) -> None:
     stage = order.from_stage
     for following in order.path:
-        guard = GUARDS.get(following)
+        guards = GUARDS.get(following, ())
         collected.add(
             ly.SeedStageChanged(
                 seed_id=order.seed_id,
@@ -153,8 +153,8 @@ def _add_moves(
                 reason=order.reason,
                 command_id=order.command_id,
                 alpha=findings.alpha,
-                gate_event_ids=[gate_ids[guard]] if guard is not None and guard in gate_ids else [],
-                gates_not_measured=[guard] if guard is not None and guard not in MEASURED_GATES else [],
+                gate_event_ids=[gate_ids[guard] for guard in guards if guard in gate_ids],
+                gates_not_measured=[guard for guard in guards if guard not in gate_ids],
                 metrics=dict(findings.metrics),
             )
         )
@@ -163,7 +163,7 @@ def _add_moves(
 
 def cull_for_fault(edge: Edge, faults: Sequence[tuple[SeedRecord, str, float]]) -> list[EventMessage]:
     """Return the moves that take seeds with a fault (record, fault, alpha) off the host and bar their slots."""
-    collected = _EventsOf(edge)
+    collected = EdgeEvents(edge)
     for record, fault, alpha in faults:
         order = Order(
             operation=ly.SEED_OP_CULL,
@@ -179,6 +179,18 @@ def cull_for_fault(edge: Edge, faults: Sequence[tuple[SeedRecord, str, float]]) 
             assert isinstance(event, ly.SeedStageChanged), "a cull consists of moves"
             event.reason = f"fault:{fault}"
     return collected.events
+
+
+def is_measured(gate: ly.SeedLifecycleGate, recorded: ly.CommandOutcome | None) -> bool:
+    """Whether `gate` is to be measured: always, but for a re-execution of what was recorded before it had a sensor."""
+    if recorded is None or gate_name(gate) in recorded.gate_verdicts:
+        return True
+    return recorded.reason == unavailable(gate)
+
+
+def unavailable(gate: ly.SeedLifecycleGate) -> str:
+    """Return the reason for which a move is refused whose gate nothing can measure, "gate_unavailable:G2"."""
+    return f"gate_unavailable:{gate_label(gate)}"
 
 
 def recorded_without_measuring(recorded: ly.CommandOutcome) -> EdgeDecision | None:

@@ -11,9 +11,12 @@ from torch import nn
 from esper.core.errors import IntegrityError, UsageError
 from esper.core.ports import BlueprintRuntime, FetchedKernel, KernelUnavailable
 from esper.core.rng import derive_seed
-from esper.kasmina._bed import HeldOutLosses, PreparedSeed, SeedBed
+from esper.kasmina._bed import SeedBed
+from esper.kasmina._bench import HeldOutLosses, PreparedSeed
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._decide import KERNEL_UNAVAILABLE, Findings
+from esper.kasmina._decide import KERNEL_UNAVAILABLE, Findings, is_measured, unavailable
+from esper.kasmina._gate_gradients import gradient_gate
+from esper.kasmina._gate_interface import interface_gate
 from esper.kasmina._gates import (
     ImpactEvidence,
     SanityEvidence,
@@ -22,13 +25,16 @@ from esper.kasmina._gates import (
     sanity_gate,
     stability_gate,
 )
-from esper.kasmina._lifecycle import KasminaLifecycle, gate_label
+from esper.kasmina._lifecycle import KasminaLifecycle
 from esper.kasmina._orders import BLEND_EPOCHS, BLEND_STEPS, Order
 from esper.kasmina._quarantine import QUARANTINED, REFUSED, hold_trial, reason_of, recorded_event, refusal_of
 from esper.kasmina._slots import SlotSpec
 from esper.leyline import messages as ly
 
 logger = logging.getLogger("esper.kasmina")
+
+#: Why nothing germinates while the breaker of the isolation monitor is open.
+ISOLATION_OPEN = "breaker_open:isolation"
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,9 @@ class Examiner:
             return self._germination(order, lifecycle, recorded)
         alpha = self._bed.live[order.seed_id].seed.alpha
         if order.operation == ly.SEED_OP_START_GRAFTING:
-            return Examination(self._grafting(order, epoch, steps_per_epoch))
+            return Examination(self._grafting(order, epoch, steps_per_epoch, recorded))
         if order.operation == ly.SEED_OP_STABILIZE:
-            return Examination(Findings(problem="" if alpha == 1.0 else "alpha_below_one", alpha=alpha))
+            return Examination(self._stabilising(order, alpha, recorded))
         if order.operation in (ly.SEED_OP_EVALUATE, ly.SEED_OP_FOSSILIZE):
             return Examination(self._impact(order.seed_id, epoch, alpha))
         return Examination(Findings(alpha=alpha))
@@ -99,6 +105,8 @@ class Examiner:
             descriptor=self._descriptors.get(order.blueprint_id),
         )
         gate = sanity_gate(before)
+        if not self._bed.monitor.allows:
+            return Examination(Findings(gates=[gate], problem=ISOLATION_OPEN))
         if spec is None or not gate.passed:
             return Examination(Findings(gates=[gate]))
         if recorded is not None and recorded.reason.startswith((QUARANTINED, REFUSED)):
@@ -111,8 +119,11 @@ class Examiner:
         if refusal:
             return Examination(self._refused(order, spec, kernel, refusal))
         prepared = self._bed.prepare(spec, _module_of(kernel))
+        sane = sanity_gate(before.with_kernel(prepared.evidence))
+        gates, problem = self._entry_gates(order, spec, prepared, sane, recorded)
         findings = Findings(
-            gates=[sanity_gate(before.with_kernel(prepared.evidence))],
+            gates=gates,
+            problem=problem,
             kernel_digest=kernel.artifact_ref,
             metrics={
                 "parameters": prepared.parameters,
@@ -121,6 +132,22 @@ class Examiner:
             },
         )
         return Examination(findings, prepared)
+
+    def _entry_gates(
+        self,
+        order: Order,
+        spec: SlotSpec,
+        prepared: PreparedSeed,
+        sane: ly.GateEvaluated,
+        recorded: ly.CommandOutcome | None,
+    ) -> tuple[list[ly.GateEvaluated], str]:
+        """Return G0 and, of a kernel that passes it, G1 of a rehearsal; or why G1 cannot be measured."""
+        if not (sane.passed and is_measured(ly.SEED_GATE_G1_GRADIENT_HEALTH, recorded)):
+            return [sane], ""
+        evidence = self._bed.rehearsal(order.seed_id, spec, prepared)
+        if evidence is None:
+            return [sane], unavailable(ly.SEED_GATE_G1_GRADIENT_HEALTH)
+        return [sane, gradient_gate(evidence, self._config.limits)], ""
 
     def _refused(self, order: Order, spec: SlotSpec, kernel: FetchedKernel, refusal: str) -> Findings:
         """Try out in quarantine what may not be grafted; without the kernel's bytes there is only the refusal."""
@@ -164,6 +191,16 @@ class Examiner:
         with self._bed.apart():
             return self._runtime.fetch_by_digest(recorded.kernel_digest)
 
+    def body_of(self, kernel_digest: str) -> nn.Module:
+        """Return a kernel's module as it was grafted once; draws nothing from the host's random streams.
+
+        Raises:
+            KernelUnavailable: no store holds it any more.
+            IntegrityError: what is stored is another, or may not be built.
+        """
+        with self._bed.apart():
+            return _module_of(self._runtime.fetch_by_digest(kernel_digest))
+
     def _held_out(self, seed_id: str, epoch: int) -> HeldOutLosses | None:
         """Return the seed's losses at this very epoch; None where nothing can measure them."""
         live = self._bed.live[seed_id]
@@ -172,7 +209,18 @@ class Examiner:
             self._bed.measure([seed_id], epoch=epoch)
         return live.held_out
 
-    def _grafting(self, order: Order, epoch: int, steps_per_epoch: int) -> Findings:
+    def _stabilising(self, order: Order, alpha: float, recorded: ly.CommandOutcome | None) -> Findings:
+        if alpha != 1.0:
+            return Findings(problem="alpha_below_one", alpha=alpha)
+        if not is_measured(ly.SEED_GATE_G3_INTERFACE, recorded):
+            return Findings(alpha=alpha)
+        evidence = self._bed.interface(order.seed_id)
+        if evidence is None:
+            return _unavailable(ly.SEED_GATE_G3_INTERFACE, alpha=alpha)
+        metrics = {"interface_latency_ms": evidence.latency_ms}
+        return Findings(gates=[interface_gate(evidence)], alpha=alpha, metrics=metrics)
+
+    def _grafting(self, order: Order, epoch: int, steps_per_epoch: int, recorded: ly.CommandOutcome | None) -> Findings:
         losses = self._held_out(order.seed_id, epoch)
         if losses is None:
             return _unavailable(ly.SEED_GATE_G2_STABILITY, alpha=0.0)
@@ -184,8 +232,10 @@ class Examiner:
         steps = order.parameters.get(BLEND_STEPS)
         if steps is None:
             steps = self._config.blend_steps_at(steps_per_epoch, epochs=order.parameters.get(BLEND_EPOCHS))
-        gate = stability_gate(evidence, self._config.limits)
-        return Findings(gates=[gate], metrics={**_loss_metrics(losses), BLEND_STEPS: max(1.0, round(steps))})
+        gates = [stability_gate(evidence, self._config.limits)]
+        if is_measured(ly.SEED_GATE_G1_GRADIENT_HEALTH, recorded):
+            gates.insert(0, gradient_gate(self._bed.gradient_evidence(order.seed_id), self._config.limits))
+        return Findings(gates=gates, metrics={**_loss_metrics(losses), BLEND_STEPS: max(1.0, round(steps))})
 
     def _impact(self, seed_id: str, epoch: int, alpha: float) -> Findings:
         losses = self._held_out(seed_id, epoch)
@@ -211,7 +261,7 @@ def _module_of(kernel: FetchedKernel) -> nn.Module:
 
 
 def _unavailable(gate: ly.SeedLifecycleGate, *, alpha: float) -> Findings:
-    return Findings(problem=f"gate_unavailable:{gate_label(gate)}", alpha=alpha)
+    return Findings(problem=unavailable(gate), alpha=alpha)
 
 
 def _loss_metrics(losses: HeldOutLosses) -> dict[str, float]:

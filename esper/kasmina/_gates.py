@@ -1,7 +1,6 @@
 """Gates: pure functions from measured evidence to a verdict with the figures behind it.
 
-G0, G2 and G4 have sensors. G1, G3 and G5 have none yet: no function here speaks for them, and every move that
-they guard names them as not measured.
+Here are G0, G2 and G4; G1, G3 and G5 have modules of their own (`_gate_gradients`, `_gate_interface`, `_gate_reset`).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def check(name: str, value: float, comparison: Comparison, bound: float) -> ly.G
     return ly.GateCheck(name=name, value=value, bound=bound, comparison=comparison, passed=passed)
 
 
-def _verdict(gate: ly.SeedLifecycleGate, checks: Sequence[ly.GateCheck]) -> ly.GateEvaluated:
+def verdict(gate: ly.SeedLifecycleGate, checks: Sequence[ly.GateCheck]) -> ly.GateEvaluated:
     """A gate passes when it has checks and every one of them passes."""
     return ly.GateEvaluated(gate=gate, passed=bool(checks) and all(each.passed for each in checks), checks=checks)
 
@@ -81,7 +80,7 @@ def sanity_gate(evidence: SanityEvidence) -> ly.GateEvaluated:
             check("kernel_shape_fits", float(evidence.kernel.output_shape_fits), "==", 1.0),
             check("kernel_output_at_start", evidence.kernel.output_abs_max, "==", 0.0),
         ]
-    return _verdict(ly.SEED_GATE_G0_SANITY, checks)
+    return verdict(ly.SEED_GATE_G0_SANITY, checks)
 
 
 def _bound_checks(parameters: Mapping[str, float], descriptor: ly.BlueprintDescriptor) -> list[ly.GateCheck]:
@@ -126,7 +125,7 @@ def relative_trend(losses: Sequence[float]) -> float:
 def stability_gate(evidence: StabilityEvidence, limits: GateLimits) -> ly.GateEvaluated:
     """Judge G2: the shadow loss was measured long enough and does not rise; at alpha 1 the seed does no harm."""
     trend = relative_trend(evidence.epoch_losses)
-    return _verdict(
+    return verdict(
         ly.SEED_GATE_G2_STABILITY,
         [
             check("training_epochs", len(evidence.epoch_losses), ">=", limits.training_epochs_min),
@@ -148,7 +147,7 @@ class ImpactEvidence:
 def impact_gate(evidence: ImpactEvidence, limits: GateLimits) -> ly.GateEvaluated:
     """Judge G4: switched on, the seed lowers the held-out loss by the required share."""
     gain = evidence.loss_seed_off - evidence.loss_seed_on
-    return _verdict(
+    return verdict(
         ly.SEED_GATE_G4_SYSTEM_IMPACT,
         [
             check("losses_not_finite", _not_finite(evidence.loss_seed_on, evidence.loss_seed_off), "==", 0.0),

@@ -8,6 +8,8 @@ From BLENDING on the seed takes part in the forward, and is then a submodule of 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from esper.core.eager import EagerHook, forget_compiled
 from esper.core.errors import IntegrityError
 from esper.core.rng import derive_seed
 from esper.kasmina._alpha import AlphaBlender
@@ -47,6 +50,15 @@ class PassFocus:
     muted: GraftedSeed | None = None
     #: Whether the shadowed seed's activations are detached; only tests say no.
     detach: bool = True
+
+    @contextmanager
+    def on(self, *, shadowed: GraftedSeed | None = None, muted: GraftedSeed | None = None) -> Iterator[None]:
+        """Make the block's passes about these seeds, and about none afterwards."""
+        self.shadowed, self.muted = shadowed, muted
+        try:
+            yield
+        finally:
+            self.shadowed = self.muted = None
 
 
 class GraftedSeed(nn.Module):
@@ -108,7 +120,8 @@ class GraftedSeed(nn.Module):
         assert self.blender is not None, "a blended seed has its blender"
         contribution = self.blender(self._drawing_apart(self._guarded(source)))
         finite = torch.isfinite(contribution).all()
-        self.sound.logical_and_(finite)
+        if not torch.compiler.is_exporting():  # An exported network has nobody who would ask.
+            self.sound.logical_and_(finite)
         return output + torch.where(finite, contribution, torch.zeros_like(contribution))
 
     def _guarded(self, source: Tensor) -> Tensor:
@@ -126,6 +139,17 @@ class GraftedSeed(nn.Module):
         with forked_rng(self._devices, seed=derive_seed(self._rng_seed, "joint", self._draws)):
             return self.body(source)  # type: ignore[no-any-return]  # torch types a call as Any
 
+    def facts(self) -> dict[str, Any]:
+        """Return what of the seed no tensor says, for a checkpoint."""
+        blender = None if self.blender is None else self.blender.facts()
+        return {"role": self.role.value, "draws": self._draws, "blender": blender}
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Go on from `facts`; the seed already has its role."""
+        self._draws = int(facts["draws"])
+        if self.blender is not None:
+            self.blender.restore(facts["blender"])
+
     def fossilize(self) -> None:
         """Drop the alpha multiply; at alpha 1 the outputs stay bit for bit the same (x * 1.0 == x)."""
         self.role = Role.FOSSIL
@@ -142,10 +166,15 @@ class Graft:
     def __init__(self, model: nn.Module, spec: SlotSpec, seed_id: str, seed: GraftedSeed) -> None:
         slot_module = model.get_submodule(spec.module)
         self.seed = seed
-        self._anchor = _anchor(slot_module)
-        self._name = "esper_" + re.sub(r"\W", "_", seed_id)
-        self._handle: RemovableHandle = slot_module.register_forward_hook(seed.hook)
-        self._slot_module = slot_module
+        self.anchor = anchor_of(slot_module)
+        self.name = submodule_name(seed_id)
+        self.slot_module = slot_module
+        self._handle: RemovableHandle = slot_module.register_forward_hook(EagerHook(seed.hook))
+
+    @property
+    def hook_id(self) -> int:
+        """The key of the seed's hook among the forward hooks of its slot's module."""
+        return self._handle.id
 
     def join(self) -> None:
         """Make the seed a submodule of the host, in the host's present mode.
@@ -153,25 +182,33 @@ class Graft:
         Raises:
             IntegrityError: the host already has something of that name.
         """
-        if hasattr(self._anchor, self._name):
+        if hasattr(self.anchor, self.name):
             raise IntegrityError(
-                f"the seed cannot join {type(self._anchor).__name__} as {self._name!r}",
+                f"the seed cannot join {type(self.anchor).__name__} as {self.name!r}",
                 cause="the module already has an attribute of that name",
                 next_step="rename the attribute of the host; names that begin with esper_ are Esper's",
             )
-        self.seed.train(self._slot_module.training)
-        self._anchor.add_module(self._name, self.seed)
+        self.seed.train(self.slot_module.training)
+        self.anchor.add_module(self.name, self.seed)
         self.seed.role = Role.BLENDED
+        forget_compiled()
 
     def remove(self) -> None:
         """Take hook and submodule off the host; its forward is then as if the seed had never been."""
         self._handle.remove()
-        if getattr(self._anchor, self._name, None) is self.seed:
-            delattr(self._anchor, self._name)
+        if getattr(self.anchor, self.name, None) is self.seed:
+            delattr(self.anchor, self.name)
+        if self.seed.role is not Role.ISOLATED:
+            forget_compiled()
         self.seed.role = Role.ISOLATED
 
 
-def _anchor(module: nn.Module) -> nn.Module:
+def submodule_name(seed_id: str) -> str:
+    """Return the name under which a seed joins its host."""
+    return "esper_" + re.sub(r"\W", "_", seed_id)
+
+
+def anchor_of(module: nn.Module) -> nn.Module:
     """Return a module near the slot that can hold one more child without running it."""
     for candidate in module.modules():
         if not isinstance(candidate, _RUNS_ITS_CHILDREN):

@@ -31,21 +31,21 @@ TRANSITIONS: Final[Mapping[ly.SeedLifecycleStage, frozenset[ly.SeedLifecycleStag
     ly.SEED_STAGE_TERMINATED: frozenset(),
 }
 
-#: The gate that guards entry to a stage.
-GUARDS: Final[Mapping[ly.SeedLifecycleStage, ly.SeedLifecycleGate]] = {
-    ly.SEED_STAGE_GERMINATED: ly.SEED_GATE_G0_SANITY,
-    ly.SEED_STAGE_TRAINING: ly.SEED_GATE_G1_GRADIENT_HEALTH,
-    ly.SEED_STAGE_BLENDING: ly.SEED_GATE_G2_STABILITY,
-    ly.SEED_STAGE_SHADOWING: ly.SEED_GATE_G3_INTERFACE,
-    ly.SEED_STAGE_PROBATIONARY: ly.SEED_GATE_G4_SYSTEM_IMPACT,
-    ly.SEED_STAGE_FOSSILIZED: ly.SEED_GATE_G4_SYSTEM_IMPACT,
-    ly.SEED_STAGE_DORMANT: ly.SEED_GATE_G5_RESET,
+#: The gates that guard entry to a stage. BLENDING asks for G1 once more: entry to TRAINING knows a rehearsal only,
+#: and here the gradients of a whole epoch are known.
+GUARDS: Final[Mapping[ly.SeedLifecycleStage, tuple[ly.SeedLifecycleGate, ...]]] = {
+    ly.SEED_STAGE_GERMINATED: (ly.SEED_GATE_G0_SANITY,),
+    ly.SEED_STAGE_TRAINING: (ly.SEED_GATE_G1_GRADIENT_HEALTH,),
+    ly.SEED_STAGE_BLENDING: (ly.SEED_GATE_G1_GRADIENT_HEALTH, ly.SEED_GATE_G2_STABILITY),
+    ly.SEED_STAGE_SHADOWING: (ly.SEED_GATE_G3_INTERFACE,),
+    ly.SEED_STAGE_PROBATIONARY: (ly.SEED_GATE_G4_SYSTEM_IMPACT,),
+    ly.SEED_STAGE_FOSSILIZED: (ly.SEED_GATE_G4_SYSTEM_IMPACT,),
+    ly.SEED_STAGE_DORMANT: (ly.SEED_GATE_G5_RESET,),
 }
 
-#: Gates with a sensor. The others are named as not measured in every move that they guard.
-MEASURED_GATES: Final = frozenset(
-    {ly.SEED_GATE_G0_SANITY, ly.SEED_GATE_G2_STABILITY, ly.SEED_GATE_G4_SYSTEM_IMPACT},
-)
+#: Gates with a sensor: all of them. A move names a gate as not measured only where a run is computed again that was
+#: recorded before the gate had its sensor.
+MEASURED_GATES: Final = frozenset(gate for gates in GUARDS.values() for gate in gates)
 
 #: The stages that each supported operation leads through, in order, within one epoch's edge.
 PATHS: Final[Mapping[ly.SeedOperation, tuple[ly.SeedLifecycleStage, ...]]] = {
@@ -56,6 +56,11 @@ PATHS: Final[Mapping[ly.SeedOperation, tuple[ly.SeedLifecycleStage, ...]]] = {
     ly.SEED_OP_FOSSILIZE: (ly.SEED_STAGE_FOSSILIZED,),
     ly.SEED_OP_CULL: (ly.SEED_STAGE_CULLED, ly.SEED_STAGE_EMBARGOED),
 }
+
+#: Where a culled seed goes once its embargo is over, within one epoch's edge; the last step is guarded by G5.
+RESET_PATH: Final = (ly.SEED_STAGE_RESETTING, ly.SEED_STAGE_DORMANT)
+#: Stages whose seed is off the host and bars its slot until it is reset.
+BARRED_STAGES: Final = frozenset({ly.SEED_STAGE_EMBARGOED, ly.SEED_STAGE_RESETTING})
 
 #: Stages whose seed has a module that Kasmina trains and answers for.
 GROWING_STAGES: Final = frozenset(
@@ -143,6 +148,14 @@ class KasminaLifecycle:
     def in_stages(self, stages: frozenset[ly.SeedLifecycleStage]) -> list[SeedRecord]:
         """Return the seeds that are in one of `stages`, oldest first."""
         return [record for record in self.seeds.values() if record.stage in stages]
+
+    def due_for_reset(self, epoch: int, *, embargo_epochs: int) -> list[SeedRecord]:
+        """Return the seeds to reset after `epoch`, oldest first: `embargo_epochs` are over, or over once more.
+
+        A seed whose reset failed stays RESETTING, and is tried again each time that many epochs have passed.
+        """
+        waited = [(record, epoch - record.stage_epoch) for record in self.in_stages(BARRED_STAGES)]
+        return [record for record, epochs in waited if epochs > 0 and epochs % embargo_epochs == 0]
 
     def fold(self, event: EventMessage) -> KasminaLifecycle:
         """Return the lifecycle after `event`; pure.

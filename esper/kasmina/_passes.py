@@ -26,6 +26,8 @@ class Isolation:
     clone_buffers: bool = True
     eval_mode: bool = True
     fork_rng: bool = True
+    #: Whether breaches are looked for at all; a test that shows what a breach does must let it happen.
+    monitor: bool = True
 
 
 def cuda_devices(tensors: Iterable[Tensor]) -> tuple[torch.device, ...]:

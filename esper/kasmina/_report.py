@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esper.kasmina._bed import LiveSeed
+from esper.kasmina._bench import LiveSeed
 from esper.kasmina._gates import relative_trend
 from esper.kasmina._lifecycle import SeedRecord
 from esper.leyline import messages as ly

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from esper.core.checkpoint import Saved, named, optimizer_state, refused, restore_optimizer
 from esper.kasmina._config import KasminaConfig
+from esper.kasmina._gate_gradients import NO_GRADIENTS, GradientRecord
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -24,6 +26,25 @@ class ShadowRecord:
 
     epoch_losses: tuple[float, ...] = ()
     steps: int = 0
+
+
+class _RunningNorms:
+    """Counts norms and keeps the lowest and the highest, on their device; one that is NaN makes both NaN."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._lowest: Tensor | None = None
+        self._highest: Tensor | None = None
+
+    def add(self, norm: Tensor) -> None:
+        self._steps += 1
+        self._lowest = norm if self._lowest is None else torch.minimum(self._lowest, norm)
+        self._highest = norm if self._highest is None else torch.maximum(self._highest, norm)
+
+    def record(self) -> GradientRecord:
+        if self._lowest is None or self._highest is None:
+            return NO_GRADIENTS
+        return GradientRecord(self._steps, float(self._lowest), float(self._highest))
 
 
 class SeedTrainer:
@@ -46,12 +67,17 @@ class SeedTrainer:
             else None
         )
         self.shadow = ShadowRecord()
+        #: Norms of the epoch that was closed last.
+        self.gradients = NO_GRADIENTS
         self._config = config
         self._sound = sound
         self._steps = 0
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
         self._norm: Tensor | None = None
+        #: Share of its own rate that the seed learns with now, in 0..1.
+        self.rate_share = 1.0
+        self._norms = _RunningNorms()
 
     @property
     def steps(self) -> int:
@@ -60,10 +86,10 @@ class SeedTrainer:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next step: it rises linearly over the warm-up."""
+        """The rate of the next step: it rises linearly over the warm-up, and follows `rate_share`."""
         warmup = self._config.warmup_steps
         share = min(1.0, (self._steps + 1) / warmup) if warmup else 1.0
-        return self._config.learning_rate * share
+        return self._config.learning_rate * share * self.rate_share
 
     @property
     def gradient_norm(self) -> float | None:
@@ -74,6 +100,14 @@ class SeedTrainer:
         """Forget the seed's gradients."""
         for parameter in self.parameters:
             parameter.grad = None
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply the gradients that the parameters hold, where the seed's own optimiser is to apply them."""
+        if self.optimizer is None:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
     def learn_from(self, loss: Tensor) -> None:
         """Take one step down a shadow loss (0-d)."""
@@ -99,6 +133,7 @@ class SeedTrainer:
 
     def _clip(self, gradients: Sequence[Tensor]) -> None:
         self._norm = get_total_norm(gradients, foreach=False)
+        self._norms.add(self._norm)
         finite = torch.isfinite(self._norm)
         self._sound.logical_and_(finite)
         scale = (self._config.clip_norm / (self._norm + _CLIP_EPSILON)).clamp(max=1.0)
@@ -106,12 +141,46 @@ class SeedTrainer:
             gradient.copy_(torch.where(finite, gradient * scale, torch.zeros_like(gradient)))
 
     def close_epoch(self) -> None:
-        """Turn the epoch's shadow losses into one mean. Waits for the device."""
+        """Turn the epoch's shadow losses into one mean, its gradient norms into their record. Waits for the device."""
+        self.gradients, self._norms = self._norms.record(), _RunningNorms()
         if self._loss_sum is None:
             return
         mean = float(self._loss_sum) / self._loss_count
         self.shadow = ShadowRecord((*self.shadow.epoch_losses, mean), self.shadow.steps + self._loss_count)
         self._loss_sum, self._loss_count = None, 0
+
+    def checkpoint(self, names: Mapping[Tensor, str]) -> Saved:
+        """Return what training has come to; `names` names the parameters. To be called when the epoch is closed."""
+        assert self._loss_sum is None, "a checkpoint is taken after close_epoch"
+        facts = {
+            "steps": self._steps,
+            "rate_share": self.rate_share,
+            "epoch_losses": list(self.shadow.epoch_losses),
+            "shadow_steps": self.shadow.steps,
+            "own_optimizer": self.optimizer is not None,
+            "gradients": asdict(self.gradients) if self.gradients.steps else None,
+        }
+        tensors = {} if self._norm is None else {"gradient_norm": self._norm}
+        if self.optimizer is not None:
+            tensors |= named("optimizer/", optimizer_state(self.optimizer, names))
+        return Saved(facts, tensors)
+
+    def restore(self, saved: Saved, names: Mapping[Tensor, str]) -> None:
+        """Go on from what `checkpoint` returned.
+
+        Raises:
+            IntegrityError: it is of other parameters.
+        """
+        facts = saved.facts
+        if facts["own_optimizer"] != (self.optimizer is not None):
+            raise refused("a seed's optimiser is there and not here, or the other way round")
+        self._steps, self.rate_share = int(facts["steps"]), float(facts["rate_share"])
+        self.shadow = ShadowRecord(tuple(facts["epoch_losses"]), int(facts["shadow_steps"]))
+        self.gradients = NO_GRADIENTS if facts["gradients"] is None else GradientRecord(**facts["gradients"])
+        norm = saved.tensors.get("gradient_norm")
+        self._norm = None if norm is None else norm.to(self._sound.device)
+        if self.optimizer is not None:
+            restore_optimizer(self.optimizer, names, saved.under("optimizer/"))
 
     def hand_over(self, host: torch.optim.Optimizer, *, beside: Sequence[nn.Parameter]) -> None:
         """Move parameters and their optimiser state into `host`: into the group that holds one of `beside`.

@@ -62,7 +62,8 @@ def decide(
         refused: Ids of blueprints that may not be grafted now; the decision's masks record it.
     """
     policy = policy or policy_of(state, packet)
-    observation = observe(state.history(packet.epoch), state.decisions.values())
+    forked = state.request.forked_epochs if state.request is not None else 0
+    observation = observe(state.history(packet.epoch), state.decisions.values(), forked_epochs=forked)
     proposal = policy.propose(observation, action_space(observation, policy.options, refused=refused))
     decision_id = decision_id_of(state.run_id, packet.event_id)
     command = _command(state.run_id, packet, proposal.action, decision_id)

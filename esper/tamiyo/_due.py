@@ -20,10 +20,13 @@ def packet_to_decide(state: RunState) -> PacketFacts | None:
     """Return the packet that waits for a decision, or None.
 
     A packet whose epoch went by without a command (outcome NONE) is still decided while it is the latest: the
-    late command tells the worker that somebody answers again, which closes its breaker.
+    late command tells the worker that somebody answers again, which closes its breaker. Epochs that a fork took
+    from another run were decided there.
     """
     latest = state.latest
     if latest is None or state.end is not None or latest.epoch in state.decisions:
+        return None
+    if state.request is not None and latest.epoch <= state.request.forked_epochs:
         return None
     outcome = state.outcomes.get(latest.epoch)
     return None if outcome is not None and outcome.result in _ANSWERED else latest

@@ -107,6 +107,8 @@ class RequestFacts:
 
     policy: str
     parameters: tuple[tuple[str, float], ...]
+    #: Epochs that a fork takes from another run, decisions and all; nobody decides them again.
+    forked_epochs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +203,12 @@ def _size(shape: Iterable[int]) -> int:
 
 
 def request_facts(request: ly.TrainingRunRequested) -> RequestFacts:
-    """Extract the policy and its parameters."""
-    return RequestFacts(policy=request.policy, parameters=tuple(sorted(request.policy_parameters.items())))
+    """Extract the policy, its parameters, and where it begins to decide."""
+    return RequestFacts(
+        policy=request.policy,
+        parameters=tuple(sorted(request.policy_parameters.items())),
+        forked_epochs=request.forked_epochs,
+    )
 
 
 def decision_facts(decision: ly.DecisionMade) -> DecisionFacts:

@@ -76,18 +76,37 @@ class Observation:
         return tuple(SlotView(slot, values) for slot, values in blocks.items())
 
 
-def observe(history: Sequence[PacketFacts], decisions: Iterable[DecisionFacts]) -> Observation:
+def observe(
+    history: Sequence[PacketFacts], decisions: Iterable[DecisionFacts], *, forked_epochs: int = 0
+) -> Observation:
     """Return the observation at the last packet of `history`.
 
     Args:
         history: The run's packets up to the one that is judged, oldest first, at least one.
         decisions: The run's earlier decisions; how often a slot was germinated is counted from them.
+        forked_epochs: Epochs that a fork took from another run, whose decisions are not its own: germinations in
+            them are counted from the seeds that they left.
     """
     pairs = [*_run_block(history)]
     earlier = [decision for decision in decisions if decision.epoch < history[-1].epoch]
+    taken = _germinated_until(history, forked_epochs)
     for slot in history[-1].slots:
-        pairs += ((f"slot/{slot.slot}/{name}", value) for name, value in _slot_block(slot, history[-1], earlier))
+        block = _slot_block(slot, history[-1], earlier, ordered_before=taken.count(slot.slot))
+        pairs += ((f"slot/{slot.slot}/{name}", value) for name, value in block)
     return Observation(names=tuple(name for name, _ in pairs), values=tuple(value for _, value in pairs))
+
+
+def _germinated_until(history: Sequence[PacketFacts], epoch: int) -> list[str]:
+    """Return the slot of each seed that was germinated at the edge of `epoch` or before."""
+    if not epoch:
+        return []
+    found = {
+        seed.seed_id: seed.slot
+        for packet in history
+        for seed in packet.seeds
+        if packet.epoch - seed.age_epochs <= epoch
+    }
+    return list(found.values())
 
 
 def _measured(name: str, value: float | None) -> tuple[tuple[str, float], tuple[str, float]]:
@@ -127,7 +146,9 @@ def improvement_per_epoch(history: Sequence[PacketFacts]) -> float | None:
     return (1.0 - end.validation_loss / begin.validation_loss) / (end.epoch - begin.epoch)
 
 
-def _slot_block(slot: SlotFacts, packet: PacketFacts, earlier: Sequence[DecisionFacts]) -> Iterable[tuple[str, float]]:
+def _slot_block(
+    slot: SlotFacts, packet: PacketFacts, earlier: Sequence[DecisionFacts], *, ordered_before: int
+) -> Iterable[tuple[str, float]]:
     seed = packet.occupant(slot)
     yield "free", float(seed is None and not slot.seed_id)
     yield "branch", float(slot.placement == "branch")
@@ -136,7 +157,7 @@ def _slot_block(slot: SlotFacts, packet: PacketFacts, earlier: Sequence[Decision
     yield "out_features", float(slot.out_features)
     yield "layer_depth", float(slot.layer_depth)
     ordered = sum(decision.operation == ly.SEED_OP_GERMINATE and decision.slot == slot.slot for decision in earlier)
-    yield "germinations_ordered", float(ordered)
+    yield "germinations_ordered", float(ordered_before + ordered)
     yield from _seed_block(seed)
 
 

@@ -1,12 +1,14 @@
-"""The policies by name."""
+"""The policies by name: the shipped ones, and those that installed packages offer (`esper.policies`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from esper.core.plugins import Offers, installed
 from esper.tamiyo._fixed import FixedPolicy
 from esper.tamiyo._heuristic import HeuristicPolicy
 from esper.tamiyo._noop import NoopPolicy
+from esper.tamiyo._own import POLICY_ENTRY_POINTS, own_policy
 from esper.tamiyo._policy import Policy, UnknownPolicy
 
 _POLICIES: Mapping[str, Callable[[Mapping[str, float]], Policy]] = {
@@ -17,8 +19,13 @@ _POLICIES: Mapping[str, Callable[[Mapping[str, float]], Policy]] = {
 
 
 def known_policies() -> tuple[str, ...]:
-    """Return the names that a request may use, sorted."""
-    return tuple(sorted(_POLICIES))
+    """Return the names that a request may use, sorted; nothing of another package is imported for it."""
+    return tuple(sorted({*_POLICIES, *own_policies().named}))
+
+
+def own_policies() -> Offers:
+    """Return what installed packages offer as policies, and what of it has a name that cannot be used."""
+    return installed(POLICY_ENTRY_POINTS, frozenset(_POLICIES))
 
 
 def make_policy(name: str, parameters: Mapping[str, float] | None = None) -> Policy:
@@ -27,9 +34,13 @@ def make_policy(name: str, parameters: Mapping[str, float] | None = None) -> Pol
     Raises:
         UnknownPolicy: there is no such policy; the message lists those there are.
         BadPolicyParameters: the policy exists but not with these parameters.
+        UsageError: it is another package's and cannot be used.
     """
     make = _POLICIES.get(name)
     if make is None:
+        point = own_policies().named.get(name)
+        if point is not None:
+            return own_policy(point, parameters or {})
         raise UnknownPolicy(
             f"there is no policy {name!r}",
             cause=f"known policies: {', '.join(known_policies())}",

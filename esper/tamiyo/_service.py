@@ -184,6 +184,7 @@ class TamiyoService:
         if packet is not None and state.request is None:
             self._read_requests()
             state = ledger.state(run_id) or state
+            packet = packet_to_decide(state)
         decided = self._append_decision(ledger, state, packet) if packet is not None else None
         state = ledger.state(run_id) or state
         unsent = command_to_send(state)

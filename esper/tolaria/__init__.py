@@ -1,16 +1,27 @@
 """Tolaria, the trainer: tasks, the epoch loop, its journal, and the worker that trains what is requested."""
 
+from esper.tolaria._checkpoint import Checkpoint, CheckpointKeeper, digest_in, weights_in
+from esper.tolaria._checkpoint_keepers import CheckpointUnusable, restorable, verified_checkpoint
 from esper.tolaria._claims import ClaimBook, Claimed, RunClaim, claim
 from esper.tolaria._config import TrainingLoopConfig, check_device_name, check_hyperparameters
 from esper.tolaria._edge import EpochEdge, outcome_event_id, state_event_id
+from esper.tolaria._environment import Elsewhere, Environment, differences
 from esper.tolaria._evaluation import Evaluation, evaluate, multiply_adds_per_sample
 from esper.tolaria._inbox import CommandInbox, CommandJudge, CommandSource, DecisionBreaker, JudgeFactory
 from esper.tolaria._journal import Answer, MemoryJournal, RunFenced, RunInterrupted, TrainingJournal
 from esper.tolaria._kafka_journal import KafkaJournal
 from esper.tolaria._packet import EpochStats
-from esper.tolaria._recording import Difference, NotRepeated, RecordedJournal, Recording, ResumingJournal
-from esper.tolaria._reexecution import Comparison, re_execute
-from esper.tolaria._registry import check_task, load_task, task_names
+from esper.tolaria._past import Past, past_of
+from esper.tolaria._recording import (
+    Difference,
+    ForkingJournal,
+    NotRepeated,
+    RecordedJournal,
+    Recording,
+    ResumingJournal,
+)
+from esper.tolaria._reexecution import Comparison, Restored, check_re_executable, re_execute, state_at
+from esper.tolaria._registry import check_task, load_task, task_names, with_host
 from esper.tolaria._service import TolariaService, build_service
 from esper.tolaria._setup import ControllerFactory, TrainingSetup, check_slots, prepared
 from esper.tolaria._static import StaticController
@@ -19,6 +30,9 @@ from esper.tolaria._trainer import TolariaTrainer, TrainingDiverged, TrainingRes
 
 __all__ = [
     "Answer",
+    "Checkpoint",
+    "CheckpointKeeper",
+    "CheckpointUnusable",
     "ClaimBook",
     "Claimed",
     "CommandInbox",
@@ -28,16 +42,21 @@ __all__ = [
     "ControllerFactory",
     "DecisionBreaker",
     "Difference",
+    "Elsewhere",
+    "Environment",
     "EpochEdge",
     "EpochStats",
     "Evaluation",
+    "ForkingJournal",
     "Host",
     "JudgeFactory",
     "KafkaJournal",
     "MemoryJournal",
     "NotRepeated",
+    "Past",
     "RecordedJournal",
     "Recording",
+    "Restored",
     "ResumingJournal",
     "RunClaim",
     "RunFenced",
@@ -56,15 +75,24 @@ __all__ = [
     "build_service",
     "check_device_name",
     "check_hyperparameters",
+    "check_re_executable",
     "check_slots",
     "check_task",
     "claim",
+    "differences",
+    "digest_in",
     "evaluate",
     "load_task",
     "multiply_adds_per_sample",
     "outcome_event_id",
+    "past_of",
     "prepared",
     "re_execute",
+    "restorable",
+    "state_at",
     "state_event_id",
     "task_names",
+    "verified_checkpoint",
+    "weights_in",
+    "with_host",
 ]

@@ -10,22 +10,24 @@ from typing import Final
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import EsperError, IntegrityError, UsageError
 from esper.core.ids import derive_id
-from esper.core.numerics import (
-    TRAINING_DISTRIBUTIONS,
-    code_version,
-    data_digest,
-    dependencies_digest,
-    numerics_fingerprint,
-)
+from esper.core.kernel import DirectoryBlobStore
 from esper.core.ports import KernelUnavailable
 from esper.leyline import messages as ly
 from esper.oona import Fabric, Publisher, Reader
+from esper.tolaria._checkpoint_keepers import (
+    CheckpointUnusable,
+    LoggedCheckpoints,
+    unusable_unless_whole,
+    verified_checkpoint,
+)
 from esper.tolaria._claims import RUNS_TOPIC, Claimed
+from esper.tolaria._environment import Environment
 from esper.tolaria._inbox import CommandInbox, JudgeFactory
 from esper.tolaria._journal import RunFenced, RunInterrupted
 from esper.tolaria._kafka_journal import KafkaJournal
-from esper.tolaria._past import COMMANDS_TOPIC, Past, first_command, read_past
-from esper.tolaria._recording import ResumingJournal
+from esper.tolaria._packet import takeover_telemetry
+from esper.tolaria._past import COMMANDS_TOPIC, Past, first_command, read_origin, read_past, starts_of
+from esper.tolaria._recording import ForkingJournal, Recording, ResumingJournal
 from esper.tolaria._setup import ControllerFactory, TrainingSetup, prepared
 from esper.tolaria._trainer import TolariaTrainer, TrainingDiverged, TrainingResult
 
@@ -101,28 +103,44 @@ class _Attempt:
         self._claimed = claimed
         self._stop = stop
         self._trainer: TolariaTrainer | None = None
+        self._store = DirectoryBlobStore(wiring.fabric.home.blobs)
+        self._unused_checkpoints = 0
+        self._origin = Recording()
 
     def run(self) -> None:
-        """Train to the end and append TrainingRunFinished."""
+        """Train to the end and append TrainingRunFinished.
+
+        A successor begins at the latest checkpoint that is what the log says of it; where there is none, it computes
+        the run again from its request.
+        """
+        past = read_past(self._wiring.fabric, self._claimed)
+        self._origin = read_origin(self._wiring.fabric, self._claimed.request)
+        for start in starts_of(past):
+            if self._trained_from(start, past):
+                return
+
+    def _trained_from(self, start: ly.CheckpointSaved | None, past: Past) -> bool:
+        """Train the run from `start` (None: from its beginning); return False where that cannot be restored."""
         claimed, settings = self._claimed, self._wiring.fabric.settings
-        with prepared(
-            claimed.request,
-            attempt=claimed.attempt,
-            decision_wait_seconds=settings.decision_wait_seconds,
-            kernel_wait_seconds=settings.kernel_wait_seconds,
-        ) as setup:
-            past = read_past(self._wiring.fabric, claimed)
-            with self._command_reader() as reader:
-                inbox = CommandInbox(
-                    run_id=claimed.run_id,
-                    attempt=claimed.attempt,
-                    source=reader,
-                    judge=self._wiring.judge_factory(claimed.run_id),
-                    wait_seconds=setup.config.decision_wait_seconds,
-                    stop=self._stop,
-                    clock=self._wiring.clock,
-                )
-                self._train(setup, past, inbox)
+        with (
+            prepared(
+                claimed.request,
+                attempt=claimed.attempt,
+                decision_wait_seconds=settings.decision_wait_seconds,
+                kernel_wait_seconds=settings.kernel_wait_seconds,
+            ) as setup,
+            self._command_reader() as reader,
+        ):
+            inbox = CommandInbox(
+                run_id=claimed.run_id,
+                attempt=claimed.attempt,
+                source=reader,
+                judge=self._wiring.judge_factory(claimed.run_id),
+                wait_seconds=setup.config.decision_wait_seconds,
+                stop=self._stop,
+                clock=self._wiring.clock,
+            )
+            return self._train(setup, start, past, inbox)
 
     def fail(self, reason: str, detail: str) -> None:
         """Append TrainingRunFailed."""
@@ -135,7 +153,7 @@ class _Attempt:
             epochs=self._trainer.epochs_finished if self._trainer else 0,
         )
 
-    def _train(self, setup: TrainingSetup, past: Past, inbox: CommandInbox) -> None:
+    def _train(self, setup: TrainingSetup, start: ly.CheckpointSaved | None, past: Past, inbox: CommandInbox) -> bool:
         """Repeat in silence what earlier attempts recorded, say that this one starts, and go on live."""
         inbox.recover(past.recording.packets.values(), past.recording.outcomes.values())
         live = KafkaJournal(
@@ -149,28 +167,78 @@ class _Attempt:
         trainer = TolariaTrainer(
             setup,
             self._wiring.controller_factory(setup),
-            ResumingJournal(past.recording, live),
+            ResumingJournal(past.recording, ForkingJournal(self._origin, live)),
             stop=self._stop,
             clock=self._wiring.clock,
+            checkpoints=self._checkpoints(past),
         )
         self._trainer = trainer
         initial_digest = trainer.digest()
-        for epoch in range(1, past.recording.epochs + 1):
+        if start is not None and not self._restored(trainer, start, past):
+            return False
+        for epoch in range(trainer.epochs_finished + 1, past.recording.epochs + 1):
             trainer.run_epoch(epoch)
         inbox.check()
         self._publish_started(setup, trainer, initial_digest)
+        if self._claimed.attempt > 1:
+            self._tell_of_takeover(live, start, epochs=past.recording.epochs)
         self._publish_finished(trainer.run())
+        return True
+
+    def _checkpoints(self, past: Past) -> LoggedCheckpoints:
+        fabric = self._wiring.fabric
+        return LoggedCheckpoints(
+            run_id=self._claimed.run_id,
+            attempt=self._claimed.attempt,
+            every_epochs=fabric.settings.checkpoint_every_epochs,
+            store=self._store,
+            publisher=self._wiring.publisher,
+            recorded=past.checkpoints,
+            repeated_epochs=past.recording.epochs,
+        )
+
+    def _restored(self, trainer: TolariaTrainer, start: ly.CheckpointSaved, past: Past) -> bool:
+        """Put the trainer where a checkpoint was taken; say so where that cannot be done."""
+        packet = past.recording.packets[start.epoch]
+        try:
+            with unusable_unless_whole():
+                trainer.resume(verified_checkpoint(self._store, start, packet), packet)
+        except CheckpointUnusable as error:
+            _log.warning("run %s: the checkpoint of epoch %d is not used: %s", start.run_id, start.epoch, error)
+            self._unused_checkpoints += 1
+            return False
+        return True
+
+    def _tell_of_takeover(self, live: KafkaJournal, start: ly.CheckpointSaved | None, *, epochs: int) -> None:
+        restored = 0 if start is None else start.epoch
+        _log.info(
+            "run %s: attempt %d stands at epoch %d: %d of them from a checkpoint, %d computed again",
+            self._claimed.run_id,
+            self._claimed.attempt,
+            epochs,
+            restored,
+            epochs - restored,
+        )
+        telemetry = takeover_telemetry(
+            self._claimed.run_id,
+            self._claimed.attempt,
+            restored=restored,
+            repeated=epochs - restored,
+            unused_checkpoints=self._unused_checkpoints,
+            now_ns=self._wiring.clock.now_ns(),
+        )
+        live.submit_telemetry(epochs, telemetry)
 
     def _publish_started(self, setup: TrainingSetup, trainer: TolariaTrainer, initial_digest: str) -> None:
-        request = self._claimed.request
+        request, here = self._claimed.request, Environment.here(setup)
         started = ly.TrainingRunStarted(
             run_id=request.run_id,
             attempt=self._claimed.attempt,
             worker=self._wiring.worker,
-            numerics=numerics_fingerprint(setup.config.device),
-            code_version=code_version(),
-            dependencies_digest=dependencies_digest((*TRAINING_DISTRIBUTIONS, *setup.task.distributions)),
-            data_digest=data_digest(setup.task.arrays()),
+            numerics=here.numerics,
+            code_version=here.code_version,
+            dependencies_digest=here.dependencies_digest,
+            data_digest=here.data_digest,
             parameters=trainer.host_parameters,
             initial_digest=initial_digest,
             resumed_epochs=trainer.epochs_finished,

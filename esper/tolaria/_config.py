@@ -16,17 +16,29 @@ from esper.tolaria._tasks import Task
 #: Hyperparameters that a request may set, and whether each is a whole number.
 HYPERPARAMETERS: Final[Mapping[str, bool]] = {
     "batch_size": True,
+    "bfloat16": True,
+    "clip_norm": False,
+    "epoch_budget_seconds": False,
     "gradient_accumulation": True,
     "learning_rate": False,
     "threads": True,
 }
+#: These are switches: 0 or 1.
+_SWITCHES: Final = frozenset({"bfloat16"})
 #: Beyond it threads only cost memory; a request must not be able to exhaust its worker with a number.
 _THREADS_MAX: Final = 256
 
 
 @dataclass(frozen=True)
 class TrainingLoopConfig:
-    """The numbers of one run. `learning_rate` is Adam's, the top of a cosine that ends at zero."""
+    """The numbers of one run. `learning_rate` is Adam's, the top of a cosine that ends at zero.
+
+    `clip_norm`: the host's gradient, all that its optimiser trains taken together, is scaled down to this L2 norm
+    before each step (Pascanu et al., 2013); seeds are clipped apart, each by Kasmina. None clips nothing.
+    `bfloat16`: training forwards and their loss run under torch's autocast, on CPU and CUDA alike; weights, gradients,
+    gates, shadows and evaluation stay in single precision, and no scaler is needed.
+    `epoch_budget_seconds`: telemetry warns of an epoch whose steps took longer; nothing is cut off.
+    """
 
     seed: int
     epochs: int
@@ -35,6 +47,9 @@ class TrainingLoopConfig:
     device: torch.device
     gradient_accumulation: int = 1
     threads: int = 1
+    clip_norm: float | None = None
+    bfloat16: bool = False
+    epoch_budget_seconds: float | None = None
     digest_every_epochs: int = 1
     decision_wait_seconds: float = 10.0
     kernel_wait_seconds: float = 10.0
@@ -61,6 +76,9 @@ class TrainingLoopConfig:
             learning_rate=chosen.get("learning_rate", task.learning_rate),
             gradient_accumulation=int(chosen.get("gradient_accumulation", 1)),
             threads=int(chosen.get("threads", 1)),
+            clip_norm=chosen.get("clip_norm"),
+            bfloat16=bool(chosen.get("bfloat16", 0)),
+            epoch_budget_seconds=chosen.get("epoch_budget_seconds"),
             device=usable_device(request.device or "cpu"),
             digest_every_epochs=request.digest_every_epochs or 1,
             decision_wait_seconds=request.decision_wait_seconds or decision_wait_seconds,
@@ -127,8 +145,13 @@ def check_hyperparameters(given: Mapping[str, float]) -> dict[str, float]:
             next_step="Name one of them",
         )
     for name, value in given.items():
-        if not math.isfinite(value) or value <= 0 or (HYPERPARAMETERS[name] and not value.is_integer()):
-            kind = "a whole number of at least 1" if HYPERPARAMETERS[name] else "a finite number above 0"
+        if name in _SWITCHES:
+            fits, kind = value in {0, 1}, "0 or 1"
+        elif HYPERPARAMETERS[name]:
+            fits, kind = math.isfinite(value) and value >= 1 and value.is_integer(), "a whole number of at least 1"
+        else:
+            fits, kind = math.isfinite(value) and value > 0, "a finite number above 0"
+        if not fits:
             raise UsageError(f"{name} = {value:g} cannot be used", cause=f"it must be {kind}", next_step="Correct it")
     if given.get("threads", 1) > _THREADS_MAX:
         raise UsageError(

@@ -7,11 +7,13 @@ import torch
 
 from esper.core.errors import UsageError
 from esper.core.rng import derive_seed
+from esper.tolaria._cnn import cnn2d_host
 from esper.tolaria._mlp import mlp_host
 from esper.tolaria._tasks import Split, Task
 
 _TEST_SAMPLES = 400
 _VALIDATION_SAMPLES = 200
+_SIDE = 8
 #: Pixels count ink in 0 .. 16.
 _INK_MAX = 16.0
 
@@ -45,7 +47,11 @@ def digits() -> Task:
         validation=Split(inputs[validation], targets[validation]),
         test=Split(inputs[test], targets[test]),
         classes=10,
-        hosts={"mlp": mlp_host(inputs=inputs.shape[1], hidden=4, classes=10)},
+        hosts={
+            "mlp": mlp_host(inputs=inputs.shape[1], hidden=4, classes=10),
+            "cnn": cnn2d_host(side=_SIDE, channels=2, classes=10, batch_norm=False),
+            "cnn_bn": cnn2d_host(side=_SIDE, channels=2, classes=10, batch_norm=True),
+        },
         epochs=40,
         distributions=("scikit-learn",),
     )

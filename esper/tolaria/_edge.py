@@ -46,7 +46,8 @@ class EpochEdge:
         self._controller = controller
         self._journal = journal
         self._clock = clock
-        self._seed_events = 0
+        #: Seed events of the run so far: what their ids are counted by.
+        self.seed_events = 0
 
     def settle_faults(self, epoch: int) -> None:
         """Measure the seeds on the probe; append and fold the moves that faults force."""
@@ -88,9 +89,9 @@ class EpochEdge:
         """Give every seed event that has none its id: counted over the whole run."""
         named = []
         for event in events:
-            self._seed_events += 1
+            self.seed_events += 1
             if not event.meta.event_id:
-                event.meta.event_id = derive_id(self._run_id, "seed", epoch, self._seed_events)
+                event.meta.event_id = derive_id(self._run_id, "seed", epoch, self.seed_events)
             event.meta.causation_id = event.meta.causation_id or causation_id
             named.append(event)
         return named

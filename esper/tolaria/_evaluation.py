@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from esper.tolaria._tasks import Loss, Split
 
-#: Bounds the memory of one evaluation pass; a constant, because another chunking sums in another order.
+#: Bounds the memory of one evaluation pass, in predictions; a constant, because another chunking sums in another order.
 _EVALUATION_BATCH: Final = 1024
 
 
@@ -42,11 +42,16 @@ def evaluate(module: nn.Module, split: Split, loss: Loss) -> Evaluation:
     """Return loss and accuracy of `module` on `split`, in eval mode; parameters, buffers and RNG stay as they are."""
     total, correct = 0.0, 0
     with evaluating(module):
-        for inputs, targets in batches(split, _EVALUATION_BATCH):
+        for inputs, targets in batches(split, max(1, _EVALUATION_BATCH * len(split) // split.predictions)):
             outputs = module(inputs)
             total += float(loss(outputs, targets)) * len(targets)
-            correct += int((outputs.argmax(dim=1) == targets).sum())
-    return Evaluation(loss=total / len(split), accuracy=correct / len(split))
+            correct += int(hits(outputs, targets))
+    return Evaluation(loss=total / len(split), accuracy=correct / split.predictions)
+
+
+def hits(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return how many of `targets` the outputs name (0-d): by their largest value, classes in the last dimension."""
+    return (outputs.argmax(dim=-1) == targets).sum()
 
 
 def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:

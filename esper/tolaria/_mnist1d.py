@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from esper.core.errors import UsageError
+from esper.tolaria._cnn import cnn1d_host
 from esper.tolaria._mlp import mlp_host
 from esper.tolaria._tasks import Split, Task
 
@@ -40,7 +41,11 @@ def mnist1d() -> Task:
             torch.from_numpy(arrays["x_test"].astype(np.float32)), torch.from_numpy(arrays["y_test"].astype(np.int64))
         ),
         classes=10,
-        hosts={"mlp": mlp_host(inputs=inputs.shape[1], hidden=8, classes=10)},
+        hosts={
+            "mlp": mlp_host(inputs=inputs.shape[1], hidden=8, classes=10),
+            "cnn": cnn1d_host(length=inputs.shape[1], channels=4, classes=10, batch_norm=False),
+            "cnn_bn": cnn1d_host(length=inputs.shape[1], channels=4, classes=10, batch_norm=True),
+        },
         epochs=40,
         distributions=("mnist1d",),
     )

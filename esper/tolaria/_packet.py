@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -105,6 +106,13 @@ def training_multiply_adds(setup: TrainingSetup, controller: GraftController, *,
     return 3 * setup.multiply_adds_per_sample * len(setup.train) * epochs + controller.multiply_adds
 
 
+def add_figures(telemetry: ly.TelemetryPacket, figures: Mapping[str, float], *, epoch: int, run_id: str) -> None:
+    """Add what the run's controller counts, in the order of the names; none has a unit."""
+    attributes = {"run_id": run_id, "epoch": str(epoch)}
+    for name, value in sorted(figures.items()):
+        telemetry.metrics.add(name=name, value=value, unit="1", attributes=attributes)
+
+
 def epoch_telemetry(
     setup: TrainingSetup, stats: EpochStats, packet: ly.SystemStatePacket, *, hook_latency_ms: float, now_ns: int
 ) -> ly.TelemetryPacket:
@@ -123,10 +131,12 @@ def epoch_telemetry(
         ("tolaria.epoch_hook.latency_ms", hook_latency_ms, "ms"),
     )
     slow = hook_latency_ms > HOOK_LATENCY_MS_ALERT
+    budget = setup.config.epoch_budget_seconds
+    over = budget is not None and stats.seconds > budget
     telemetry = ly.TelemetryPacket(
         packet_id=derive_id(packet.training_run_id, "telemetry", setup.attempt, stats.epoch),
         source_subsystem="tolaria",
-        level=ly.TELEMETRY_LEVEL_WARNING if slow else ly.TELEMETRY_LEVEL_INFO,
+        level=ly.TELEMETRY_LEVEL_WARNING if slow or over else ly.TELEMETRY_LEVEL_INFO,
         metrics=[
             ly.MetricPoint(name=name, value=value, unit=unit, attributes=attributes) for name, value, unit in figures
         ],
@@ -138,6 +148,47 @@ def epoch_telemetry(
             event_id=derive_id(telemetry.packet_id, "epoch_hook_slow"),
             description=f"the epoch's hook took {hook_latency_ms:.1f} ms, its budget is {HOOK_LATENCY_MS_ALERT} ms",
             level=ly.TELEMETRY_LEVEL_WARNING,
+            attributes=attributes,
+        )
+    if over:
+        telemetry.events.add(
+            event_id=derive_id(telemetry.packet_id, "epoch_over_budget"),
+            description=f"the epoch's steps took {stats.seconds:.3g} s, the budget asked for is {budget:g} s",
+            level=ly.TELEMETRY_LEVEL_WARNING,
+            attributes=attributes,
+        )
+    return telemetry
+
+
+def takeover_telemetry(
+    run_id: str, attempt: int, *, restored: int, repeated: int, unused_checkpoints: int, now_ns: int
+) -> ly.TelemetryPacket:
+    """Return what a successor tells: epochs it took from a checkpoint and epochs it computed again.
+
+    It warns where checkpoints that the log names could not be used.
+    """
+    attributes = {"run_id": run_id, "attempt": str(attempt)}
+    figures = (
+        ("tolaria.takeover.restored_epochs", restored),
+        ("tolaria.takeover.repeated_epochs", repeated),
+        ("tolaria.takeover.unused_checkpoints", unused_checkpoints),
+    )
+    level = ly.TELEMETRY_LEVEL_WARNING if unused_checkpoints else ly.TELEMETRY_LEVEL_INFO
+    telemetry = ly.TelemetryPacket(
+        packet_id=derive_id(run_id, "telemetry", attempt, "takeover"),
+        source_subsystem="tolaria",
+        level=level,
+        metrics=[
+            ly.MetricPoint(name=name, value=float(value), unit="1", attributes=attributes) for name, value in figures
+        ],
+    )
+    telemetry.meta.event_id = telemetry.packet_id
+    telemetry.timestamp.FromNanoseconds(now_ns)
+    if unused_checkpoints:
+        telemetry.events.add(
+            event_id=derive_id(telemetry.packet_id, "checkpoint_unused"),
+            description=f"{unused_checkpoints} checkpoints of the run are missing or damaged and were not used",
+            level=level,
             attributes=attributes,
         )
     return telemetry

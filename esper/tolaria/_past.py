@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from esper.core.errors import UsageError
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
 from esper.oona import AtTime, Event, Fabric, offsets_at
+from esper.tolaria._checkpoint_keepers import restorable
 from esper.tolaria._claims import RUNS_TOPIC, Claimed
 from esper.tolaria._recording import Recording
 
@@ -23,10 +25,13 @@ _CLOCKS_APART_MS: Final = 60_000
 
 @dataclass(frozen=True)
 class Past:
-    """Recorded epochs and seed events of a run."""
+    """Recorded epochs, seed events and checkpoints of a run; `starts` are its attempts' TrainingRunStarted."""
 
     recording: Recording = field(default_factory=Recording)
     seed_events: Mapping[str, EventMessage] = field(default_factory=dict)
+    checkpoints: tuple[ly.CheckpointSaved, ...] = ()
+    starts: tuple[ly.TrainingRunStarted, ...] = ()
+    finished: ly.TrainingRunFinished | None = None
 
 
 def read_past(fabric: Fabric, claimed: Claimed) -> Past:
@@ -49,14 +54,41 @@ def read_past(fabric: Fabric, claimed: Claimed) -> Past:
         return past_of([event for event in reader.read_to_end(_READ_SECONDS) if event.meta.subject == run_id])
 
 
+def read_origin(fabric: Fabric, request: ly.TrainingRunRequested) -> Recording:
+    """Return the epochs that a fork takes from another run; none for a run that is no fork.
+
+    Raises:
+        UsageError: the log does not hold so many epochs of that run.
+        IntegrityError: its record lacks an epoch.
+        NotReadyError: the partitions could not be read to their ends.
+    """
+    origin, epochs = request.forked_from, request.forked_epochs
+    if not origin or not epochs:
+        return Recording()
+    places = [(topic, fabric.partition_of(topic, origin)) for topic in (_STATE_TOPIC, RUNS_TOPIC)]
+    with fabric.reader(dict.fromkeys(places, "begin")) as reader:
+        events = [event for event in reader.read_to_end(_READ_SECONDS) if event.meta.subject == origin]
+    recording = past_of(events).recording
+    if recording.epochs < epochs:
+        raise UsageError(
+            f"run {request.run_id} cannot be forked from epoch {epochs} of run {origin}",
+            cause=f"the log holds {recording.epochs} finished epochs of it",
+            next_step=f"`esper runs show {origin}` lists them",
+        )
+    return recording.until(epochs)
+
+
 def past_of(events: Iterable[Event]) -> Past:
     """Return the past that a run's own events make, each topic in log order; pure.
 
-    Outcomes that a fenced attempt appended after a higher attempt's claim count for nothing.
+    What a fenced attempt appended to the run's partition after a higher attempt's claim counts for nothing.
     """
     packets: list[ly.SystemStatePacket] = []
     outcomes: list[ly.CommandOutcome] = []
     seed_events: dict[str, EventMessage] = {}
+    checkpoints: list[ly.CheckpointSaved] = []
+    starts: list[ly.TrainingRunStarted] = []
+    finished: ly.TrainingRunFinished | None = None
     attempt = 0
     for event in events:
         message = event.message
@@ -68,7 +100,18 @@ def past_of(events: Iterable[Event]) -> Past:
             outcomes.append(message)
         elif isinstance(message, ly.SeedStageChanged | ly.GateEvaluated | ly.SeedMoveRejected | ly.KernelQuarantined):
             seed_events.setdefault(event.meta.event_id, message)
-    return Past(Recording.of(packets, outcomes), seed_events)
+        elif isinstance(message, ly.CheckpointSaved) and message.attempt >= attempt:
+            checkpoints.append(message)
+        elif isinstance(message, ly.TrainingRunStarted) and message.attempt >= attempt:
+            starts.append(message)
+        elif isinstance(message, ly.TrainingRunFinished) and message.attempt >= attempt:
+            finished = finished or message
+    return Past(Recording.of(packets, outcomes), seed_events, tuple(checkpoints), tuple(starts), finished)
+
+
+def starts_of(past: Past) -> tuple[ly.CheckpointSaved | None, ...]:
+    """Return where a successor may begin, the best first: each usable checkpoint, and None, the run's beginning."""
+    return (*restorable(past.checkpoints, past.recording.outcomes, until=past.recording.epochs), None)
 
 
 def first_command(fabric: Fabric, claimed: Claimed) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from esper.core.errors import IntegrityError
@@ -84,6 +84,13 @@ class Recording:
         """Epochs that are over: those with an outcome."""
         return len(self.outcomes)
 
+    def until(self, epoch: int) -> Recording:
+        """Return the recording of the epochs up to `epoch`."""
+        return Recording(
+            {number: packet for number, packet in self.packets.items() if number <= epoch},
+            {number: outcome for number, outcome in self.outcomes.items() if number <= epoch},
+        )
+
 
 class RecordedJournal:
     """Replays recorded outcomes in silence: appends nothing, and raises where the repeat leaves the record.
@@ -163,6 +170,39 @@ class ResumingJournal:
 
     def _of_edge(self, epoch: int) -> TrainingJournal:
         return self._recorded if epoch in self._recording.outcomes else self._live
+
+
+class ForkingJournal:
+    """Lives the first epochs of a fork as its origin did, and goes on live.
+
+    They are computed again and held against the origin's packets, their commands are its own, and all of it is
+    appended: the fork's record is whole without its origin's.
+    """
+
+    def __init__(self, origin: Recording, live: TrainingJournal) -> None:
+        self._origin = origin
+        self._recorded = RecordedJournal(origin)
+        self._live = live
+
+    def append_seed_events(self, epoch: int, events: Sequence[EventMessage]) -> None:
+        self._live.append_seed_events(epoch, events)
+
+    def append_state(self, packet: ly.SystemStatePacket) -> None:
+        if packet.current_epoch in self._origin.packets:
+            self._recorded.append_state(packet)
+        self._live.append_state(packet)
+
+    def await_command(self, packet: ly.SystemStatePacket) -> Answer:
+        if packet.current_epoch not in self._origin.outcomes:
+            return self._live.await_command(packet)
+        # Whatever came too late for the origin came too late for the origin.
+        return replace(self._recorded.await_command(packet), late=(), unlisted=0)
+
+    def append_outcome(self, outcome: ly.CommandOutcome) -> None:
+        self._live.append_outcome(outcome)
+
+    def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket) -> None:
+        self._live.submit_telemetry(epoch, packet)
 
 
 def first_difference(recorded: ly.SystemStatePacket, repeated: ly.SystemStatePacket) -> Difference | None:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from esper.core.errors import IntegrityError, UsageError
+from esper.core.kernel import BlobStore
 from esper.leyline import messages as ly
+from esper.tolaria._checkpoint import Checkpoint
+from esper.tolaria._checkpoint_keepers import (
+    CheckpointUnusable,
+    ComparedCheckpoints,
+    HeldCheckpoints,
+    restorable,
+    unusable_unless_whole,
+    verified_checkpoint,
+)
+from esper.tolaria._past import Past
 from esper.tolaria._recording import Difference, NotRepeated, RecordedJournal, Recording, RecordingEnded
 from esper.tolaria._setup import ControllerFactory, prepared
 from esper.tolaria._trainer import TolariaTrainer, TrainingResult
+
+_log = logging.getLogger("esper.tolaria.reexecution")
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,14 @@ class Comparison:
         return self.first_difference is None
 
 
+@dataclass(frozen=True)
+class Restored:
+    """The state at the end of an epoch, and the epoch of the checkpoint that it was computed from; 0: from nothing."""
+
+    checkpoint: Checkpoint
+    from_epoch: int
+
+
 def re_execute(
     request: ly.TrainingRunRequested,
     outcomes: Iterable[ly.CommandOutcome],
@@ -33,12 +55,14 @@ def re_execute(
     controller_factory: ControllerFactory,
     *,
     finished: ly.TrainingRunFinished | None = None,
+    checkpoints: Iterable[ly.CheckpointSaved] = (),
     on_epoch: Callable[[int], None] | None = None,
 ) -> Comparison:
     """Train `request` again with the recorded outcomes and compare every packet, in silence.
 
     Same code as the live run, with a journal that appends nothing. A run that was cut off is compared as
-    far as it was recorded; with `finished`, the end's digest, accuracy and loss are compared too.
+    far as it was recorded; with `finished`, the end's digest, accuracy and loss are compared too, and with
+    `checkpoints` the bytes of each: the state of optimisers and random streams as well as the weights.
     `on_epoch` is told of each epoch that agrees.
 
     Raises:
@@ -46,19 +70,82 @@ def re_execute(
         IntegrityError: the record lacks an epoch.
         KernelUnavailable: no store holds a kernel that was grafted.
     """
+    check_re_executable(request)
+    recording = Recording.of(packets, outcomes)
+    with prepared(request) as setup:
+        compared = ComparedCheckpoints(request.run_id, checkpoints)
+        trainer = TolariaTrainer(setup, controller_factory(setup), RecordedJournal(recording), checkpoints=compared)
+        difference = _repeat(trainer, recording, on_epoch)
+        if difference is None and finished is not None:
+            difference = _end_difference(trainer.result(), finished)
+        return Comparison(request.run_id, trainer.epochs_finished, difference)
+
+
+def check_re_executable(request: ly.TrainingRunRequested) -> None:
+    """Raise UsageError where a run cannot be computed again."""
     if not request.re_executable:
         raise UsageError(
             f"run {request.run_id} cannot be computed again",
             cause="its loop was the user's own; Esper recorded it but cannot repeat it",
             next_step="`esper runs show` lists what was recorded",
         )
-    recording = Recording.of(packets, outcomes)
+
+
+def state_at(
+    request: ly.TrainingRunRequested,
+    past: Past,
+    epoch: int,
+    controller_factory: ControllerFactory,
+    *,
+    store: BlobStore,
+    on_epoch: Callable[[int], None] | None = None,
+) -> Restored:
+    """Return the checkpoint of `epoch`: a kept one, or computed again from the nearest before it, or from the start.
+
+    Whatever way it was come by, it is what the log says: each epoch computed on the way is compared, and the weights
+    have the digest of the epoch's packet. Checkpoints that are missing or damaged are passed over.
+
+    Raises:
+        UsageError: the run cannot be computed here.
+        NotRepeated: computed again, the run leaves the record.
+        KernelUnavailable: no store holds a kernel that was grafted.
+    """
+    check_re_executable(request)
+    for start in (*restorable(past.checkpoints, past.recording.outcomes, until=epoch), None):
+        try:
+            return _reached(request, past, epoch, controller_factory, start=start, store=store, on_epoch=on_epoch)
+        except CheckpointUnusable as error:
+            _log.warning("run %s: a checkpoint is not used: %s", request.run_id, error)
+    raise AssertionError("the run's beginning needs no checkpoint")
+
+
+def _reached(
+    request: ly.TrainingRunRequested,
+    past: Past,
+    epoch: int,
+    controller_factory: ControllerFactory,
+    *,
+    start: ly.CheckpointSaved | None,
+    store: BlobStore,
+    on_epoch: Callable[[int], None] | None,
+) -> Restored:
+    packets, content = past.recording.packets, b""
+    if start is not None:
+        with unusable_unless_whole():
+            content = verified_checkpoint(store, start, packets[start.epoch])
+        if start.epoch == epoch:
+            return Restored(Checkpoint(epoch, content, start.weights_digest), start.epoch)
+    held = HeldCheckpoints(frozenset({epoch}))
     with prepared(request) as setup:
-        trainer = TolariaTrainer(setup, controller_factory(setup), RecordedJournal(recording))
-        difference = _repeat(trainer, recording, on_epoch)
-        if difference is None and finished is not None:
-            difference = _end_difference(trainer.result(), finished)
-        return Comparison(request.run_id, trainer.epochs_finished, difference)
+        trainer = TolariaTrainer(setup, controller_factory(setup), RecordedJournal(past.recording), checkpoints=held)
+        if start is not None:
+            with unusable_unless_whole():
+                trainer.resume(content, packets[start.epoch])
+        for following in range(trainer.epochs_finished + 1, epoch + 1):
+            trainer.run_epoch(following)
+            if on_epoch is not None:
+                on_epoch(following)
+    return Restored(held.held[epoch], 0 if start is None else start.epoch)
 
 
 def _repeat(trainer: TolariaTrainer, recording: Recording, on_epoch: Callable[[int], None] | None) -> Difference | None:

@@ -17,7 +17,7 @@ from esper.core.rng import derive_seed
 from esper.leyline import messages as ly
 from esper.tolaria._config import TrainingLoopConfig
 from esper.tolaria._evaluation import multiply_adds_per_sample
-from esper.tolaria._registry import load_task
+from esper.tolaria._registry import load_task, with_host
 from esper.tolaria._tasks import Host, Loss, SlotSpec, Split, Task
 
 
@@ -67,7 +67,7 @@ def prepared(
         UsageError: the request cannot be trained: unknown task, host, slot, hyperparameter or device, or a
             host that cannot be made or does not take the task's samples.
     """
-    task = load_task(request.task)
+    task = with_host(load_task(request.task), request.host)
     config = TrainingLoopConfig.of(
         request, task, decision_wait_seconds=decision_wait_seconds, kernel_wait_seconds=kernel_wait_seconds
     )
@@ -110,7 +110,7 @@ def check_slots(task_name: str, host_name: str, wanted: Sequence[str]) -> None:
         UsageError: it has none; the message names those that there are.
     """
     with torch.random.fork_rng(devices=[]):
-        chosen_slots(_fresh_host(load_task(task_name), host_name, seed=0), wanted)
+        chosen_slots(_fresh_host(with_host(load_task(task_name), host_name), host_name, seed=0), wanted)
 
 
 def _fresh_host(task: Task, name: str, *, seed: int) -> Host:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from esper.core.checkpoint import Saved
 from esper.core.ports import EdgeDecision
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
@@ -39,6 +40,9 @@ class StaticController:
     def summaries(self) -> list[ly.SeedSummary]:
         return []
 
+    def figures(self) -> Mapping[str, float]:
+        return {}
+
     def before_step(self) -> None:
         """Do nothing: there are no seeds."""
 
@@ -59,3 +63,9 @@ class StaticController:
 
     def fold(self, event: EventMessage) -> None:
         """Do nothing: no event changes a network that does not grow."""
+
+    def checkpoint(self) -> Saved:
+        return Saved()
+
+    def restore(self, saved: Saved) -> None:
+        """Do nothing: there are no seeds."""

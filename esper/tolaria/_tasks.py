@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,15 @@ from esper.core.errors import UsageError
 Placement = Literal["branch", "residual"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+_TARGET_DIMS: Final = (1, 2)
+
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set: `inputs` [N, ...] and `targets` [N] of class indices (int64)."""
+    """One part of a data set: `inputs` [N, ...] and `targets` of class indices (int64).
+
+    Targets are [N], one class a sample, or [N, L], one at each of L positions (a sequence's next tokens).
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -27,9 +32,24 @@ class Split:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def predictions(self) -> int:
+        """How many classes are to be named: N, or N * L."""
+        return self.targets.numel()
+
     def to(self, device: torch.device) -> Split:
         """Return this part on `device`."""
         return Split(self.inputs.to(device), self.targets.to(device))
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits [N, C] for targets [N], or of [N, L, C] for [N, L]; classes come last.
+
+    Positions are laid out flat, for torch's loss over [N, C, L] is not deterministic on CUDA.
+    """
+    if targets.dim() == 1:
+        return F.cross_entropy(outputs, targets)
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
 @dataclass(frozen=True)
@@ -73,8 +93,9 @@ class Task:
     """A classification problem with everything that a run of it needs besides the request.
 
     The trainer learns from `train`; gates, policies and reports look at `validation`; `test` is looked at
-    once, at a run's very end. `loss(outputs, targets)` is the mean over the batch of what is minimised.
-    `distributions` names the installed packages that the data come from, for the run's dependencies digest.
+    once, at a run's very end. `loss(outputs, targets)` is the mean over the batch of what is minimised; outputs
+    have their classes in the last dimension.
+    `distributions` names the installed packages that data and hosts come from, for the run's dependencies digest.
 
     Raises:
         UsageError: a part is empty, its lengths differ, inputs are not finite, or targets are not classes.
@@ -86,7 +107,7 @@ class Task:
     test: Split
     classes: int
     hosts: Mapping[str, Callable[[], Host]]
-    loss: Loss = F.cross_entropy
+    loss: Loss = cross_entropy
     batch_size: int = 64
     learning_rate: float = 3e-3
     epochs: int = 40
@@ -157,9 +178,9 @@ def unknown_host(task: str, host: str, known: Iterable[str]) -> UsageError:
 
 def _problem(split: Split, *, classes: int) -> str:
     """Return what makes a part unusable, or nothing."""
-    if len(split.inputs) != len(split.targets) or split.targets.dim() != 1:
+    if len(split.inputs) != len(split.targets) or split.targets.dim() not in _TARGET_DIMS:
         return f"has {tuple(split.inputs.shape)} inputs for {tuple(split.targets.shape)} targets"
-    if len(split) == 0:
+    if split.predictions == 0:
         return "is empty"
     if split.targets.dtype != torch.int64:
         return f"has targets of {split.targets.dtype}, not class indices of torch.int64"

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from esper.core.checkpoint import refused
 from esper.core.clock import SYSTEM_CLOCK, Clock
-from esper.core.digest import module_state, state_digest
-from esper.core.errors import OperationFailed
+from esper.core.digest import state_digest
+from esper.core.errors import OperationFailed, UsageError
 from esper.core.ids import Digest
 from esper.core.ports import GraftController
 from esper.core.rng import derive_seed
 from esper.leyline import messages as ly
+from esper.tolaria._checkpoint import Checkpoint, CheckpointKeeper, Position, RunState, capture_run, restore_run
 from esper.tolaria._config import learning_rate_at
 from esper.tolaria._edge import EpochEdge
-from esper.tolaria._evaluation import Evaluation, batches, evaluate
+from esper.tolaria._evaluation import Evaluation, batches, evaluate, hits
 from esper.tolaria._journal import RunInterrupted, TrainingJournal, latency_ms
-from esper.tolaria._packet import EpochStats, epoch_telemetry, state_packet, training_multiply_adds
+from esper.tolaria._packet import EpochStats, add_figures, epoch_telemetry, state_packet, training_multiply_adds
+from esper.tolaria._recording import first_difference
 from esper.tolaria._setup import TrainingSetup
 from esper.tolaria._tasks import Split
+
+_log = logging.getLogger("esper.tolaria.trainer")
 
 
 class TrainingDiverged(OperationFailed):
@@ -58,8 +65,10 @@ class TolariaTrainer:
         *,
         stop: threading.Event | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        checkpoints: CheckpointKeeper | None = None,
     ) -> None:
         self._setup = setup
+        self._checkpoints = checkpoints
         self._controller = controller
         self._journal = journal
         self._stop = stop or threading.Event()
@@ -72,6 +81,7 @@ class TolariaTrainer:
             clock=clock,
         )
         self._order = torch.Generator().manual_seed(derive_seed(setup.config.seed, "order"))
+        self._state = RunState(setup, controller, self._order)
         # Taken before anything is grafted: seeds may become submodules of the host later.
         self._host = tuple(setup.model.parameters())
         self._host_parameters = sum(parameter.numel() for parameter in self._host)
@@ -85,9 +95,7 @@ class TolariaTrainer:
 
     def digest(self) -> Digest:
         """Return the state digest of the host and of every seed as they are now."""
-        host, seeds = module_state(self._setup.model), self._controller.state()
-        assert host.keys().isdisjoint(seeds), "a seed's tensors carry names of their own"
-        return state_digest({**host, **seeds})
+        return state_digest(self._state.weights())
 
     def run(self) -> TrainingResult:
         """Train every planned epoch that is left and return what came of it.
@@ -107,6 +115,7 @@ class TolariaTrainer:
         stats = self._train(epoch)
         self._edge.settle_faults(epoch)
         packet = self._packet(stats)
+        checkpoint = self._checkpoint(epoch, packet.weights_digest)
         began = self._clock.monotonic()
         outcome = self._edge.close(packet)
         hook_latency_ms = latency_ms(began, self._clock)
@@ -114,8 +123,58 @@ class TolariaTrainer:
         telemetry = epoch_telemetry(
             self._setup, stats, packet, hook_latency_ms=hook_latency_ms, now_ns=self._clock.now_ns()
         )
+        add_figures(telemetry, self._controller.figures(), epoch=epoch, run_id=packet.training_run_id)
         self._journal.submit_telemetry(epoch, telemetry)
+        if checkpoint is not None and self._checkpoints is not None:
+            self._checkpoints.keep(checkpoint)
         return outcome
+
+    def resume(self, content: bytes, packet: ly.SystemStatePacket) -> None:
+        """Stand where the checkpoint `content` was taken, hold that against `packet`, and go through its edge again.
+
+        For a trainer that has not trained yet. `packet` is the recorded one of the checkpoint's epoch; the journal
+        must have that epoch's outcome. After an error this trainer is of no further use.
+
+        Raises:
+            IntegrityError: the checkpoint is none of this run, or what it gives is not what the packet says.
+            KernelUnavailable: no store holds a kernel that was grafted.
+        """
+        assert self.epochs_finished == 0, "only a fresh trainer resumes"
+        position = restore_run(content, self._state)
+        self._edge.seed_events = position.seed_events
+        self._check_restored(packet, epoch=position.epoch)
+        self._edge.close(packet)
+        self.epochs_finished = position.epoch
+
+    def _check_restored(self, packet: ly.SystemStatePacket, *, epoch: int) -> None:
+        """Hold the restored network against the record: its digest, its seeds, and what it makes of the probe."""
+        setup, controller = self._setup, self._controller
+        measured = evaluate(setup.model, setup.probe, setup.loss)
+        restored = ly.SystemStatePacket()
+        restored.CopyFrom(packet)
+        restored.current_epoch = epoch
+        if packet.weights_digest:
+            restored.weights_digest = self.digest()
+        restored.validation_loss, restored.validation_accuracy = measured.loss, measured.accuracy
+        restored.parameters = self._host_parameters + controller.parameters()
+        restored.multiply_adds = training_multiply_adds(setup, controller, epochs=epoch)
+        restored.multiply_adds_per_sample = setup.multiply_adds_per_sample + controller.multiply_adds_per_sample()
+        del restored.seed_states[:]
+        restored.seed_states.extend(controller.seed_states())
+        difference = first_difference(packet, restored)
+        if difference is not None or epoch != packet.current_epoch:
+            raise refused(f"it is not epoch {packet.current_epoch} as the log has it: {difference or epoch}")
+
+    def _checkpoint(self, epoch: int, weights_digest: str) -> Checkpoint | None:
+        """Return the state as the packet of `epoch` has it, if it is to be kept."""
+        if self._checkpoints is None or not self._checkpoints.wants(epoch):
+            return None
+        try:
+            content = capture_run(self._state, Position(epoch, self._edge.seed_events))
+        except UsageError as error:  # A network that cannot be kept can be trained all the same.
+            _log.warning("run %s: no checkpoint of epoch %d: %s", self._setup.request.run_id, epoch, error)
+            return None
+        return Checkpoint(epoch, content, weights_digest or self.digest())
 
     def _packet(self, stats: EpochStats) -> ly.SystemStatePacket:
         setup = self._setup
@@ -167,13 +226,22 @@ class TolariaTrainer:
         self._controller.before_step()
         setup.optimizer.zero_grad()
         for part_inputs, part_targets in _parts(inputs, targets, setup.config.gradient_accumulation):
-            outputs = setup.model(part_inputs)
-            loss = setup.loss(outputs, part_targets)
+            with self._precision():
+                outputs = setup.model(part_inputs)
+                loss = setup.loss(outputs, part_targets)
             share = loss if part_targets is targets else loss * (len(part_targets) / len(targets))
             share.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward unannotated
             tally.add(loss.detach(), outputs.detach(), part_targets)
+        if setup.config.clip_norm is not None:
+            clip_owner(setup.optimizer, setup.config.clip_norm)
         setup.optimizer.step()
         self._controller.after_step(inputs, targets)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """Return what a training forward runs under."""
+        if not self._setup.config.bfloat16:
+            return nullcontext()
+        return torch.autocast(self._setup.config.device.type, dtype=torch.bfloat16)
 
     def _shuffled(self) -> Split:
         """Return the train part in the next order; one gather an epoch is cheaper than one a batch."""
@@ -182,7 +250,7 @@ class TolariaTrainer:
         return Split(train.inputs[order], train.targets[order])
 
     def _gradient_norm(self) -> float:
-        """Return the L2 norm of the host's own gradient as the last step left it."""
+        """Return the L2 norm of the host's own gradient as the last step left it, clipped where that is asked for."""
         gradients = [parameter.grad for parameter in self._host if parameter.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
@@ -201,6 +269,15 @@ class TolariaTrainer:
         )
 
 
+def clip_owner(optimizer: torch.optim.Optimizer, norm: float) -> None:
+    """Scale the gradients of all that `optimizer` trains down to the L2 norm `norm` of all of them together.
+
+    By the optimiser's own list and not the model's: seeds that blend are submodules of the model, and have their own.
+    """
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    torch.nn.utils.clip_grad_norm_(trained, norm)
+
+
 def _parts(inputs: Tensor, targets: Tensor, count: int) -> Iterable[tuple[Tensor, Tensor]]:
     """Return a batch in at most `count` parts of equal size (the last may be short)."""
     if count == 1:
@@ -215,11 +292,13 @@ class _Tally:
         self._losses: list[Tensor] = []
         self._correct: list[Tensor] = []
         self._counts: list[int] = []
+        self._predictions = 0
 
     def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
         self._losses.append(loss)
-        self._correct.append((outputs.argmax(dim=1) == targets).sum())
+        self._correct.append(hits(outputs, targets))
         self._counts.append(len(targets))
+        self._predictions += targets.numel()
 
     def stats(
         self, *, epoch: int, steps: int, gradient_norm: float, learning_rate: float, seconds: float
@@ -231,7 +310,7 @@ class _Tally:
             steps=steps,
             samples=samples,
             loss=math.fsum(loss * count for loss, count in zip(losses, self._counts, strict=True)) / samples,
-            accuracy=int(torch.stack(self._correct).sum()) / samples,
+            accuracy=int(torch.stack(self._correct).sum()) / self._predictions,
             gradient_norm=gradient_norm,
             learning_rate=learning_rate,
             seconds=seconds,

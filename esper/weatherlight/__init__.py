@@ -3,6 +3,8 @@
 from esper.weatherlight._cancel import cancel_run
 from esper.weatherlight._compiling import MAKERS, Compiled, compile_kernels
 from esper.weatherlight._doctor import Check, examine
+from esper.weatherlight._export_runs import export_run
+from esper.weatherlight._fork_runs import ForkRequest, compare_runs, fork_request
 from esper.weatherlight._members import (
     SUBSYSTEMS,
     Member,
@@ -13,8 +15,10 @@ from esper.weatherlight._members import (
 )
 from esper.weatherlight._orders import Ordered, RunOrder, await_outcome, order_run
 from esper.weatherlight._pipeline import BlueprintPipeline
-from esper.weatherlight._readiness import absent
+from esper.weatherlight._readiness import READY_SECONDS, absent
 from esper.weatherlight._requests import check_request
+from esper.weatherlight._restore_outlook import restore_outlook
+from esper.weatherlight._run_record import OtherEnvironment
 from esper.weatherlight._supervisor import Supervisor, missing_members
 from esper.weatherlight._training import (
     RunFailed,
@@ -22,31 +26,42 @@ from esper.weatherlight._training import (
     members_for_a_while,
     train,
 )
+from esper.weatherlight._verify_runs import Verified, restore_run, verify_run
 
 __all__ = [
     "MAKERS",
+    "READY_SECONDS",
     "SUBSYSTEMS",
     "BlueprintPipeline",
     "Check",
     "Compiled",
+    "ForkRequest",
     "Member",
     "Ordered",
+    "OtherEnvironment",
     "RunFailed",
     "RunOrder",
     "Supervisor",
     "TrainingRequest",
+    "Verified",
     "absent",
     "await_outcome",
     "cancel_run",
     "check_request",
     "check_subsystem",
+    "compare_runs",
     "compile_kernels",
     "examine",
+    "export_run",
+    "fork_request",
     "interrupt_on_sigterm",
     "members_for_a_while",
     "missing_members",
     "order_run",
+    "restore_outlook",
+    "restore_run",
     "run_member",
     "stop_on_signals",
     "train",
+    "verify_run",
 ]

@@ -10,7 +10,7 @@ from esper.core.errors import OperationFailed
 from esper.core.kernel import kernel_id
 from esper.leyline import messages as ly
 from esper.oona import Event, Fabric, Reader
-from esper.weatherlight._readiness import await_answering
+from esper.weatherlight._readiness import READY_SECONDS, await_answering
 from esper.weatherlight._supervisor import Supervisor
 
 #: Who makes kernels: Karn says what may be made, Tezzeret makes it.
@@ -43,6 +43,7 @@ def compile_kernels(
     supervisor: Supervisor,
     *,
     seconds: float,
+    ready_seconds: float = READY_SECONDS,
     tell: Callable[[Compiled], None] = lambda _: None,
 ) -> list[Compiled]:
     """Ask for each kernel, wait for the end of each, and return them in the order asked; `tell` hears of each.
@@ -51,10 +52,10 @@ def compile_kernels(
 
     Raises:
         OperationFailed: not all ended within `seconds` after the makers were at work; what was asked for stays asked.
-        NotReadyError: a member cannot run, or none answers.
+        NotReadyError: a member cannot run, or none answers within `ready_seconds`.
         BrokerUnavailable: the broker was away for longer than `broker_retry_seconds`.
     """
-    await_answering(fabric, supervisor, answering=MAKERS)
+    await_answering(fabric, supervisor, answering=MAKERS, seconds=ready_seconds)
     partitions = range(fabric.topics[_TOPIC].partitions)
     with (
         fabric.reader({(_TOPIC, partition): "end" for partition in partitions}) as reader,

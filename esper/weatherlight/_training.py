@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from esper.core.clock import SYSTEM_CLOCK, Deadline
 from esper.core.errors import NotReadyError, OperationFailed
@@ -63,6 +63,13 @@ class TrainingRequest:
             digest_every_epochs=self.digest_every_epochs,
             slots=self.slots,
         )
+
+
+class Requested(Protocol):
+    """What can be trained: a request of its own, or a fork of a recorded run."""
+
+    def message(self, run_id: RunId, settings: Settings, /) -> ly.TrainingRunRequested:
+        """Return the event that asks for it."""
 
 
 @contextmanager
@@ -172,7 +179,7 @@ class _Wait:
 
 def train(
     fabric: Fabric,
-    request: TrainingRequest,
+    request: Requested,
     supervisor: Supervisor,
     *,
     progress: Progress | None = None,

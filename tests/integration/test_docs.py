@@ -36,6 +36,23 @@ def test_a_loop_of_ones_own_grows(serving: Esper) -> None:
     assert not requests[0]["payload"].get("re_executable", False)
 
 
+def test_a_model_of_somebody_elses_grows(serving: Esper, tmp_path: Path) -> None:
+    """Goal: docs/grow.md's transformer grows and leaves. Method: run its block, read the run, open the export."""
+    script = blocks("grow.md")[1]
+    assert len([line for line in script.splitlines() if line.strip()]) < 24
+    answer = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"ESPER_HOME": str(serving.home)}, cwd=tmp_path,
+        capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    run_id, _, slots = answer.stdout.partition(" ")
+    assert slots.strip() == "['0']", "a seed was germinated beside the encoder"
+    shown = serving("runs", "show", run_id, "--json").json
+    assert (shown["status"], len(shown["epochs"])) == ("finished", 10)
+    assert (tmp_path / "grown.py").is_file()
+    assert (tmp_path / "grown.safetensors").stat().st_size > 1_000
+
+
 def test_a_task_of_ones_own_is_trained(esper: Esper, tmp_path: Path) -> None:
     """Goal: docs/tasks.md keeps its word. Method: save its module where Python finds it, train it, ask SQL at once."""
     (tmp_path / "wine_task.py").write_text(blocks("tasks.md")[0])

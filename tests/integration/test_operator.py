@@ -50,7 +50,9 @@ def outcomes(esper: Esper, run_id: str, command_id: str) -> list[dict[str, Any]]
 
 
 def test_a_seed_is_germinated_and_culled_by_hand(serving: Esper, run_id: str) -> None:
-    """Goal: an operator steers a run that its policy leaves alone. Method: germinate ahead, wait, cull at once."""
+    """Goal: an operator steers a run that its policy leaves alone, and its culled seed is reset. Method: germinate
+    ahead, wait, cull at once, wait for the embargo.
+    """
     first = epoch_of(serving, run_id) + 40
     words = ["--slot", slot_of(serving, run_id), "--blueprint", "BP009", "--set", "depth=2"]
     born = serving(
@@ -63,8 +65,14 @@ def test_a_seed_is_germinated_and_culled_by_hand(serving: Esper, run_id: str) ->
     for command in (born, culled):
         (outcome,) = outcomes(serving, run_id, command["command_id"])
         assert outcome["result"] == "COMMAND_RESULT_APPLIED"
-    seeds = serving("runs", "show", run_id, "--json").json["seeds"]
-    assert [(seed["seed_id"], seed["stage"]) for seed in seeds] == [(born["seed_id"], "EMBARGOED")]
+
+    def reset() -> bool:
+        seeds = serving("runs", "show", run_id, "--json").json["seeds"]
+        assert [seed["seed_id"] for seed in seeds] == [born["seed_id"]]
+        assert seeds[0]["stage"] in ("EMBARGOED", "DORMANT")
+        return bool(seeds[0]["stage"] == "DORMANT")
+
+    assert eventually(reset, what="the culled seed is reset after its embargo"), "and its slot is free"
     statement = f"select first_epoch, last_epoch from commands where command_id = '{born['command_id']}'"  # noqa: S608 - our own id
     assert serving("sql", statement, "--json").json == [{"first_epoch": first, "last_epoch": first + 20}]
 

@@ -123,6 +123,7 @@ def test_an_overflowing_shadow_loss_is_a_fault() -> None:
         return loss + float("inf") if blown[0] else loss
 
     loop = Loop(seeded(mlp), ["1"], loss_fn=loss_fn, probe=None)
+    loop.train_epoch(5)
     loop.germinate("1")
     assert loop.train_epoch(5) == []
     blown[0] = True

@@ -199,7 +199,7 @@ def test_a_whole_life_ends_as_a_part_of_the_host(host: str, placement: str) -> N
 
 
 def test_events_of_a_whole_life() -> None:
-    """Goal: every move is an event with its evidence, unmeasured gates are named, none is reported passed. Method: a
+    """Goal: every move is an event with its evidence, and every gate of the table was measured. Method: a
     life to FOSSILIZED; stages, reasons, gates, ids and the ids' order.
     """
     loop = mlp_loop()
@@ -210,16 +210,19 @@ def test_events_of_a_whole_life() -> None:
     ]
     assert told == [
         ("GERMINATED", "command:germinate", []),
-        ("TRAINING", "command:germinate", [ly.SEED_GATE_G1_GRADIENT_HEALTH]),
+        ("TRAINING", "command:germinate", []),
         ("BLENDING", "command:start_grafting", []),
-        ("SHADOWING", "command:stabilize", [ly.SEED_GATE_G3_INTERFACE]),
+        ("SHADOWING", "command:stabilize", []),
         ("PROBATIONARY", "command:evaluate", []),
         ("FOSSILIZED", "command:fossilize", []),
     ]
     gates = {event.meta.event_id: event for event in loop.log if isinstance(event, ly.GateEvaluated)}
     assert [gate.gate for gate in gates.values()] == [
         ly.SEED_GATE_G0_SANITY,
+        ly.SEED_GATE_G1_GRADIENT_HEALTH,
+        ly.SEED_GATE_G1_GRADIENT_HEALTH,
         ly.SEED_GATE_G2_STABILITY,
+        ly.SEED_GATE_G3_INTERFACE,
         ly.SEED_GATE_G4_SYSTEM_IMPACT,
         ly.SEED_GATE_G4_SYSTEM_IMPACT,
     ]
@@ -231,7 +234,7 @@ def test_events_of_a_whole_life() -> None:
     fossilized = moves(loop.log)[-1]
     assert fossilized.alpha == 1.0
     assert fossilized.metrics["loss_seed_on"] < fossilized.metrics["loss_seed_off"]
-    assert [verdict for outcome in loop.outcomes for verdict in outcome.gate_verdicts.values()] == [True] * 4
+    assert [verdict for outcome in loop.outcomes for verdict in outcome.gate_verdicts.values()] == [True] * 7
 
 
 def test_alpha_rises_step_by_step_along_its_schedule() -> None:
@@ -502,7 +505,8 @@ def test_a_seed_joins_in_the_mode_of_its_slot(training: bool) -> None:
 
 def test_costs_are_those_of_the_work_done() -> None:
     """Goal: own multiply-adds are counted right. Method: an MLP whose work is known by hand: shadow = forward of the
-    host + forward and backward of what follows the seed's input; probe = forwards; joint = three forwards of the seed.
+    host + forward and backward of what follows the seed's input, and the rehearsal of G1 is one on a batch of the
+    probe; probe = forwards; joint = three forwards of the seed.
     """
     model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
     probe = [batch(-1, size=10)]
@@ -516,14 +520,15 @@ def test_costs_are_those_of_the_work_done() -> None:
     # Backward: the head's input only (its weights are detached); both gradients of the seed's last layer, and of its
     # first layer only that of the weights, for its input is detached.
     backward = host_last + 2 * seed_last + seed_first
-    assert loop.manager.multiply_adds == 16 * (forward + backward)
-    before = loop.manager.multiply_adds
+    rehearsal, shadow = 10 * (forward + backward), 16 * (forward + backward)
+    assert loop.manager.multiply_adds == rehearsal + shadow
     loop.step()
-    assert loop.manager.multiply_adds == 2 * before, "the second of a shape is not counted anew"
+    before = loop.manager.multiply_adds
+    assert before == rehearsal + 2 * shadow, "the second of a shape is not counted anew"
     loop.epoch = 1
     loop.manager.end_epoch(1)
     host, seed = host_first + host_last, seed_first + seed_last
-    assert loop.manager.multiply_adds == 2 * before + 10 * (host + (host + seed))
+    assert loop.manager.multiply_adds == before + 10 * (host + (host + seed))
     assert loop.manager.multiply_adds_per_sample() == 0, "the host hears nothing yet"
     assert loop.manager.parameters() == 0
     loop = Loop(model, ["0"], probe=probe)
@@ -536,13 +541,16 @@ def test_costs_are_those_of_the_work_done() -> None:
 
 
 def test_no_probe_or_loss_disables_the_gates_that_need_it_by_name() -> None:
-    """Goal: absent evidence blocks, and says which gate. Method: no probe: G2; no loss: G2, and no shadow at all;
-    a probe that went away: G4.
+    """Goal: absent evidence blocks, and says which gate. Method: no loss: G1; no probe: G2, and G1 as well before the
+    first batch; a probe that went away: G4.
     """
     empty = (PROBE[0][0][:0], PROBE[0][1][:0])
-    options: list[dict[str, object]] = [{"probe": None}, {"probe": []}, {"probe": [empty]}, {"loss_fn": None}]
-    for option in options:
-        loop = mlp_loop(**option)
+    silent = mlp_loop(loss_fn=None)
+    assert silent.germinate("1").reason == "gate_unavailable:G1"
+    for probe in (None, [], [empty]):
+        loop = mlp_loop(probe=probe)
+        assert loop.germinate("1").reason == "gate_unavailable:G1", "there was no batch yet"
+        loop.train_epoch(5)
         seed_id = loop.germinate("1").seed_id
         for _ in range(3):
             loop.train_epoch(5)
@@ -550,7 +558,7 @@ def test_no_probe_or_loss_disables_the_gates_that_need_it_by_name() -> None:
         assert (refused.result, refused.reason) == (ly.COMMAND_RESULT_REJECTED, "gate_unavailable:G2")
         assert [type(event) for event in refused.events] == [ly.SeedMoveRejected]
         assert dict(refused.gate_verdicts) == {}
-        assert ("shadow_loss" in loop.state(seed_id).metrics) == ("loss_fn" not in option)
+        assert "shadow_loss" in loop.state(seed_id).metrics
     loop = mlp_loop()
     seed_id = loop.grow("1", ly.SEED_STAGE_SHADOWING)
     loop.manager._bed.probe = None
@@ -565,12 +573,13 @@ def test_grafting_too_early_fails_g2() -> None:
     loop.train_epoch(5)
     refused = loop.order(ly.SEED_OP_START_GRAFTING, seed_id=seed_id)
     assert refused.reason == "gate:SEED_GATE_G2_STABILITY"
-    gate, rejection = refused.events
+    health, gate, rejection = refused.events
+    assert isinstance(health, ly.GateEvaluated)
     assert isinstance(gate, ly.GateEvaluated)
     assert isinstance(rejection, ly.SeedMoveRejected)
-    assert not gate.passed
-    assert list(rejection.gate_event_ids) == [gate.meta.event_id]
-    assert dict(refused.gate_verdicts) == {"SEED_GATE_G2_STABILITY": False}
+    assert (health.passed, gate.passed) == (True, False)
+    assert list(rejection.gate_event_ids) == [health.meta.event_id, gate.meta.event_id]
+    assert dict(refused.gate_verdicts) == {"SEED_GATE_G1_GRADIENT_HEALTH": True, "SEED_GATE_G2_STABILITY": False}
     assert loop.state(seed_id).stage == ly.SEED_STAGE_TRAINING
 
 

@@ -69,22 +69,27 @@ def test_host_is_byte_equal_to_a_run_without_the_seed(host: str, zero_late: bool
 
 #: What is switched off, the host on which it must show, and what of the host it must at least change.
 CONTROLS = {
-    "no detach": (Isolation(detach=False), "mlp", "weights"),
-    "shared buffers": (Isolation(clone_buffers=False), "mlp", "weights"),
+    "no detach": (Isolation(monitor=False, detach=False), "mlp", "weights"),
+    "shared buffers": (Isolation(monitor=False, clone_buffers=False), "mlp", "weights"),
     "shared buffers of BatchNorm, no eval mode": (
-        Isolation(clone_buffers=False, eval_mode=False),
+        Isolation(monitor=False, clone_buffers=False, eval_mode=False),
         "residual",
         "weights",
     ),
-    "shared random stream": (Isolation(fork_rng=False), "mlp", "random_stream"),
-    "shared random stream, no eval mode": (Isolation(fork_rng=False, eval_mode=False), "transformer", "weights"),
+    "shared random stream": (Isolation(monitor=False, fork_rng=False), "mlp", "random_stream"),
+    "shared random stream, no eval mode": (
+        Isolation(monitor=False, fork_rng=False, eval_mode=False),
+        "transformer",
+        "weights",
+    ),
 }
 
 
 @pytest.mark.parametrize("control", CONTROLS)
 def test_negative_controls_fail(control: str) -> None:
-    """Goal: the proof can fail. Method: the same 200 steps with one part of the isolation switched off (the host's
-    gradients cleared after its step, as many loops do); the host must end otherwise than without the seed.
+    """Goal: the proof can fail. Method: the same 200 steps with one part of the isolation switched off, and with it
+    the monitor, which would stop the seed (the host's gradients cleared after its step, as many loops do); the host
+    must end otherwise than without the seed.
     """
     isolation, host, part = CONTROLS[control]
     differences = run(host, seed=True, isolation=isolation, zero_late=True).differences(run(host, seed=False))

@@ -1,6 +1,8 @@
-"""Random command sequences against the whole manager."""
+"""Random interleavings of commands, epochs and faults against the whole manager."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -8,13 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from torch import nn
 
+from esper.core.ports import EdgeDecision
 from esper.kasmina import GateLimits, KasminaConfig, is_allowed
-from esper.kasmina._lifecycle import ATTACHED_STAGES, JOINT_STAGES
+from esper.kasmina._lifecycle import ATTACHED_STAGES, BARRED_STAGES, JOINT_STAGES, SeedRecord
 from esper.leyline import messages as ly
-from tests.kasmina.support import FACTORIES, Loop, outputs
+from tests.kasmina.support import FACTORIES, PROBE, Loop, outputs
 
 SLOTS = ["0", "2"]
-SEED_IDS = st.sampled_from([f"{slot}.{number}" for slot in SLOTS for number in (1, 2)])
+SEED_IDS = st.sampled_from([f"{slot}.{number}" for slot in SLOTS for number in (1, 2, 3)])
+EMBARGO = 2
 OPERATIONS = st.sampled_from(ly.SeedOperation.values())
 
 
@@ -22,8 +26,10 @@ class RandomCommands(RuleBasedStateMachine):
     """Throws commands at a small host at random edges.
 
     Goal: whatever is ordered in whatever order, stages move only along the table, every edge has one decision, every
-    refused move is an event, and the host without its seeds is never changed by an order. Method: rules order any
-    operation on any seed or slot, train, poison; invariants compare the manager with a second telling of its log.
+    refused move is an event, culled seeds are reset when their embargo is over and not before, and the host without its
+    seeds is never changed by an order. Method: rules order any operation on any seed or slot, let edges pass, poison
+    seeds, breach their isolation, hold on to one that is culled; invariants compare the manager with a second telling
+    of its log.
     """
 
     @initialize()
@@ -32,13 +38,28 @@ class RandomCommands(RuleBasedStateMachine):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 3))
         limits = GateLimits(training_epochs_min=1, shadow_loss_rise_max=99.0, gain_min=-99.0)
-        self.loop = Loop(model, SLOTS, config=KasminaConfig(blend_steps=2, limits=limits))
+        config = KasminaConfig(blend_steps=2, limits=limits, embargo_epochs=EMBARGO, isolation_open_epochs=2)
+        self.loop = Loop(model, SLOTS, config=config)
         self.names = set(model.state_dict())
         self.edges = 0
+        self.kept: dict[str, nn.Module] = {}
 
     def next_edge(self) -> None:
         """Train two steps and come to the next edge."""
         self.loop.train_epoch(2)
+
+    def settled(self, decision: EdgeDecision, before: Mapping[str, SeedRecord]) -> None:
+        """Hold an edge's resets against the embargo: exactly those are tried that are due; who is held stays."""
+        epoch, after = self.loop.epoch, self.loop.manager.lifecycle.seeds
+        self.edges += 1
+        barred = {seed_id: record for seed_id, record in before.items() if record.stage in BARRED_STAGES}
+        waited = {seed_id: epoch - record.stage_epoch for seed_id, record in barred.items()}
+        due = {seed_id for seed_id, epochs in waited.items() if epochs and epochs % EMBARGO == 0}
+        verdicts = {f"SEED_GATE_G5_RESET:{seed_id}": seed_id not in self.kept for seed_id in due}
+        assert {name: passed for name, passed in decision.gate_verdicts.items() if "G5" in name} == verdicts
+        for seed_id, record in barred.items():
+            stuck = ly.SEED_STAGE_RESETTING if seed_id in due else record.stage
+            assert after[seed_id].stage == (ly.SEED_STAGE_DORMANT if seed_id in due - set(self.kept) else stuck)
 
     def ordered(self, operation: ly.SeedOperation, **fields: object) -> None:
         """Order something at a new edge, and check what every decision must keep."""
@@ -46,9 +67,9 @@ class RandomCommands(RuleBasedStateMachine):
         before = dict(self.loop.manager.lifecycle.seeds)
         bare = self.bare_outputs()
         decision = self.loop.order(operation, **fields)
-        self.edges += 1
-        told = [event for event in decision.events if isinstance(event, ly.SeedStageChanged)]
-        refused = [event for event in decision.events if isinstance(event, ly.SeedMoveRejected)]
+        self.settled(decision, before)
+        told = [event for event in decision.events if isinstance(event, ly.SeedStageChanged) and event.command_id]
+        refused = [event for event in decision.events if isinstance(event, ly.SeedMoveRejected) and event.command_id]
         if decision.result == ly.COMMAND_RESULT_APPLIED:
             assert told
             assert not refused
@@ -58,7 +79,10 @@ class RandomCommands(RuleBasedStateMachine):
             assert decision.reason
             assert not told
             assert len(refused) == (decision.reason != "unsupported_seed_operation")
-            assert dict(self.loop.manager.lifecycle.seeds) == before
+            reset = {seed_id for seed_id, record in before.items() if record.stage in BARRED_STAGES}
+            after = self.loop.manager.lifecycle.seeds
+            assert after.keys() == before.keys()
+            assert all(after[seed_id] == before[seed_id] for seed_id in before.keys() - reset)
         assert torch.equal(self.bare_outputs(), bare), "an order does not touch the host's own weights"
 
     def bare_outputs(self) -> torch.Tensor:
@@ -81,6 +105,44 @@ class RandomCommands(RuleBasedStateMachine):
     def order(self, operation: ly.SeedOperation, seed_id: str) -> None:
         """Order any operation on any seed, known or not."""
         self.ordered(operation, seed_id=seed_id)
+
+    @rule()
+    def idle(self) -> None:
+        """Let an edge pass without a command."""
+        self.next_edge()
+        before = dict(self.loop.manager.lifecycle.seeds)
+        decision = self.loop.manager.handle_command(None, epoch=self.loop.epoch, append=self.loop.log.append)
+        assert decision.result == ly.COMMAND_RESULT_NONE
+        self.loop.outcomes.append(ly.CommandOutcome(epoch=self.loop.epoch, gate_verdicts=decision.gate_verdicts))
+        self.settled(decision, before)
+
+    @rule(seed_id=SEED_IDS)
+    def hold(self, seed_id: str) -> None:
+        """Hold on to a seed that is growing, so that its reset must fail."""
+        live = self.loop.manager._bed.live.get(seed_id)
+        if live is not None and self.loop.manager.lifecycle.stage_of(seed_id) != ly.SEED_STAGE_FOSSILIZED:
+            self.kept[seed_id] = live.seed
+
+    @rule(seed_id=SEED_IDS)
+    def let_go(self, seed_id: str) -> None:
+        """Let go of what was held."""
+        self.kept.pop(seed_id, None)
+
+    @rule(seed_id=SEED_IDS, times=st.integers(1, 4))
+    def breach(self, seed_id: str, times: int) -> None:
+        """Write to a seed during the host's step; it is counted each time, and three in a row open the breaker."""
+        manager = self.loop.manager
+        live = manager._bed.live.get(seed_id)
+        if live is None or manager.lifecycle.stage_of(seed_id) == ly.SEED_STAGE_FOSSILIZED:
+            return
+        before = manager.figures()["kasmina.isolation.violations"]
+        for _ in range(times):
+            manager.before_step()
+            with torch.no_grad():
+                next(iter(live.seed.parameters())).add_(1e-6)
+            manager.after_step(*PROBE[0])
+        assert manager.figures()["kasmina.isolation.violations"] == before + times
+        assert times < 3 or manager.figures()["kasmina.isolation.breaker_open"] == 1.0
 
     @rule(seed_id=SEED_IDS)
     def advance(self, seed_id: str) -> None:
@@ -133,12 +195,12 @@ class RandomCommands(RuleBasedStateMachine):
         assert extra == {seed_id.replace(".", "_") for seed_id in joined}
         assert self.names <= set(self.loop.model.state_dict())
         held = [slot.seed_id for slot in manager.slot_states() if slot.seed_id]
-        assert sorted(held) == sorted(stages)
+        assert sorted(held) == sorted(seed_id for seed_id in stages if stages[seed_id] != ly.SEED_STAGE_DORMANT)
         host = {name: tensor for name, tensor in self.loop.model.state_dict().items() if name in self.names}
         assert all(torch.isfinite(tensor).all() for tensor in host.values())
 
 
 RandomCommands.TestCase.settings = settings(
-    max_examples=30, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=20, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestRandomCommands = RandomCommands.TestCase

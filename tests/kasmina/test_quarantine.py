@@ -77,7 +77,7 @@ def test_a_hazard_is_tried_out_on_copies_and_rejected() -> None:
     # The slot is free, and what may be grafted still is.
     loop.train_epoch()
     assert germinate(loop, "BP009").result == ly.COMMAND_RESULT_APPLIED
-    assert loop.log[-1].meta.event_id == derive_id(RUN_ID, "seed", 2, 4)
+    assert loop.log[-1].meta.event_id == derive_id(RUN_ID, "seed", 2, 5)
 
 
 #: Every hazard, and the word that its quarantine ends in.

@@ -95,12 +95,12 @@ def ask(fabric: Fabric, *, run_id: str = "", re_executable: bool = True, **field
     return asked
 
 
-Answers = Callable[[ly.SystemStatePacket], ly.CommandType | None]
+Answers = Callable[[ly.SystemStatePacket], ly.CommandType | ly.AdaptationCommand | None]
 
 
 @contextmanager
 def responder(fabric: Fabric, run_id: str, answers: Answers) -> Iterator[None]:
-    """Answer each packet of the run as Tamiyo would, with the type that `answers` gives; None is silence."""
+    """Answer each packet of the run as Tamiyo would, with the type or order that `answers` gives; None is silence."""
     stop = threading.Event()
 
     def work() -> None:
@@ -124,18 +124,25 @@ def responder(fabric: Fabric, run_id: str, answers: Answers) -> Iterator[None]:
         thread.join()
 
 
-def _answer(publish: Callable[..., object], packet: ly.SystemStatePacket, chosen: ly.CommandType) -> None:
+def _answer(
+    publish: Callable[..., object], packet: ly.SystemStatePacket, chosen: ly.CommandType | ly.AdaptationCommand
+) -> None:
     run_id = packet.training_run_id
     decision = derive_id(run_id, "decision", packet.meta.event_id)
     command_id = derive_id(run_id, "command", decision)
-    command = ly.AdaptationCommand(
+    command = ly.AdaptationCommand()
+    if isinstance(chosen, ly.AdaptationCommand):
+        command.CopyFrom(chosen)
+    else:
+        command.command_type = chosen
+    named = ly.AdaptationCommand(
         command_id=command_id,
-        command_type=chosen,
         training_run_id=run_id,
         epoch=packet.current_epoch,
         decision_id=decision,
         issued_by="tamiyo",
     )
+    command.MergeFrom(named)
     publish(command, key=run_id, causation_id=packet.meta.event_id, event_id=command_id)
 
 

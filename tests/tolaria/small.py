@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from esper.core.checkpoint import Saved
 from esper.core.ports import EdgeDecision
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
@@ -216,6 +217,12 @@ class NudgingController(StaticController):
             self.nudges += 1
             with torch.no_grad():
                 next(self.setup.model.parameters()).view(-1)[0].add_(0.125)
+
+    def checkpoint(self) -> Saved:
+        return Saved({"nudges": self.nudges})
+
+    def restore(self, saved: Saved) -> None:
+        self.nudges = int(saved.facts["nudges"])
 
     def _move(self, epoch: int, reason: str) -> ly.SeedStageChanged:
         return ly.SeedStageChanged(

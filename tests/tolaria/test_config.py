@@ -31,9 +31,14 @@ def test_a_request_overrides_the_task() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"hyperparameters": {"batchsize": 3}}, "no hyperparameter 'batchsize': known are batch_size, gradient"),
+        (
+            {"hyperparameters": {"batchsize": 3}},
+            "no hyperparameter 'batchsize': known are batch_size, bfloat16, clip",
+        ),
         ({"hyperparameters": {"batch_size": 2.5}}, "batch_size = 2.5 cannot be used: it must be a whole number"),
         ({"hyperparameters": {"batch_size": 0}}, "batch_size = 0 cannot be used"),
+        ({"hyperparameters": {"bfloat16": 2}}, "bfloat16 = 2 cannot be used: it must be 0 or 1"),
+        ({"hyperparameters": {"clip_norm": 0}}, "clip_norm = 0 cannot be used: it must be a finite number above 0"),
         ({"hyperparameters": {"learning_rate": -1}}, "learning_rate = -1 cannot be used: it must be a finite number"),
         ({"hyperparameters": {"learning_rate": math.nan}}, "learning_rate = nan cannot be used"),
         ({"device": "abacus"}, "'abacus' names no device"),

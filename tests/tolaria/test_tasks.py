@@ -19,7 +19,7 @@ from esper.core.numerics import data_digest
 from esper.tolaria import Host, SlotSpec, Split, Task, check_task, load_task, task_names
 from tests.tolaria.small import TASK, rings
 
-SIZES = {"mnist1d": (3500, 500, 1000, 40), "digits": (1197, 200, 400, 64)}
+SIZES = {"mnist1d": (3500, 500, 1000, 40), "digits": (1197, 200, 400, 64), "spirals": (1500, 300, 600, 2)}
 FRESH = """
 import json, socket, sys, warnings
 warnings.simplefilter("error")
@@ -30,13 +30,13 @@ socket.create_connection = refuse
 socket.getaddrinfo = refuse
 from esper.core.numerics import data_digest
 from esper.tolaria import load_task
-print(json.dumps({name: data_digest(load_task(name).arrays()) for name in ("digits", "mnist1d")}))
+print(json.dumps({name: data_digest(load_task(name).arrays()) for name in ("digits", "mnist1d", "spirals")}))
 """
 
 
 def test_the_shipped_tasks_are_listed() -> None:
     """Goal: a name for each shipped task. Method: ask."""
-    assert task_names() == sorted(SIZES)
+    assert task_names() == sorted([*SIZES, "charlm"])
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
@@ -83,11 +83,12 @@ def test_the_shipped_hosts_have_a_branch_slot_past_the_bottleneck(name: str) -> 
     for host_name in task.hosts:
         check_task(name, host_name)
         host = task.host(host_name)
-        assert [(spec.name, spec.placement) for spec in host.slots] == [("hidden", "branch")]
+        assert [(spec.name, spec.placement) for spec in host.slots] == [
+            ("hidden" if host_name == "mlp" else "body", "branch")
+        ]
         assert host.module(task.train.inputs[:5]).shape == (5, task.classes)
-    with pytest.raises(UsageError, match=r"has no host 'vast': it has mlp\. Name one"):
+    with pytest.raises(UsageError, match=rf"has no host 'vast': it has {', '.join(sorted(task.hosts))}\. Name one"):
         check_task(name, "vast")
-    assert sorted(task.hosts) == ["mlp"]
 
 
 @pytest.mark.parametrize(("name", "package"), [("mnist1d", "mnist1d.data"), ("digits", "sklearn.datasets")])
@@ -120,7 +121,7 @@ def test_a_module_in_the_working_directory_is_found(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("mnist2d", r"there is no task 'mnist2d': the shipped tasks are digits, mnist1d\. Name one"),
+        ("mnist2d", r"there is no task 'mnist2d': the shipped tasks are charlm, digits, mnist1d, spirals\. Name one"),
         (":factory", "there is no task"),
         ("tests.tolaria.small:", "there is no task"),
         ("no_such_package.tasks:make", "importing no_such_package.tasks failed with ModuleNotFoundError: No module"),

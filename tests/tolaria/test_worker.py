@@ -71,7 +71,7 @@ def test_without_a_controller_the_run_goes_on_and_says_so(fabric: Fabric) -> Non
 @pytest.mark.parametrize(
     ("fields", "reason", "words"),
     [
-        ({"task": "mnist2d"}, "task_unusable", "the shipped tasks are digits, mnist1d"),
+        ({"task": "mnist2d"}, "task_unusable", "the shipped tasks are charlm, digits, mnist1d, spirals"),
         ({"host": "huge"}, "task_unusable", "it has breaking, deaf, exploding, failing"),
         ({"hyperparameters": {"momentum": 1.0}}, "task_unusable", "there is no hyperparameter 'momentum'"),
         ({"task": "tests.tolaria.small:failing"}, "task_unusable", "ZeroDivisionError: in the user's factory"),

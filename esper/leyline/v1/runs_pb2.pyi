@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TrainingRunRequested(_message.Message):
-    __slots__ = ("meta", "run_id", "task", "host", "policy", "policy_parameters", "epochs", "seed", "experiment_name", "device", "hyperparameters", "re_executable", "decision_wait_seconds", "kernel_wait_seconds", "digest_every_epochs", "slots")
+    __slots__ = ("meta", "run_id", "task", "host", "policy", "policy_parameters", "epochs", "seed", "experiment_name", "device", "hyperparameters", "re_executable", "decision_wait_seconds", "kernel_wait_seconds", "digest_every_epochs", "slots", "forked_from", "forked_epochs")
     class PolicyParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,8 @@ class TrainingRunRequested(_message.Message):
     KERNEL_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DIGEST_EVERY_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
+    FORKED_FROM_FIELD_NUMBER: _ClassVar[int]
+    FORKED_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     meta: _meta_pb2.EventMeta
     run_id: str
     task: str
@@ -56,7 +58,9 @@ class TrainingRunRequested(_message.Message):
     kernel_wait_seconds: float
     digest_every_epochs: int
     slots: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., task: _Optional[str] = ..., host: _Optional[str] = ..., policy: _Optional[str] = ..., policy_parameters: _Optional[_Mapping[str, float]] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., experiment_name: _Optional[str] = ..., device: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., re_executable: _Optional[bool] = ..., decision_wait_seconds: _Optional[float] = ..., kernel_wait_seconds: _Optional[float] = ..., digest_every_epochs: _Optional[int] = ..., slots: _Optional[_Iterable[str]] = ...) -> None: ...
+    forked_from: str
+    forked_epochs: int
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., task: _Optional[str] = ..., host: _Optional[str] = ..., policy: _Optional[str] = ..., policy_parameters: _Optional[_Mapping[str, float]] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., experiment_name: _Optional[str] = ..., device: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., re_executable: _Optional[bool] = ..., decision_wait_seconds: _Optional[float] = ..., kernel_wait_seconds: _Optional[float] = ..., digest_every_epochs: _Optional[int] = ..., slots: _Optional[_Iterable[str]] = ..., forked_from: _Optional[str] = ..., forked_epochs: _Optional[int] = ...) -> None: ...
 
 class TrainingRunClaimed(_message.Message):
     __slots__ = ("meta", "run_id", "attempt", "worker", "producer_id", "request_event_id", "home_id")

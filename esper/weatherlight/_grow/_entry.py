@@ -1,0 +1,97 @@
+"""The context manager that users call."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from esper.core.errors import BrokerUnavailable
+from esper.core.settings import Settings, load_settings
+from esper.oona import Fabric
+from esper.tamiyo import check_policy
+from esper.weatherlight._grow._run import GrowRun
+from esper.weatherlight._grow._wishes import (
+    STOP,
+    Batch,
+    LogLoss,
+    LossFunction,
+    LossScaler,
+    RateSchedule,
+    Wishes,
+    check_helpers,
+)
+from esper.weatherlight._readiness import await_answering
+from esper.weatherlight._training import members_for_a_while
+
+_log = logging.getLogger("esper.grow")
+
+#: A loop of the user's own trains itself: of the members it needs those that decide and those that make kernels.
+_MEMBERS = ("karn", "tezzeret", "urza", "tamiyo")
+
+
+@contextlib.contextmanager
+def grow(
+    model: nn.Module,
+    *,
+    slots: Sequence[str] | Literal["auto"] = "auto",
+    optimizer: torch.optim.Optimizer | None = None,
+    loss_fn: LossFunction | None = None,
+    probe: Sequence[Batch] | None = None,
+    scaler: LossScaler | None = None,
+    scheduler: RateSchedule | None = None,
+    policy: str = "heuristic",
+    epochs: int = 0,
+    seed: int = 0,
+    name: str = "",
+    on_log_loss: str = STOP,
+    members: bool = True,
+    settings: Settings | None = None,
+) -> Iterator[GrowRun]:
+    """Grow `model` while a loop of your own trains it; every epoch is recorded in the log.
+
+    `slots` are module names (":residual" may follow one), or "auto". `optimizer` takes over the seeds that stay;
+    `loss_fn(outputs, targets)` trains seeds in shadow; `probe`, held-out batches of (inputs, targets), lets gates
+    measure. What is not given disables the gates that need it, and the refusal names them: without `loss_fn`
+    seeds do not train and G2, G4 cannot pass; without `probe` neither can. `scaler`, the one that scales the loop's
+    loss, lets seeds take the scale out of their gradients and skip the steps that overflow; with `scheduler` seeds
+    slow down as the host does. `epochs` is how many are planned (0: unknown). `members` starts those members that
+    are missing for the time of the block.
+
+    `on_log_loss` says what to do when no broker answers: "stop" raises after `broker_retry_seconds`,
+    "hold:SECONDS" after a while of its own, and "degrade" trains on without growth and records the epochs of the
+    gap, marked as such, when a broker answers again.
+
+    A model that `torch.compile` wrapped is trained compiled; seeds, gates and figures use the module within.
+
+    The run is labelled recorded, not re-executable: only your own loop can train it again. When the block ends
+    `TrainingRunFinished` is appended, or `TrainingRunFailed` when it raises.
+
+    Raises:
+        UsageError: no such policy or slot, or an argument that cannot be used.
+        NotReadyError: there is no home, no broker, or no topics.
+    """
+    check_policy(policy)
+    check_helpers(optimizer, scaler, scheduler)
+    loss = LogLoss.of(on_log_loss)
+    wishes = Wishes(slots, optimizer, loss_fn, probe, scaler, scheduler, policy, epochs, seed, name, loss)
+    current = settings or load_settings()
+    if loss.hold_seconds is not None:
+        current = current.model_copy(update={"broker_retry_seconds": loss.hold_seconds})
+    with Fabric.open(current, member="grow") as fabric, contextlib.ExitStack() as stack:
+        supervisor = stack.enter_context(members_for_a_while(current, wanted=_MEMBERS if members else ()))
+        await_answering(fabric, supervisor)
+        run = GrowRun(model, wishes, fabric)
+        _log.info("run %s is recorded, not re-executable", run.run_id)
+        try:
+            yield run
+        except BaseException as error:
+            # A log that is away does not hear of it; what ended the loop is what its caller is to see.
+            with contextlib.suppress(BrokerUnavailable):
+                run.fail(type(error).__name__)
+            raise
+        run.finish()

@@ -1,0 +1,287 @@
+"""A run of a loop of the user's own: what the loop calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from esper.core.digest import module_state, state_digest
+from esper.core.eager import eagerly, uncompiled
+from esper.core.errors import UsageError
+from esper.core.ids import RunId
+from esper.core.numerics import numerics_fingerprint
+from esper.kasmina import KasminaConfig, KasminaSeedManager, discover_slots
+from esper.leyline import messages as ly
+from esper.oona import Fabric
+from esper.tolaria import (
+    EpochEdge,
+    Evaluation,
+    Split,
+    TrainingJournal,
+    evaluate,
+    multiply_adds_per_sample,
+    outcome_event_id,
+    state_event_id,
+)
+from esper.weatherlight._export import Exported, ExportFormat, export_network
+from esper.weatherlight._grafting import descriptors
+from esper.weatherlight._grow._absence import close_gap, journal_for, runtime_for
+from esper.weatherlight._grow._precision import SeedRate, Unscaling, learning_rate
+from esper.weatherlight._grow._record import TASK, GrowRecord
+from esper.weatherlight._grow._wishes import Batch, Metrics, Wishes
+
+_TRACED_SAMPLES = 2
+
+
+@dataclass
+class _Tally:
+    """What was trained since the run began."""
+
+    epoch: int = 0
+    steps: int = 0
+    samples: int = 0
+    #: Steps that were taken before the last edge.
+    edge_steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class GrowRun:
+    """A run of a loop of the user's own: recorded and steered, not re-executable.
+
+    Per optimiser step call `step` after it; per epoch call `end_epoch`, or `tick` every step where epochs are long.
+    Seeds in TRAINING never touch the model. One thread; the model may be used freely between the calls.
+    """
+
+    def __init__(self, model: nn.Module, wishes: Wishes, fabric: Fabric) -> None:
+        self._model = uncompiled(model)
+        self._wishes = wishes
+        self._fabric = fabric
+        self._tally = _Tally()
+        self._probe = _joined(wishes.probe)
+        self._sample: Tensor | None = None
+        self._record = GrowRecord(fabric, wishes, host=type(self._model).__name__)
+        self._host_parameters = sum(parameter.numel() for parameter in self._model.parameters())
+        self._multiply_adds_per_sample = 0
+        self._controller: KasminaSeedManager | None = None
+        self._journal: TrainingJournal | None = None
+        self._edge: EpochEdge | None = None
+        self._unscaling = Unscaling(wishes.scaler)
+        self._rate = SeedRate(wishes.scheduler)
+        if self._probe is not None:
+            self._plant(self._probe.inputs)
+
+    @property
+    def run_id(self) -> RunId:
+        """Id of the run in the log."""
+        return self._record.run_id
+
+    @property
+    def epoch(self) -> int:
+        """Edges passed so far: epochs ended and ticks."""
+        return self._tally.epoch
+
+    @property
+    def seeds(self) -> list[ly.SeedSummary]:
+        """Every seed of the run with its last stage."""
+        return self._controller.summaries() if self._controller is not None else []
+
+    def host_parameters(self) -> list[nn.Parameter]:
+        """Return the model's parameters without those of seeds that train on their own: what a loop clips."""
+        own = self._controller.own_parameters() if self._controller is not None else set()
+        return [parameter for parameter in self._model.parameters() if parameter not in own]
+
+    def step(self, batch: Batch) -> None:
+        """Train the seeds on `batch`, (inputs [B, ...], targets [B, ...]), after the optimiser's own step.
+
+        Once for each step of the optimiser, after the scaler's update where there is one; where a step gathers
+        several batches, any of them will do.
+        """
+        inputs, targets = batch
+        if self._controller is None:
+            self._plant(inputs)
+        assert self._controller is not None, "planted by now"
+        self._unscaling.settle(self._controller)
+        self._controller.follow_rate(self._rate.share())
+        with eagerly():
+            self._controller.after_step(inputs, targets)
+        self._controller.before_step()
+        self._tally.steps += 1
+        self._tally.samples += len(targets)
+
+    def tick(self, metrics: Metrics, *, every: int) -> ly.CommandOutcome | None:
+        """Pass an edge when `every` steps were taken since the last one, as `end_epoch` does; else do nothing.
+
+        To be called after each `step` where epochs are long. The log counts edges as its epochs. `metrics` may be a
+        function, which is called only when an edge is passed.
+        """
+        if every < 1:
+            raise UsageError(f"tick cannot pass an edge every {every} steps", next_step="give at least 1")
+        if self._tally.steps - self._tally.edge_steps < every:
+            return None
+        return self.end_epoch(metrics() if callable(metrics) else metrics)
+
+    def end_epoch(self, metrics: Mapping[str, float]) -> ly.CommandOutcome:
+        """Append the epoch's state, wait for its command, apply it, and return its outcome.
+
+        `metrics` holds "loss" (mean training loss of the epoch) and, unless `probe` and `loss_fn` were given to
+        `grow`, "val_loss"; "val_accuracy" in 0..1 where there is one; more is recorded as it is.
+
+        Raises:
+            UsageError: a needed metric is missing, or nothing was trained yet.
+            BrokerUnavailable: the broker was away for longer than `broker_retry_seconds`, or than `on_log_loss`
+                holds; never with `on_log_loss="degrade"`.
+        """
+        if self._controller is None or self._edge is None:
+            raise UsageError("the epoch cannot end", cause="no step was taken", next_step="call run.step(batch)")
+        self._tally.epoch += 1
+        self._tally.edge_steps = self._tally.steps
+        self._tally.metrics = dict(metrics)
+        with eagerly():
+            self._edge.settle_faults(self._tally.epoch)
+            return self._edge.close(self._packet(self._controller))
+
+    def export(self, path: str | Path, to: ExportFormat = "safetensors") -> Exported:
+        """Write what the model computes now in eval mode, for use without Esper; see `export_network` for how.
+
+        "safetensors" writes the weights to `path` and a Python module beside it, "pt2" one file for torch.
+
+        Raises:
+            UsageError: no batch was seen yet, the name of `path` does not end in the format's, or torch.export
+                cannot follow the model.
+            OperationFailed: what would be written does not compute what the model does.
+        """
+        if self._sample is None:
+            raise UsageError("nothing can be exported", cause="no step was taken", next_step="call run.step(batch)")
+        return export_network(self._model, self._sample, Path(path), to)
+
+    # -- the start ------------------------------------------------------------------------------------------
+
+    def _plant(self, inputs: Tensor) -> None:
+        """Find the slots, now that there is a batch to trace, and say in the log that the run starts."""
+        sample = self._sample = inputs[:_TRACED_SAMPLES].detach().clone()
+        wishes, run_id = self._wishes, self.run_id
+        with eagerly():
+            self._multiply_adds_per_sample = multiply_adds_per_sample(self._model, sample)
+            slots = discover_slots(self._model, sample, wishes.slots)
+        self._controller = KasminaSeedManager(
+            self._model,
+            slots,
+            runtime=runtime_for(wishes.on_log_loss, self._fabric),
+            run_id=run_id,
+            seed=wishes.seed,
+            loss_fn=wishes.loss_fn,
+            probe=wishes.probe,
+            optimizer=wishes.optimizer,
+            descriptors=descriptors(),
+            config=KasminaConfig(kernel_wait_seconds=self._fabric.settings.kernel_wait_seconds),
+        )
+        self._controller.before_step()
+        self._journal = journal_for(wishes.on_log_loss, self._fabric, self._record)
+        self._edge = EpochEdge(run_id=run_id, attempt=1, controller=self._controller, journal=self._journal)
+        self._record.started(
+            numerics=numerics_fingerprint(inputs.device),
+            parameters=self._host_parameters,
+            digest=self._digest(self._controller),
+        )
+
+    # -- facts ----------------------------------------------------------------------------------------------
+
+    def _digest(self, controller: KasminaSeedManager) -> str:
+        return state_digest({**module_state(self._model), **controller.state()})
+
+    def _validation(self) -> Evaluation:
+        metrics, wishes = self._tally.metrics, self._wishes
+        if self._probe is not None and wishes.loss_fn is not None and "val_loss" not in metrics:
+            return evaluate(self._model, self._probe, wishes.loss_fn)
+        if "val_loss" not in metrics:
+            raise UsageError(
+                "end_epoch needs a validation loss",
+                cause="metrics has no 'val_loss', and grow() was given no probe and loss_fn to measure it with",
+                next_step="pass end_epoch({'loss': ..., 'val_loss': ...}) or grow(..., probe=batches, loss_fn=loss)",
+            )
+        return Evaluation(loss=metrics["val_loss"], accuracy=metrics.get("val_accuracy", 0.0))
+
+    def _recorded_metrics(self) -> dict[str, float]:
+        rate = learning_rate(self._wishes)
+        return ({} if rate is None else {"learning_rate": rate}) | self._tally.metrics
+
+    def _packet(self, controller: KasminaSeedManager) -> ly.SystemStatePacket:
+        tally, wishes, epoch, run_id = self._tally, self._wishes, self._tally.epoch, self.run_id
+        if "loss" not in tally.metrics:
+            raise UsageError("end_epoch needs the training loss", next_step="pass end_epoch({'loss': ...})")
+        validation = self._validation()
+        packet = ly.SystemStatePacket(
+            version=1,
+            training_run_id=run_id,
+            experiment_name=wishes.name,
+            attempt=1,
+            current_epoch=epoch,
+            epochs_planned=wishes.epochs,
+            global_step=tally.steps,
+            training_loss=tally.metrics["loss"],
+            validation_loss=validation.loss,
+            validation_accuracy=validation.accuracy,
+            training_metrics=self._recorded_metrics(),
+            seed_states=controller.seed_states(),
+            slots=controller.slot_states(),
+            weights_digest=self._digest(controller),
+            policy=wishes.policy,
+            parameters=self._host_parameters + controller.parameters(),
+            multiply_adds=self._multiply_adds(controller),
+            multiply_adds_per_sample=self._multiply_adds_per_sample + controller.multiply_adds_per_sample(),
+            task=TASK,
+            host=self._record.host,
+            seed=wishes.seed,
+        )
+        packet.meta.event_id = state_event_id(run_id, epoch)
+        if epoch > 1:
+            packet.meta.causation_id = outcome_event_id(run_id, epoch - 1)
+        return packet
+
+    def _multiply_adds(self, controller: KasminaSeedManager) -> int:
+        return 3 * self._multiply_adds_per_sample * self._tally.samples + controller.multiply_adds
+
+    # -- the end --------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Append the end of the run; `grow` does it when its block ends.
+
+        Raises:
+            BrokerUnavailable: no broker answered for `broker_retry_seconds`; a gap is still open.
+        """
+        controller = self._controller
+        if controller is None:
+            self.fail("no step was taken")
+            return
+        settings = self._fabric.settings
+        close_gap(self._journal, run_id=self.run_id, wait_seconds=settings.broker_retry_seconds)
+        with eagerly():
+            validation = self._validation() if self._tally.epoch else Evaluation(loss=0.0, accuracy=0.0)
+        self._record.finished(
+            ly.TrainingRunFinished(
+                epochs=self._tally.epoch,
+                accuracy=validation.accuracy,
+                loss=validation.loss,
+                parameters=self._host_parameters + controller.parameters(),
+                multiply_adds=self._multiply_adds(controller),
+                multiply_adds_per_sample=self._multiply_adds_per_sample + controller.multiply_adds_per_sample(),
+                digest=self._digest(controller),
+                seeds=controller.summaries(),
+                validation_accuracy=validation.accuracy,
+                validation_loss=validation.loss,
+            )
+        )
+
+    def fail(self, detail: str) -> None:
+        """Append that the loop did not come to its end."""
+        self._record.failed(detail, epochs=self._tally.epoch)
+
+
+def _joined(probe: Sequence[Batch] | None) -> Split | None:
+    if not probe:
+        return None
+    return Split(torch.cat([inputs for inputs, _ in probe]), torch.cat([targets for _, targets in probe]))

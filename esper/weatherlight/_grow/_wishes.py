@@ -1,0 +1,118 @@
+"""What the caller of `grow` gives, checked before anything is started or written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from esper.core.errors import UsageError
+
+Batch = tuple[Tensor, Tensor]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+#: Figures of an epoch, or what gives them when they are wanted.
+Metrics = Mapping[str, float] | Callable[[], Mapping[str, float]]
+
+STOP: Final = "stop"
+DEGRADE: Final = "degrade"
+_HOLD: Final = "hold:"
+
+
+class LossScaler(Protocol):
+    """What is asked of a loss scaler; `torch.amp.GradScaler` is one."""
+
+    def get_scale(self) -> float:
+        """Return the factor that the next loss is multiplied by."""
+
+
+class RateSchedule(Protocol):
+    """What is asked of a learning-rate scheduler; those of `torch.optim.lr_scheduler` are such."""
+
+    optimizer: Any
+
+    def get_last_lr(self) -> Sequence[Any]:
+        """Return the present rate of each parameter group."""
+
+
+@dataclass(frozen=True)
+class LogLoss:
+    """What to do when no broker answers: stop the loop, after a while of its own, or train on without growth."""
+
+    degrade: bool = False
+    #: How long an edge waits for a broker; None: as long as the settings say.
+    hold_seconds: float | None = None
+
+    @classmethod
+    def of(cls, text: str) -> LogLoss:
+        """Return what `text` says: "stop", "hold:SECONDS" or "degrade".
+
+        Raises:
+            UsageError: it is none of them.
+        """
+        if text in (STOP, DEGRADE):
+            return cls(degrade=text == DEGRADE)
+        seconds = _number(text.removeprefix(_HOLD)) if text.startswith(_HOLD) else None
+        if seconds is None or not 0.0 < seconds < float("inf"):
+            raise UsageError(
+                f"on_log_loss={text!r} cannot be used",
+                cause="it is none of stop, hold:SECONDS and degrade",
+                next_step='write on_log_loss="hold:300", say',
+            )
+        return cls(hold_seconds=seconds)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the caller of `grow` gave."""
+
+    slots: Sequence[str] | Literal["auto"]
+    optimizer: torch.optim.Optimizer | None
+    loss_fn: LossFunction | None
+    probe: Sequence[Batch] | None
+    scaler: LossScaler | None
+    scheduler: RateSchedule | None
+    policy: str
+    epochs: int
+    seed: int
+    name: str
+    on_log_loss: LogLoss
+
+
+def check_helpers(
+    optimizer: torch.optim.Optimizer | None, scaler: LossScaler | None, scheduler: RateSchedule | None
+) -> None:
+    """Raise when a scaler or scheduler cannot be what it is given for.
+
+    Raises:
+        UsageError: a method is missing, or the scheduler is that of another optimiser.
+    """
+    if scaler is not None and not callable(getattr(scaler, "get_scale", None)):
+        raise UsageError(
+            f"scaler={type(scaler).__name__} cannot be used",
+            cause="it has no get_scale()",
+            next_step="give the torch.amp.GradScaler that scales your loss",
+        )
+    if scheduler is None:
+        return
+    if not callable(getattr(scheduler, "get_last_lr", None)):
+        raise UsageError(
+            f"scheduler={type(scheduler).__name__} cannot be used",
+            cause="it has no get_last_lr()",
+            next_step="give one of torch.optim.lr_scheduler",
+        )
+    if optimizer is not None and getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise UsageError(
+            "scheduler and optimizer do not belong together",
+            cause="the scheduler changes the rates of another optimiser",
+            next_step="give grow the optimiser that the scheduler was made with",
+        )
