@@ -14,11 +14,14 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Final
 
+from esper.core.asking import NoAnswer, answer_within
 from esper.core.errors import EsperError, UsageError
 
 #: As names stand in requests, on command lines and in metrics; without a colon, which marks `package.module:factory`.
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{1,63}")
 _CAUSE_CHARACTERS_MAX: Final = 500
+#: What a package imports may be large: torch alone takes seconds on a loaded machine.
+_IMPORT_SECONDS_MAX: Final = 60.0
 _logger = logging.getLogger("esper.core.plugins")
 
 
@@ -85,12 +88,12 @@ def load(kind: str, point: EntryPoint) -> object:
     """Return what the entry point names, imported now.
 
     Raises:
-        UsageError: it cannot be imported; the message names it, its package and the cause.
+        UsageError: it cannot be imported, or not within a minute; the message names it, its package and the cause.
     """
     try:
-        named: object = point.load()
-    except (Exception, SystemExit) as error:  # somebody else's module may raise anything while it is imported
-        raise unusable(kind, point, f"importing it failed with {in_words(error)}") from error
+        named: object = answer_within(_IMPORT_SECONDS_MAX, point.load)
+    except (EsperError, NoAnswer) as error:
+        raise unusable(kind, point, f"importing it failed: {in_words(error)}") from error
     return named
 
 
@@ -115,6 +118,6 @@ def shown(point: EntryPoint) -> str:
 
 def in_words(error: BaseException) -> str:
     """Return an error that somebody else's code raised, in bounded words."""
-    if isinstance(error, EsperError) or not str(error):
+    if isinstance(error, EsperError | NoAnswer) or not str(error):
         return (str(error) or type(error).__name__)[:_CAUSE_CHARACTERS_MAX]
     return f"{type(error).__name__}: {error}"[:_CAUSE_CHARACTERS_MAX]

@@ -13,11 +13,11 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
+from esper.core.asking import NoAnswer, answer_within
 from esper.core.errors import EsperError
 from esper.core.text import printable
 from esper.karn._blueprint import Blueprint
 from esper.karn._errors import BlueprintError
-from esper.karn._guard import NoAnswer, answer_within
 from esper.karn._own_checks import own_copy
 
 ENTRY_POINTS: Final = "esper.blueprints"

@@ -95,7 +95,7 @@ def test_a_blueprint_that_hangs_or_leaves_ends_no_forge() -> None:
     describer = Describer(rude, seconds=0.05)
     try:
         for name, cause in (
-            ("hang", "in 0.05 s"),
+            ("hang", "within 0.05 s"),
             ("hang", "before"),
             ("leave", "SystemExit"),
             ("x", "LookupError"),
