@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -45,8 +46,8 @@ class Parent:
     def __init__(self) -> None:
         process = psutil.Process()
         self.threads = {thread.ident for thread in threading.enumerate()}
-        self.system_threads = process.num_threads()
-        self.handles = sorted(Path("/proc/self/fd").iterdir()) if Path("/proc/self/fd").is_dir() else []
+        self.system_threads = _system_threads()
+        self.handles = _handles()
         self.children = {child.pid for child in process.children(recursive=True)}
         self.memory_bytes = process.memory_info().rss
         self.random = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
@@ -59,6 +60,24 @@ class Parent:
         assert now.memory_bytes - self.memory_bytes < _PARENT_GROWTH_BYTES
         for name in ("threads", "system_threads", "handles", "children", "random", "environment", "numerics"):
             assert getattr(now, name) == getattr(self, name), name
+
+
+def _system_threads() -> list[str]:
+    """Return the names of all threads but those of Kafka clients, which other tests left at work."""
+    names = []
+    for task in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            names.append(task.read_text().strip())
+    return sorted(name for name in names if not name.startswith("rdk:"))
+
+
+def _handles() -> list[str]:
+    """Return what this process has open; sockets come and go with the Kafka clients of other tests."""
+    found = []
+    for handle in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):  # as the one that lists them
+            found.append(str(handle.readlink()))
+    return sorted(name for name in found if not name.startswith(("socket:", "/proc/")))
 
 
 def contained(blueprint_id: str, limits: QuarantineLimits = PATIENT) -> QuarantineReport:
