@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from esper.core._stamps import write_atomically
 from esper.core.errors import SecretError
+from esper.core.files import write_atomically
 from esper.leyline import SECRET_BYTES_MIN, PrivateKey, PublicKey, fingerprint
 
 #: A key file is some hundred bytes; whoever puts a large one there does not get it read.

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from esper.core._ring_files import read_secret
-from esper.core._stamps import write_atomically
 from esper.core.errors import SecretError
+from esper.core.files import write_atomically
 from esper.core.rng import new_secret
 from esper.core.settings import Settings
 from esper.leyline import SECRET_BYTES_MIN

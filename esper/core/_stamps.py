@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+
+from esper.core.files import write_atomically
 
 #: The kernel derives the boot time anew after a clock adjustment, so start times seen by two processes may
 #: differ by a second; a pid cannot be used up and handed out again within that time.
@@ -51,30 +52,3 @@ def read_stamp(path: Path) -> ProcessStamp | None:
         return ProcessStamp(pid=int(fields["pid"]), create_time=float(fields["create_time"]), home=str(fields["home"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def write_atomically(path: Path, content: bytes, *, mode: int) -> None:
-    """Replace `path` by `content` durably; a crash leaves the old file or the new one, never another mode.
-
-    Raises OSError. Writers of one path must hold a lock.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

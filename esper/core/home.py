@@ -30,8 +30,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from esper.core._ring_files import drop_secret, older_secrets, private_keys, public_keys
 from esper.core._secret import make_key, previous_secrets, signing_secret
-from esper.core._stamps import ProcessStamp, read_stamp, write_atomically, write_stamp
+from esper.core._stamps import ProcessStamp, read_stamp, write_stamp
 from esper.core.errors import Busy, NotReadyError, SecretError, SettingsError, UsageError
+from esper.core.files import write_atomically
 from esper.core.ids import new_event_id
 from esper.core.keys import HomeKeyRing, Rotation, begin_rotation, finish_rotation, make_signers
 from esper.core.settings import Settings

@@ -18,9 +18,9 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from esper.core import _ring_files as files
-from esper.core._stamps import write_atomically
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import Busy, SecretError, UsageError
+from esper.core.files import write_atomically
 from esper.core.rng import new_secret
 from esper.leyline import SIGNER_TYPES, Envelope, KeyRing, KeySet, PrivateKey, Verdict, fingerprint
 

@@ -15,8 +15,8 @@ import stat
 from collections.abc import Iterable
 from typing import Final
 
-from esper.core._stamps import write_atomically
 from esper.core.errors import SecretError, SettingsError
+from esper.core.files import write_atomically
 from esper.core.home import Home
 from esper.core.rng import new_secret
 

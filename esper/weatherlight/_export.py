@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import os
 import pprint
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -26,6 +25,7 @@ from torch.export.graph_signature import InputKind
 
 from esper.core.eager import eagerly, uncompiled
 from esper.core.errors import OperationFailed, UsageError
+from esper.core.files import write_atomically
 
 ExportFormat = Literal["safetensors", "pt2"]
 FORMATS: Final[tuple[str, ...]] = get_args(ExportFormat)
@@ -217,13 +217,9 @@ def _code(program: ExportedProgram) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Put a whole file in its place, or none."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(content)
-        beside.replace(path)
+        write_atomically(path, content, mode=0o644)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise OperationFailed(f"{path} cannot be written", cause=str(error)) from error
 
 

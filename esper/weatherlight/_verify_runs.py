@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esper.core.clock import SYSTEM_CLOCK
 from esper.core.errors import IntegrityError, UsageError
+from esper.core.files import write_atomically
 from esper.oona import Fabric
 from esper.weatherlight._run_record import OtherEnvironment, elsewhere, read_record, recording_factory
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Tell = Callable[[int], None]
 
@@ -125,14 +128,11 @@ def restore_run(fabric: Fabric, run_id: str, epoch: int, to: Path, *, on_epoch: 
     }
 
 
-def _write(to: Path, weights: Any, facts: dict[str, str]) -> None:  # noqa: ANN401 - tensors by name; torch comes late
-    """Write the file beside its place and rename it, so that nobody finds half of one."""
+def _write(to: Path, weights: Mapping[str, Tensor], facts: dict[str, str]) -> None:
     from safetensors.torch import save
 
     try:
-        with tempfile.NamedTemporaryFile(dir=to.parent, prefix=f".{to.name}-", delete=False) as file:
-            file.write(save(weights, metadata={"format": "pt", **facts}))
-        Path(file.name).replace(to)
+        write_atomically(to, save({**weights}, metadata={"format": "pt", **facts}), mode=0o644)
     except OSError as error:
         raise UsageError(
             f"{to} cannot be written", cause=error.strerror or str(error), next_step="Name another file"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, Protocol
 
 from esper.core.errors import IntegrityError, NotReadyError
+from esper.core.files import make_durable
 from esper.core.ids import Digest, sha256_hex
-from esper.core.kernel._shards import GONE, NEW, is_shard, locked, make_durable, place, written_beside
+from esper.core.kernel._shards import GONE, NEW, is_shard, locked, place, written_beside
 
 _logger = logging.getLogger("esper.kernel")
 

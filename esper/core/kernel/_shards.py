@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from esper.core.crash_points import crash_point
+from esper.core.files import make_durable
 
 #: Begin the names of files that are not blobs yet, or no longer (earlier versions moved them aside first).
 NEW: Final = ".new-"
@@ -80,12 +81,3 @@ def place(temporary: Path, target: Path) -> Path | None:
     crash_point("store.renamed")
     make_durable(target.parent)
     return aside
-
-
-def make_durable(folder: Path) -> None:
-    """Let a folder's new entries, and those that went, survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

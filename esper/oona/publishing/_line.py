@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf import json_format
 
-from esper.core._stamps import write_atomically
 from esper.core.breaker import CircuitBreaker
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import BrokerUnavailable
+from esper.core.files import write_atomically
 from esper.core.settings import Settings
 from esper.leyline import messages as ly
 from esper.oona._latency import LatencyHistogram

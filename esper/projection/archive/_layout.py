@@ -23,6 +23,7 @@ from typing import IO, Final
 from filelock import FileLock, Timeout
 
 from esper.core.errors import Busy, SettingsError
+from esper.core.files import make_durable
 from esper.oona import Position
 
 _LOCK_SECONDS: Final = 10.0
@@ -119,7 +120,7 @@ def whole_file(path: Path, *, named: Callable[[], Path] | None = None) -> Iterat
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(named() if named else path)
-        _make_durable(path.parent)
+        make_durable(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -128,13 +129,3 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a small file whole and durably."""
     with whole_file(path) as file:
         file.write(content)
-
-
-def _make_durable(folder: Path) -> None:
-    """Let a folder's new entries, and the folder itself, survive a loss of power."""
-    for one in (folder, folder.parent):
-        descriptor = os.open(one, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
