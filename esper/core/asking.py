@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from esper.core.errors import EsperError
-from esper.core.text import printable
+from esper.core.text import in_words
 
 T = TypeVar("T")
 
@@ -59,13 +59,5 @@ class _Asking(threading.Thread, Generic[T]):
             self.answers.append(self._question())
         # Not even SystemExit of somebody else's code ends this process; it is an answer to this question.
         except BaseException as error:  # noqa: BLE001 - see above
-            self.cause = _words(error)
+            self.cause = in_words(error)
             self.error = error
-
-
-def _words(error: BaseException) -> str:
-    name = printable(type(error).__name__, limit=80)
-    try:
-        return printable(f"{name}: {error}") if str(error) else name
-    except BaseException:  # noqa: BLE001 - an error of somebody else's may fail to say what it is
-        return name

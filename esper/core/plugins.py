@@ -19,7 +19,6 @@ from esper.core.errors import EsperError, UsageError
 
 #: As names stand in requests, on command lines and in metrics; without a colon, which marks `package.module:factory`.
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{1,63}")
-_CAUSE_CHARACTERS_MAX: Final = 500
 #: What a package imports may be large: torch alone takes seconds on a loaded machine.
 _IMPORT_SECONDS_MAX: Final = 60.0
 _logger = logging.getLogger("esper.core.plugins")
@@ -93,7 +92,7 @@ def load(kind: str, point: EntryPoint) -> object:
     try:
         named: object = answer_within(_IMPORT_SECONDS_MAX, point.load)
     except (EsperError, NoAnswer) as error:
-        raise unusable(kind, point, f"importing it failed: {in_words(error)}") from error
+        raise unusable(kind, point, f"importing it failed: {error}") from error
     return named
 
 
@@ -114,10 +113,3 @@ def distribution(point: EntryPoint) -> str:
 def shown(point: EntryPoint) -> str:
     """Return the entry point as its package writes it: "name = module:attribute"."""
     return f"{point.name} = {point.value}"
-
-
-def in_words(error: BaseException) -> str:
-    """Return an error that somebody else's code raised, in bounded words."""
-    if isinstance(error, EsperError | NoAnswer) or not str(error):
-        return (str(error) or type(error).__name__)[:_CAUSE_CHARACTERS_MAX]
-    return f"{type(error).__name__}: {error}"[:_CAUSE_CHARACTERS_MAX]

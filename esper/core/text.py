@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from typing import Final
 
+from esper.core.errors import EsperError
+
 #: Controls (terminal escapes, line ends), formats (which turn the direction of writing), surrogates (which UTF-8
 #: cannot hold), and the separators of lines and paragraphs.
 _REFUSED: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -37,6 +39,19 @@ def shown(value: object, *, limit: int = 80) -> str:
     if isinstance(value, str):
         return repr(str(value)[:limit])
     return f"a {printable(type(value).__name__, limit=limit)}"
+
+
+def in_words(error: BaseException, *, limit: int = 500) -> str:
+    """Return an error that somebody else's code raised, in bounded, printable words; never raises."""
+    name = printable(type(error).__name__, limit=80)
+    try:
+        said = str(error)
+    except BaseException:  # noqa: BLE001 - an error of somebody else's may fail to say what it is
+        return name
+    # Our own errors are whole sentences.
+    return printable(
+        said if said and isinstance(error, EsperError) else f"{name}: {said}" if said else name, limit=limit
+    )
 
 
 def _escaped(one: str) -> str:

@@ -11,7 +11,8 @@ from importlib.metadata import EntryPoint
 from typing import Final
 
 from esper.core.errors import EsperError
-from esper.core.plugins import in_words, load, unusable
+from esper.core.plugins import load, unusable
+from esper.core.text import in_words
 from esper.tamiyo._actions import Action, ActionSpace, BlueprintOption, Head
 from esper.tamiyo._observation import Observation
 from esper.tamiyo._policy import Policy, Proposal
@@ -52,7 +53,7 @@ class OwnPolicy:
         try:
             proposal = self._policy.propose(observation, space)
             problem = _problem(proposal, space)
-        except Exception as error:  # noqa: BLE001 - somebody else's policy may raise anything; the run goes on
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's policy may raise anything; the run goes on
             return self._nothing(space, f"it failed with {in_words(error)}")
         return self._nothing(space, problem) if problem else proposal
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from esper.core.errors import UsageError
-from esper.core.plugins import distribution, in_words, installed, load, unusable
+from esper.core.plugins import distribution, installed, load, unusable
+from esper.core.text import in_words
 from esper.tolaria._tasks import Host, Task, unknown_host
 
 TASK_ENTRY_POINTS: Final = "esper.tasks"
@@ -187,7 +188,7 @@ def _factory(name: str, module_name: str, factory_name: str) -> object:
     except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported
         raise UsageError(
             f"the task {name!r} cannot be loaded",
-            cause=f"importing {module_name} failed with {_words(error)}",
+            cause=f"importing {module_name} failed with {in_words(error)}",
             next_step="Check the module's name, and that it can be imported from the working directory",
         ) from error
     factory = getattr(module, factory_name, None)
@@ -212,7 +213,7 @@ def _made(name: str, factory: object) -> Task:
     except (Exception, SystemExit) as error:  # a user's factory may raise anything
         raise UsageError(
             f"the task {name!r} cannot be made",
-            cause=f"its factory failed with {_words(error)}",
+            cause=f"its factory failed with {in_words(error)}",
             next_step="Correct the factory",
         ) from error
     if not isinstance(task, Task):
@@ -222,7 +223,3 @@ def _made(name: str, factory: object) -> Task:
             next_step="Return an esper.tolaria.Task",
         )
     return task
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 
 from esper.core.errors import OperationFailed, UsageError
-from esper.core.plugins import distribution, in_words, load, offers, shown, unusable
+from esper.core.plugins import distribution, load, offers, shown, unusable
+from esper.core.text import in_words
 
 GROUP = "esper.tests"
 

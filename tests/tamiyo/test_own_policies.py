@@ -132,10 +132,15 @@ def _raises(_self: Eager, _observation: Observation, _space: ActionSpace) -> Pro
     raise ZeroDivisionError("a bug of the plugin")
 
 
+def _leaves(_self: Eager, _observation: Observation, _space: ActionSpace) -> Proposal:
+    sys.exit(3)
+
+
 @pytest.mark.parametrize(
     ("propose", "words"),
     [
         (_raises, "it failed with ZeroDivisionError: a bug of the plugin"),
+        (_leaves, "it failed with SystemExit: 3"),
         (lambda *_: None, "it proposed a NoneType"),
         (_changed(action="grow"), "it proposed a Proposal"),
         (_changed(action=Action("cull", "body")), "it proposed 'cull' where that is not legal"),
