@@ -15,7 +15,7 @@ from esper.tolaria._tasks import Split, Task
 from esper.tolaria._transformer import transformer_host
 
 LENGTH: Final = 64
-#: Windows of each part, and the modules that they are cut from: no file has characters in two parts.
+#: Windows of each part, and the modules whose text they are cut from: no file has characters in two parts.
 _WINDOWS: Final = {"train": 2048, "validation": 256, "test": 512}
 _MODULES: Final = {
     "train": (
@@ -74,6 +74,8 @@ def _tokens(text: str) -> Tensor:
 
 def _source(module: str) -> str:
     path = Path(sysconfig.get_path("stdlib")) / module
+    if not path.exists():  # Later Pythons have made packages of some: pathlib in 3.13.
+        path = path.with_suffix("") / "__init__.py"
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

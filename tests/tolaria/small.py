@@ -164,6 +164,25 @@ def scripted(*types: ly.CommandType | None) -> Policy:
     return answer
 
 
+def scheduled(moves: Mapping[int, ly.SeedOperation]) -> Policy:
+    """Return a policy that orders these moves of one BYPASS seed at these epochs, whatever the seed has learned."""
+
+    def answer(packet: ly.SystemStatePacket) -> ly.AdaptationCommand:
+        operation = moves.get(packet.current_epoch)
+        if operation is None:
+            return command(packet, ly.COMMAND_CONTINUE)
+        ordered = command(packet, ly.COMMAND_SEED)
+        ordered.seed_operation.operation = operation
+        if operation == ly.SEED_OP_GERMINATE:
+            ordered.seed_operation.blueprint_id = "BYPASS"
+            ordered.seed_operation.slot = packet.slots[0].slot
+        else:
+            ordered.target_seed_id = packet.seed_states[0].seed_id
+        return ordered
+
+    return answer
+
+
 def static(_: TrainingSetup) -> StaticController:
     """Make the controller of a network that does not grow."""
     return StaticController()

@@ -25,7 +25,7 @@ from esper.tolaria import (
     prepared,
     weights_in,
 )
-from tests.tolaria.small import command, request
+from tests.tolaria.small import request, scheduled
 
 EPOCHS = 12
 #: One seed from the soil to the host, in whatever epochs the gates let it pass.
@@ -52,19 +52,7 @@ class Kept:
         self.checkpoints[checkpoint.epoch] = checkpoint
 
 
-def schedule(packet: ly.SystemStatePacket) -> ly.AdaptationCommand:
-    """Order the moves of `MOVES`, whatever the seed has learned."""
-    operation = MOVES.get(packet.current_epoch)
-    if operation is None:
-        return command(packet, ly.COMMAND_CONTINUE)
-    ordered = command(packet, ly.COMMAND_SEED)
-    ordered.seed_operation.operation = operation
-    if operation == ly.SEED_OP_GERMINATE:
-        ordered.seed_operation.blueprint_id = "BYPASS"
-        ordered.seed_operation.slot = packet.slots[0].slot
-    else:
-        ordered.target_seed_id = packet.seed_states[0].seed_id
-    return ordered
+schedule = scheduled(MOVES)
 
 
 #: A kernel that draws random numbers, so that a stream that stands elsewhere shows.

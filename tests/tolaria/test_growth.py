@@ -19,7 +19,7 @@ from esper.tolaria import (
     prepared,
     re_execute,
 )
-from tests.tolaria.small import command, request
+from tests.tolaria.small import request, scheduled
 
 EPOCHS = 20
 #: One seed from the soil to the host, at the epochs that a schedule would choose.
@@ -30,21 +30,7 @@ MOVES = {
     9: ly.SEED_OP_EVALUATE,
     10: ly.SEED_OP_FOSSILIZE,
 }
-
-
-def schedule(packet: ly.SystemStatePacket) -> ly.AdaptationCommand:
-    """Answer as a fixed schedule does."""
-    operation = MOVES.get(packet.current_epoch)
-    if operation is None:
-        return command(packet, ly.COMMAND_CONTINUE)
-    ordered = command(packet, ly.COMMAND_SEED)
-    ordered.seed_operation.operation = operation
-    if operation == ly.SEED_OP_GERMINATE:
-        ordered.seed_operation.blueprint_id = "BYPASS"
-        ordered.seed_operation.slot = packet.slots[0].slot
-    else:
-        ordered.target_seed_id = packet.seed_states[0].seed_id
-    return ordered
+schedule = scheduled(MOVES)
 
 
 def grown(runtime: InMemoryRuntime) -> ControllerFactory:

@@ -57,7 +57,7 @@ def grow(
     `slots` are module names (":residual" may follow one), or "auto". `optimizer` takes over the seeds that stay;
     `loss_fn(outputs, targets)` trains seeds in shadow; `probe`, held-out batches of (inputs, targets), lets gates
     measure. What is not given disables the gates that need it, and the refusal names them: without `loss_fn`
-    seeds do not train and G2, G4 cannot pass; without `probe` neither can. `scaler`, the one that scales the loop's
+    nothing germinates (G1), without `probe` G2 and G4 cannot pass. `scaler`, the one that scales the loop's
     loss, lets seeds take the scale out of their gradients and skip the steps that overflow; with `scheduler` seeds
     slow down as the host does. `epochs` is how many are planned (0: unknown). `members` starts those members that
     are missing for the time of the block.
