@@ -1,0 +1,178 @@
+"""What the seed manager does at an epoch's edge: judge, hand out events, and let the acknowledged ones act."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from esper.core.errors import IntegrityError
+from esper.core.ports import EdgeDecision
+from esper.kasmina._decide import (
+    check_against_record,
+    cull_for_fault,
+    decide_order,
+    no_command,
+    recorded_without_measuring,
+    refuse,
+)
+from esper.kasmina._gate_reset import reset_gate
+from esper.kasmina._lifecycle import GROWING_STAGES, SeedRecord
+from esper.kasmina._manager_steps import ManagerSteps
+from esper.kasmina._orders import BLEND_STEPS, Refusal, read_command
+from esper.kasmina._resets import recorded_resets, with_resets
+from esper.leyline import messages as ly
+from esper.leyline.registry import EventMessage
+
+logger = logging.getLogger("esper.kasmina")
+
+#: Judges commands of one type at the edge after an epoch. The outcome is the recorded one of a re-execution.
+Judge = Callable[[ly.AdaptationCommand, int, ly.CommandOutcome | None], EdgeDecision]
+
+
+class ManagerEdges(ManagerSteps):
+    """Decides once for each edge; every type of command has its judge in `_judges`."""
+
+    def end_epoch(self, epoch: int) -> list[EventMessage]:
+        """Close the epoch's figures, measure held-out losses, and return the moves that faults force.
+
+        A seed whose loss, gradient or values are not finite is culled; the host has heard none of it. So is one that
+        was not isolated, once the breaker of the isolation monitor is open.
+
+        Raises:
+            IntegrityError: events of the last edge were not folded.
+        """
+        self._expect_nothing_owed()
+        self._epoch = epoch
+        self._steps_per_epoch, self._epoch_steps = self._epoch_steps or self._steps_per_epoch, 0
+        growing = self.lifecycle.in_stages(GROWING_STAGES)
+        for record in growing:
+            self._bed.live[record.seed_id].trainer.close_epoch()
+        self._bed.close_isolation(epoch)
+        faults = [(record, fault) for record in growing if (fault := self._bed.faults(record.seed_id))]
+        faulty = {record.seed_id for record, _ in faults}
+        self._bed.measure([record.seed_id for record in growing if record.seed_id not in faulty], epoch=epoch)
+        alphas = [self._bed.live[record.seed_id].seed.alpha for record, _ in faults]
+        culled = [(record, fault, alpha) for (record, fault), alpha in zip(faults, alphas, strict=True)]
+        return self._owing(cull_for_fault(self._edge(epoch), culled))
+
+    def decide(
+        self, command: ly.AdaptationCommand | None, *, epoch: int, recorded: ly.CommandOutcome | None = None
+    ) -> EdgeDecision:
+        """Judge `command` at the edge after `epoch`, once; nothing changes before its events are folded.
+
+        With `recorded` (re-execution) the recorded command and kernel are taken, and the recorded resets. Without,
+        culled seeds whose embargo is over are reset at the same edge, whatever was commanded.
+
+        Raises:
+            IntegrityError: the edge was decided before, events are still to be folded, or a re-executed
+                verdict differs from the recorded one.
+        """
+        self._expect_nothing_owed()
+        if epoch <= self._decided_epoch:
+            raise IntegrityError(
+                f"the edge after epoch {epoch} was decided before",
+                cause=f"the last decided edge is that of epoch {self._decided_epoch}; an edge has one outcome",
+                next_step="append the decision that was returned",
+            )
+        decision = self._judged(command, epoch=epoch, recorded=recorded)
+        decision = with_resets(self._edge(epoch), decision, self._resets(epoch, recorded))
+        if recorded is not None:
+            check_against_record(decision, recorded)
+        self._decided_epoch = epoch
+        self._owing(decision.events)
+        return decision
+
+    def _judged(
+        self, command: ly.AdaptationCommand | None, *, epoch: int, recorded: ly.CommandOutcome | None
+    ) -> EdgeDecision:
+        if recorded is not None:
+            bound = recorded_without_measuring(recorded)
+            if bound is not None:
+                return bound
+            command = recorded.command if recorded.HasField("command") else command
+        if command is None:
+            return no_command()
+        judge = self._judges().get(command.command_type)
+        if judge is None:
+            return refuse(self._edge(epoch), Refusal("unsupported_command"))
+        return judge(command, epoch, recorded)
+
+    def _judges(self) -> Mapping[ly.CommandType, Judge]:
+        """Return who judges a command, by its type; what is not here is refused as "unsupported_command"."""
+        return {ly.COMMAND_CONTINUE: _train_on, ly.COMMAND_SEED: self._judge_seed_command}
+
+    def _judge_seed_command(
+        self, command: ly.AdaptationCommand, epoch: int, recorded: ly.CommandOutcome | None
+    ) -> EdgeDecision:
+        order = read_command(command, self.lifecycle)
+        if isinstance(order, Refusal):
+            return refuse(self._edge(epoch), order)
+        examination = self._examiner.examine(
+            order, self.lifecycle, epoch=epoch, steps_per_epoch=self._steps_per_epoch, recorded=recorded
+        )
+        if examination.prepared is not None:
+            self._prepared = {order.seed_id: examination.prepared}
+            self._kernels[order.seed_id] = examination.findings.kernel_digest
+        return decide_order(self._edge(epoch), order, examination.findings)
+
+    def _resets(self, epoch: int, recorded: ly.CommandOutcome | None) -> list[tuple[SeedRecord, ly.GateEvaluated]]:
+        """Return each seed that is to be reset at this edge, with G5's verdict on it; the recorded one binds."""
+        if recorded is None:
+            due = self.lifecycle.due_for_reset(epoch, embargo_epochs=self._config.embargo_epochs)
+            return [(record, reset_gate(self._bed.reset_evidence(record.seed_id))) for record in due]
+        resets = []
+        for seed_id, passed in recorded_resets(recorded, self.lifecycle).items():
+            gate = reset_gate(self._bed.reset_evidence(seed_id))
+            if gate.passed != passed:
+                logger.warning("seed %s: G5 is %s now and %s in the log, which binds", seed_id, gate.passed, passed)
+                gate.passed = passed
+            resets.append((self.lifecycle.seeds[seed_id], gate))
+        return resets
+
+    def handle_command(
+        self,
+        command: ly.AdaptationCommand | None,
+        *,
+        epoch: int,
+        append: Callable[[EventMessage], object],
+    ) -> EdgeDecision:
+        """Decide, append every event by `append`, and only then fold them; for loops that own their log."""
+        decision = self.decide(command, epoch=epoch)
+        for event in decision.events:
+            append(event)
+        for event in decision.events:
+            self.fold(event)
+        return decision
+
+    def fold(self, event: EventMessage) -> None:
+        """Let an acknowledged event change the model.
+
+        Raises:
+            IntegrityError: it is not the event that must come next.
+        """
+        if not self._owed or event.meta.event_id != self._owed[0]:
+            raise IntegrityError(
+                f"the event {event.meta.event_id!r} cannot be folded now",
+                cause=f"the next one is {self._owed[0]!r}" if self._owed else "no event is waited for",
+                next_step="fold what decide and end_epoch returned, in their order, once each",
+            )
+        self.lifecycle = self.lifecycle.fold(event)
+        del self._owed[0]
+        if isinstance(event, ly.SeedStageChanged):
+            self._apply(event)
+
+    def _apply(self, event: ly.SeedStageChanged) -> None:
+        if event.to_stage == ly.SEED_STAGE_GERMINATED:
+            self._bed.plant(event.seed_id, self._slots[event.slot], self._prepared.pop(event.seed_id))
+        elif event.to_stage == ly.SEED_STAGE_BLENDING:
+            self._bed.blend(event.seed_id, steps=round(event.metrics[BLEND_STEPS]))
+        elif event.to_stage == ly.SEED_STAGE_FOSSILIZED:
+            self._bed.fossilize(event.seed_id)
+        elif event.to_stage == ly.SEED_STAGE_CULLED:
+            self._bed.uproot(event.seed_id)
+        elif event.to_stage == ly.SEED_STAGE_DORMANT:
+            self._bed.forget(event.seed_id)
+
+
+def _train_on(_command: ly.AdaptationCommand, _epoch: int, _recorded: ly.CommandOutcome | None) -> EdgeDecision:
+    return EdgeDecision(result=ly.COMMAND_RESULT_APPLIED)

@@ -1,0 +1,43 @@
+"""What the seed manager does around each step of the host's training."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from esper.kasmina._lifecycle import ATTACHED_STAGES
+from esper.kasmina._manager_figures import ManagerFigures
+from esper.leyline import messages as ly
+
+
+class ManagerSteps(ManagerFigures):
+    """Trains seeds; moves none."""
+
+    def before_step(self) -> None:
+        """Clear what the seeds' gradients hold; call it before the host's backward."""
+        self._bed.zero_grad()
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply what the host's backward left in the gradients of seeds that have an optimiser of their own."""
+        for live in self._bed.live.values():
+            live.trainer.scale_gradients(factor)
+
+    def follow_rate(self, share: float) -> None:
+        """Let the seeds learn with this share of their own learning rate, in 0..1."""
+        for live in self._bed.live.values():
+            live.trainer.rate_share = share
+
+    def after_step(self, inputs: Tensor, targets: Tensor) -> None:
+        """Train every seed on this batch and let alpha rise; call it after the host's optimiser step."""
+        self._step += 1
+        self._epoch_steps += 1
+        self._bed.last_batch = inputs, targets
+        self._bed.host_stepped()
+        if not self._bed.monitor.allows:
+            return  # No seed takes a step while the breaker is open.
+        for record in self.lifecycle.in_stages(ATTACHED_STAGES):
+            if record.stage == ly.SEED_STAGE_TRAINING:
+                if self._step % self._config.shadow_every == 0:
+                    self._bed.train_in_shadow(record.seed_id, inputs, targets, step=self._step)
+            else:
+                rising = record.stage == ly.SEED_STAGE_BLENDING
+                self._bed.train_jointly(record.seed_id, batch=len(inputs), rising=rising)
