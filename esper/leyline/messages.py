@@ -40,6 +40,7 @@ from esper.leyline.v1.commands_pb2 import AdaptationCommand as AdaptationCommand
 from esper.leyline.v1.commands_pb2 import CommandCircuitBreaker as CommandCircuitBreaker
 from esper.leyline.v1.commands_pb2 import CommandOptimizerAdjustment as CommandOptimizerAdjustment
 from esper.leyline.v1.commands_pb2 import CommandOutcome as CommandOutcome
+from esper.leyline.v1.commands_pb2 import CommandPause as CommandPause
 from esper.leyline.v1.commands_pb2 import CommandResult as CommandResult
 from esper.leyline.v1.commands_pb2 import CommandSeedOperation as CommandSeedOperation
 from esper.leyline.v1.commands_pb2 import CommandType as CommandType
@@ -223,6 +224,7 @@ from esper.leyline.v1.seeds_pb2 import SeedLifecycleStage as SeedLifecycleStage
 from esper.leyline.v1.seeds_pb2 import SeedMoveRejected as SeedMoveRejected
 from esper.leyline.v1.seeds_pb2 import SeedStageChanged as SeedStageChanged
 from esper.leyline.v1.seeds_pb2 import SeedState as SeedState
+from esper.leyline.v1.state_pb2 import GrowthState as GrowthState
 from esper.leyline.v1.state_pb2 import HardwareContext as HardwareContext
 from esper.leyline.v1.state_pb2 import SlotState as SlotState
 from esper.leyline.v1.state_pb2 import SystemStatePacket as SystemStatePacket
@@ -390,6 +392,7 @@ __all__ = [
     "CommandCircuitBreaker",
     "CommandOptimizerAdjustment",
     "CommandOutcome",
+    "CommandPause",
     "CommandResult",
     "CommandSeedOperation",
     "CommandType",
@@ -410,6 +413,7 @@ __all__ = [
     "FieldReportOutcome",
     "GateCheck",
     "GateEvaluated",
+    "GrowthState",
     "HandlingClass",
     "HardwareContext",
     "HazardBand",

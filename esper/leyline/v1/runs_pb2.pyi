@@ -203,7 +203,7 @@ class CheckpointSaved(_message.Message):
     def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., blob_digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., weights_digest: _Optional[str] = ...) -> None: ...
 
 class RunRolledBack(_message.Message):
-    __slots__ = ("meta", "run_id", "attempt", "from_epoch", "to_epoch", "checkpoint_digest", "reason")
+    __slots__ = ("meta", "run_id", "attempt", "from_epoch", "to_epoch", "checkpoint_digest", "reason", "digest_before", "digest_after", "rate_factor", "faults", "command_id")
     META_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -211,6 +211,11 @@ class RunRolledBack(_message.Message):
     TO_EPOCH_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_AFTER_FIELD_NUMBER: _ClassVar[int]
+    RATE_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    FAULTS_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     meta: _meta_pb2.EventMeta
     run_id: str
     attempt: int
@@ -218,4 +223,9 @@ class RunRolledBack(_message.Message):
     to_epoch: int
     checkpoint_digest: str
     reason: str
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., from_epoch: _Optional[int] = ..., to_epoch: _Optional[int] = ..., checkpoint_digest: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    digest_before: str
+    digest_after: str
+    rate_factor: float
+    faults: int
+    command_id: str
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., from_epoch: _Optional[int] = ..., to_epoch: _Optional[int] = ..., checkpoint_digest: _Optional[str] = ..., reason: _Optional[str] = ..., digest_before: _Optional[str] = ..., digest_after: _Optional[str] = ..., rate_factor: _Optional[float] = ..., faults: _Optional[int] = ..., command_id: _Optional[str] = ...) -> None: ...

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from esper.leyline.v1 import health_pb2 as esper_dot_leyline_dot_v1_dot_health__pb2
 from esper.leyline.v1 import meta_pb2 as esper_dot_leyline_dot_v1_dot_meta__pb2
 from esper.leyline.v1 import seeds_pb2 as esper_dot_leyline_dot_v1_dot_seeds__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65sper/leyline/v1/state.proto\x12\x10\x65sper.leyline.v1\x1a\x1b\x65sper/leyline/v1/meta.proto\x1a\x1c\x65sper/leyline/v1/seeds.proto\"\xc5\x01\n\x0fHardwareContext\x12\x13\n\x0b\x64\x65vice_type\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x17\n\x0ftotal_memory_gb\x18\x03 \x01(\x01\x12\x1b\n\x13\x61vailable_memory_gb\x18\x04 \x01(\x01\x12\x1b\n\x13temperature_celsius\x18\x05 \x01(\x01\x12\x1b\n\x13utilization_percent\x18\x06 \x01(\x01\x12\x1a\n\x12\x63ompute_capability\x18\x07 \x01(\r\"\x97\x01\n\tSlotState\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x0e\n\x06module\x18\x02 \x01(\t\x12\x11\n\tplacement\x18\x03 \x01(\t\x12\x0e\n\x06layout\x18\x04 \x01(\t\x12\x10\n\x08in_shape\x18\x05 \x03(\r\x12\x11\n\tout_shape\x18\x06 \x03(\r\x12\x0f\n\x07seed_id\x18\x07 \x01(\t\x12\x13\n\x0blayer_depth\x18\x08 \x01(\r\"\xe9\x05\n\x11SystemStatePacket\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x17\n\x0ftraining_run_id\x18\x03 \x01(\t\x12\x17\n\x0f\x65xperiment_name\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x15\n\rcurrent_epoch\x18\x06 \x01(\r\x12\x16\n\x0e\x65pochs_planned\x18\x07 \x01(\r\x12\x13\n\x0bglobal_step\x18\x08 \x01(\x04\x12\x15\n\rtraining_loss\x18\t \x01(\x01\x12\x17\n\x0fvalidation_loss\x18\n \x01(\x01\x12\x1b\n\x13validation_accuracy\x18\x0b \x01(\x01\x12R\n\x10training_metrics\x18\x0c \x03(\x0b\x32\x38.esper.leyline.v1.SystemStatePacket.TrainingMetricsEntry\x12\x30\n\x0bseed_states\x18\r \x03(\x0b\x32\x1b.esper.leyline.v1.SeedState\x12*\n\x05slots\x18\x0e \x03(\x0b\x32\x1b.esper.leyline.v1.SlotState\x12;\n\x10hardware_context\x18\x0f \x01(\x0b\x32!.esper.leyline.v1.HardwareContext\x12\x16\n\x0eweights_digest\x18\x10 \x01(\t\x12\x0e\n\x06policy\x18\x11 \x01(\t\x12\x12\n\nparameters\x18\x12 \x01(\x04\x12\x15\n\rmultiply_adds\x18\x13 \x01(\x04\x12 \n\x18multiply_adds_per_sample\x18\x14 \x01(\x04\x12\x0c\n\x04task\x18\x15 \x01(\t\x12\x0c\n\x04host\x18\x16 \x01(\t\x12\x0c\n\x04seed\x18\x17 \x01(\x04\x1a\x36\n\x14TrainingMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65sper/leyline/v1/state.proto\x12\x10\x65sper.leyline.v1\x1a\x1d\x65sper/leyline/v1/health.proto\x1a\x1b\x65sper/leyline/v1/meta.proto\x1a\x1c\x65sper/leyline/v1/seeds.proto\"\xc5\x01\n\x0fHardwareContext\x12\x13\n\x0b\x64\x65vice_type\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x17\n\x0ftotal_memory_gb\x18\x03 \x01(\x01\x12\x1b\n\x13\x61vailable_memory_gb\x18\x04 \x01(\x01\x12\x1b\n\x13temperature_celsius\x18\x05 \x01(\x01\x12\x1b\n\x13utilization_percent\x18\x06 \x01(\x01\x12\x1a\n\x12\x63ompute_capability\x18\x07 \x01(\r\"\x97\x01\n\tSlotState\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x0e\n\x06module\x18\x02 \x01(\t\x12\x11\n\tplacement\x18\x03 \x01(\t\x12\x0e\n\x06layout\x18\x04 \x01(\t\x12\x10\n\x08in_shape\x18\x05 \x03(\r\x12\x11\n\tout_shape\x18\x06 \x03(\r\x12\x0f\n\x07seed_id\x18\x07 \x01(\t\x12\x13\n\x0blayer_depth\x18\x08 \x01(\r\"\x97\x01\n\x0bGrowthState\x12\x36\n\x07\x62reaker\x18\x01 \x01(\x0e\x32%.esper.leyline.v1.CircuitBreakerState\x12\x14\n\x0c\x62reaker_held\x18\x02 \x01(\x08\x12\x0e\n\x06paused\x18\x03 \x01(\x08\x12\x1a\n\x12paused_until_epoch\x18\x04 \x01(\r\x12\x0e\n\x06halted\x18\x05 \x01(\x08\"\x98\x06\n\x11SystemStatePacket\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x17\n\x0ftraining_run_id\x18\x03 \x01(\t\x12\x17\n\x0f\x65xperiment_name\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x15\n\rcurrent_epoch\x18\x06 \x01(\r\x12\x16\n\x0e\x65pochs_planned\x18\x07 \x01(\r\x12\x13\n\x0bglobal_step\x18\x08 \x01(\x04\x12\x15\n\rtraining_loss\x18\t \x01(\x01\x12\x17\n\x0fvalidation_loss\x18\n \x01(\x01\x12\x1b\n\x13validation_accuracy\x18\x0b \x01(\x01\x12R\n\x10training_metrics\x18\x0c \x03(\x0b\x32\x38.esper.leyline.v1.SystemStatePacket.TrainingMetricsEntry\x12\x30\n\x0bseed_states\x18\r \x03(\x0b\x32\x1b.esper.leyline.v1.SeedState\x12*\n\x05slots\x18\x0e \x03(\x0b\x32\x1b.esper.leyline.v1.SlotState\x12;\n\x10hardware_context\x18\x0f \x01(\x0b\x32!.esper.leyline.v1.HardwareContext\x12\x16\n\x0eweights_digest\x18\x10 \x01(\t\x12\x0e\n\x06policy\x18\x11 \x01(\t\x12\x12\n\nparameters\x18\x12 \x01(\x04\x12\x15\n\rmultiply_adds\x18\x13 \x01(\x04\x12 \n\x18multiply_adds_per_sample\x18\x14 \x01(\x04\x12\x0c\n\x04task\x18\x15 \x01(\t\x12\x0c\n\x04host\x18\x16 \x01(\t\x12\x0c\n\x04seed\x18\x17 \x01(\x04\x12-\n\x06growth\x18\x18 \x01(\x0b\x32\x1d.esper.leyline.v1.GrowthState\x1a\x36\n\x14TrainingMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,12 +36,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SYSTEMSTATEPACKET_TRAININGMETRICSENTRY']._loaded_options = None
   _globals['_SYSTEMSTATEPACKET_TRAININGMETRICSENTRY']._serialized_options = b'8\001'
-  _globals['_HARDWARECONTEXT']._serialized_start=110
-  _globals['_HARDWARECONTEXT']._serialized_end=307
-  _globals['_SLOTSTATE']._serialized_start=310
-  _globals['_SLOTSTATE']._serialized_end=461
-  _globals['_SYSTEMSTATEPACKET']._serialized_start=464
-  _globals['_SYSTEMSTATEPACKET']._serialized_end=1209
-  _globals['_SYSTEMSTATEPACKET_TRAININGMETRICSENTRY']._serialized_start=1155
-  _globals['_SYSTEMSTATEPACKET_TRAININGMETRICSENTRY']._serialized_end=1209
+  _globals['_HARDWARECONTEXT']._serialized_start=141
+  _globals['_HARDWARECONTEXT']._serialized_end=338
+  _globals['_SLOTSTATE']._serialized_start=341
+  _globals['_SLOTSTATE']._serialized_end=492
+  _globals['_GROWTHSTATE']._serialized_start=495
+  _globals['_GROWTHSTATE']._serialized_end=646
+  _globals['_SYSTEMSTATEPACKET']._serialized_start=649
+  _globals['_SYSTEMSTATEPACKET']._serialized_end=1441
+  _globals['_SYSTEMSTATEPACKET_TRAININGMETRICSENTRY']._serialized_start=1387
+  _globals['_SYSTEMSTATEPACKET_TRAININGMETRICSENTRY']._serialized_end=1441
 # @@protoc_insertion_point(module_scope)
