@@ -126,6 +126,16 @@ def test_batch_norm_is_torchs() -> None:
     assert torch.all(lone.running_variance == 1.0)
 
 
+def test_batch_norm_takes_half_precision_as_torchs() -> None:
+    """What autocast hands over: statistics of bfloat16 activations in full precision, compared with `BatchNorm1d`."""
+    ours = word("vector", {"op": "batch_norm", "features": 6, "momentum": 0.9, "epsilon": 1e-5}).float()
+    theirs = nn.BatchNorm1d(6, momentum=0.1)
+    x = sample(6, rows=32).to(torch.bfloat16)
+    torch.testing.assert_close(ours(x).to(torch.bfloat16), theirs(x), rtol=2**-7, atol=2**-7)
+    torch.testing.assert_close(ours.running_mean, cast("Tensor", theirs.running_mean))
+    torch.testing.assert_close(ours.running_variance, cast("Tensor", theirs.running_var))
+
+
 def test_means_and_pools_are_torchs() -> None:
     """Contexts, rarer positions and resized maps: compare with means, pooling and interpolation."""
     x = sample(9, 6)

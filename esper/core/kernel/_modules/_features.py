@@ -104,7 +104,8 @@ class BatchNorm(Worded):
         mean, variance = self.running_mean, self.running_variance
         if self.training and x_BF[..., 0].numel() > 1:
             over = tuple(range(x_BF.dim() - 1))
-            variance, mean = torch.var_mean(x_BF, dim=over, correction=0)
+            # Under autocast activations may come in half precision; statistics are kept in full, as torch does.
+            variance, mean = torch.var_mean(x_BF.to(self.running_mean.dtype), dim=over, correction=0)
             self._follow(mean.detach(), variance.detach(), x_BF[..., 0].numel())
         inverse = torch.rsqrt(variance + self.node.attributes["epsilon"])
         return (x_BF - mean) * inverse * self.weight + self.bias
