@@ -43,6 +43,7 @@ from esper.leyline.v1.commands_pb2 import CommandOutcome as CommandOutcome
 from esper.leyline.v1.commands_pb2 import CommandPause as CommandPause
 from esper.leyline.v1.commands_pb2 import CommandResult as CommandResult
 from esper.leyline.v1.commands_pb2 import CommandSeedOperation as CommandSeedOperation
+from esper.leyline.v1.commands_pb2 import CommandStructuralPruning as CommandStructuralPruning
 from esper.leyline.v1.commands_pb2 import CommandType as CommandType
 from esper.leyline.v1.commands_pb2 import LateCommand as LateCommand
 from esper.leyline.v1.commands_pb2 import SeedOperation as SeedOperation
@@ -184,6 +185,15 @@ from esper.leyline.v1.safety_pb2 import HandlingClass as HandlingClass
 from esper.leyline.v1.safety_pb2 import HazardBand as HazardBand
 from esper.leyline.v1.safety_pb2 import Provenance as Provenance
 from esper.leyline.v1.safety_pb2 import ResourceProfile as ResourceProfile
+from esper.leyline.v1.seeds_pb2 import ALPHA_CURVE_COSINE as ALPHA_CURVE_COSINE
+from esper.leyline.v1.seeds_pb2 import ALPHA_CURVE_LINEAR as ALPHA_CURVE_LINEAR
+from esper.leyline.v1.seeds_pb2 import ALPHA_CURVE_SIGMOID as ALPHA_CURVE_SIGMOID
+from esper.leyline.v1.seeds_pb2 import ALPHA_CURVE_UNSPECIFIED as ALPHA_CURVE_UNSPECIFIED
+from esper.leyline.v1.seeds_pb2 import BLEND_MODE_CHANNEL as BLEND_MODE_CHANNEL
+from esper.leyline.v1.seeds_pb2 import BLEND_MODE_CONFIDENCE as BLEND_MODE_CONFIDENCE
+from esper.leyline.v1.seeds_pb2 import BLEND_MODE_CONVEX as BLEND_MODE_CONVEX
+from esper.leyline.v1.seeds_pb2 import BLEND_MODE_RESIDUAL as BLEND_MODE_RESIDUAL
+from esper.leyline.v1.seeds_pb2 import BLEND_MODE_UNSPECIFIED as BLEND_MODE_UNSPECIFIED
 from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_COMPLETED as QUARANTINE_VERDICT_COMPLETED
 from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_CRASHED as QUARANTINE_VERDICT_CRASHED
 from esper.leyline.v1.seeds_pb2 import QUARANTINE_VERDICT_DEADLOCK as QUARANTINE_VERDICT_DEADLOCK
@@ -215,6 +225,8 @@ from esper.leyline.v1.seeds_pb2 import SEED_STAGE_SHADOWING as SEED_STAGE_SHADOW
 from esper.leyline.v1.seeds_pb2 import SEED_STAGE_TERMINATED as SEED_STAGE_TERMINATED
 from esper.leyline.v1.seeds_pb2 import SEED_STAGE_TRAINING as SEED_STAGE_TRAINING
 from esper.leyline.v1.seeds_pb2 import SEED_STAGE_UNKNOWN as SEED_STAGE_UNKNOWN
+from esper.leyline.v1.seeds_pb2 import AlphaCurve as AlphaCurve
+from esper.leyline.v1.seeds_pb2 import BlendMode as BlendMode
 from esper.leyline.v1.seeds_pb2 import GateCheck as GateCheck
 from esper.leyline.v1.seeds_pb2 import GateEvaluated as GateEvaluated
 from esper.leyline.v1.seeds_pb2 import KernelQuarantined as KernelQuarantined
@@ -224,6 +236,7 @@ from esper.leyline.v1.seeds_pb2 import SeedLifecycleStage as SeedLifecycleStage
 from esper.leyline.v1.seeds_pb2 import SeedMoveRejected as SeedMoveRejected
 from esper.leyline.v1.seeds_pb2 import SeedStageChanged as SeedStageChanged
 from esper.leyline.v1.seeds_pb2 import SeedState as SeedState
+from esper.leyline.v1.seeds_pb2 import SeedTuned as SeedTuned
 from esper.leyline.v1.state_pb2 import GrowthState as GrowthState
 from esper.leyline.v1.state_pb2 import HardwareContext as HardwareContext
 from esper.leyline.v1.state_pb2 import SlotState as SlotState
@@ -241,6 +254,15 @@ from esper.leyline.v1.telemetry_pb2 import TelemetryPacket as TelemetryPacket
 from esper.leyline.v1.telemetry_pb2 import TraceSpan as TraceSpan
 
 __all__ = [
+    "ALPHA_CURVE_COSINE",
+    "ALPHA_CURVE_LINEAR",
+    "ALPHA_CURVE_SIGMOID",
+    "ALPHA_CURVE_UNSPECIFIED",
+    "BLEND_MODE_CHANNEL",
+    "BLEND_MODE_CONFIDENCE",
+    "BLEND_MODE_CONVEX",
+    "BLEND_MODE_RESIDUAL",
+    "BLEND_MODE_UNSPECIFIED",
     "BLUEPRINT_TIER_EXPERIMENTAL",
     "BLUEPRINT_TIER_HIGH_RISK",
     "BLUEPRINT_TIER_SAFE",
@@ -375,9 +397,11 @@ __all__ = [
     "TELEMETRY_LEVEL_UNSPECIFIED",
     "TELEMETRY_LEVEL_WARNING",
     "AdaptationCommand",
+    "AlphaCurve",
     "AnyEvent",
     "ArtifactManifest",
     "BenchmarkReport",
+    "BlendMode",
     "BlueprintApproved",
     "BlueprintBenchmark",
     "BlueprintBenchmarkProfile",
@@ -395,6 +419,7 @@ __all__ = [
     "CommandPause",
     "CommandResult",
     "CommandSeedOperation",
+    "CommandStructuralPruning",
     "CommandType",
     "CompileFailed",
     "CompileFinished",
@@ -463,6 +488,7 @@ __all__ = [
     "SeedStageChanged",
     "SeedState",
     "SeedSummary",
+    "SeedTuned",
     "SlotState",
     "SystemHealth",
     "SystemStatePacket",

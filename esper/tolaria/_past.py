@@ -17,6 +17,13 @@ from esper.tolaria._recording import Recording
 COMMANDS_TOPIC: Final = "adaptation-commands"
 _STATE_TOPIC: Final = "system-state"
 _SEEDS_TOPIC: Final = "seed-events"
+_SEED_EVENTS: Final = (
+    ly.SeedStageChanged,
+    ly.GateEvaluated,
+    ly.SeedMoveRejected,
+    ly.SeedTuned,
+    ly.KernelQuarantined,
+)
 #: A backlog of a million records is read in a minute or two; more than this means that nothing moves.
 _READ_SECONDS: Final = 600.0
 #: Append times are those of the brokers that lead each partition, whose clocks differ a little.
@@ -98,7 +105,7 @@ def past_of(events: Iterable[Event]) -> Past:
             packets.append(message)
         elif isinstance(message, ly.CommandOutcome) and message.attempt >= attempt:
             outcomes.append(message)
-        elif isinstance(message, ly.SeedStageChanged | ly.GateEvaluated | ly.SeedMoveRejected | ly.KernelQuarantined):
+        elif isinstance(message, _SEED_EVENTS):
             seed_events.setdefault(event.meta.event_id, message)
         elif isinstance(message, ly.CheckpointSaved) and message.attempt >= attempt:
             checkpoints.append(message)

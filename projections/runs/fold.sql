@@ -36,7 +36,7 @@ from SystemStatePacket, unnest(seed_states) as seeds(state);
 insert into run_outcomes by name
 select topic_partition, record_offset, append_time, meta.event_id, meta.producer_id, meta.time as event_time,
   run_id, attempt, epoch, state_event_id, result, reason, command_id, command_event_id, command_offset, command_type,
-  seed_operation, seed_id, kernel_digest, latency_ms, decision_id, gate_verdicts,
+  seed_operation, seed_id, kernel_digest, latency_ms, decision_id, gate_verdicts, choices,
   list_transform(late_commands, lambda c: {
     'command_id': c.command_id, 'event_id': c.event_id, 'epoch': c.epoch, 'reason': c.reason
   }) as late_commands,
@@ -91,7 +91,7 @@ from AdaptationCommand;
 insert into seed_moves by name
 select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,
   run_id, attempt, epoch, seed_id, slot, blueprint_id, from_stage, to_stage, reason, command_id, alpha,
-  gate_event_ids, gates_not_measured, metrics
+  gate_event_ids, gates_not_measured, metrics, blend_mode, alpha_curve
 from SeedStageChanged;
 
 insert into gate_evaluations by name
@@ -107,6 +107,11 @@ insert into rejected_moves by name
 select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,
   run_id, attempt, epoch, seed_id, from_stage, to_stage, reason, command_id, gate_event_ids
 from SeedMoveRejected;
+
+insert into seed_tunings by name
+select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,
+  run_id, attempt, epoch, seed_id, stage, rate_factor, epochs, reason, command_id
+from SeedTuned;
 
 insert into kernel_trials by name
 select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,

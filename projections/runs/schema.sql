@@ -42,6 +42,7 @@ create table run_outcomes (
   reason varchar,
   command_id varchar, command_event_id varchar, command_offset bigint, command_type varchar, seed_operation varchar,
   seed_id varchar, kernel_digest varchar, latency_ms double, decision_id varchar, gate_verdicts map(varchar, boolean),
+  choices map(varchar, double),
   late_commands struct(command_id varchar, event_id varchar, epoch uinteger, reason varchar)[],
   late_commands_unlisted uinteger
 );
@@ -94,7 +95,8 @@ create table seed_moves (
   topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
   run_id varchar, attempt uinteger, epoch uinteger, seed_id varchar, slot varchar, blueprint_id varchar,
   from_stage varchar, to_stage varchar, reason varchar, command_id varchar, alpha double,
-  gate_event_ids varchar[], gates_not_measured varchar[], metrics map(varchar, double)
+  gate_event_ids varchar[], gates_not_measured varchar[], metrics map(varchar, double), blend_mode varchar,
+  alpha_curve varchar
 );
 
 create table gate_evaluations (
@@ -107,6 +109,12 @@ create table rejected_moves (
   topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
   run_id varchar, attempt uinteger, epoch uinteger, seed_id varchar, from_stage varchar, to_stage varchar,
   reason varchar, command_id varchar, gate_event_ids varchar[]
+);
+
+create table seed_tunings (
+  topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
+  run_id varchar, attempt uinteger, epoch uinteger, seed_id varchar, stage varchar, rate_factor double,
+  epochs uinteger, reason varchar, command_id varchar
 );
 
 create table kernel_trials (

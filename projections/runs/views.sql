@@ -91,6 +91,16 @@ select m.run_id, m.epoch, m.seed_id, replace(m.from_stage, 'SEED_STAGE_', '') as
 from rejected_moves m left join attempts a using (run_id, attempt)
 where a.last_epoch is null or m.epoch <= a.last_epoch;
 
+-- What was changed of how a seed learns.
+create view tunings as
+select t.run_id, t.epoch, t.seed_id, replace(t.stage, 'SEED_STAGE_', '') as stage, t.rate_factor, t.epochs, t.reason,
+  nullif(t.command_id, '') as command_id, t.attempt, t.append_time as tuned_at
+from seed_tunings t left join attempts a using (run_id, attempt)
+where a.last_epoch is null or t.epoch <= a.last_epoch
+qualify row_number() over (
+  partition by t.run_id, t.epoch, t.seed_id order by t.attempt desc, t.record_offset desc
+) = 1;
+
 -- Kernels that were tried out in quarantine instead of on the host, the newest trial of each seed.
 create view quarantines as
 select t.run_id, t.epoch, t.seed_id, t.slot, t.blueprint_id, replace(t.verdict, 'QUARANTINE_VERDICT_', '') as verdict,

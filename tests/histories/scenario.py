@@ -47,6 +47,7 @@ def story() -> Iterator[Told]:
     yield from opinions("BP021")
     yield from kernels("run-golden-a")
     yield quarantine("run-golden-a")
+    yield tuning("run-golden-a")
     yield from grown_run("run-golden-a", "mnist1d", seed=7)
     yield from policy()
     yield from lost_run("run-golden-b")
@@ -90,6 +91,18 @@ def quarantine(run_id: str) -> Told:
             kernel_id=derive_id("kernel", 3), artifact_ref=derive_id("spec", 3) * 2,
             verdict=ly.QUARANTINE_VERDICT_NOT_FINITE, detail="step 3: an output is NaN", steps=3, seconds=0.5,
             peak_memory_bytes=300_000_000, figures={"limit_seconds": 10.0},
+        ),
+    )  # fmt: skip
+
+
+def tuning(run_id: str) -> Told:
+    """Return a change of how a seed learns."""
+    return Told(
+        "kasmina",
+        run_id,
+        ly.SeedTuned(
+            run_id=run_id, attempt=1, epoch=2, seed_id="hidden.1", stage=ly.SEED_STAGE_TRAINING, rate_factor=0.5,
+            epochs=3, reason="command:fine_tune",
         ),
     )  # fmt: skip
 

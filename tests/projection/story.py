@@ -57,6 +57,12 @@ def hurt(writer: Writer) -> None:
         from_stage=ly.SEED_STAGE_BLENDING, to_stage=ly.SEED_STAGE_FOSSILIZED,
     )  # fmt: skip
     writer.tell(refused, "run-hurt")
+    for attempt, epoch in ((1, 2), (2, 2)):
+        tuned = ly.SeedTuned(
+            run_id="run-hurt", attempt=attempt, epoch=epoch, seed_id="hidden.1", stage=ly.SEED_STAGE_TRAINING,
+            rate_factor=0.5, epochs=2, reason="command:fine_tune",
+        )  # fmt: skip
+        writer.tell(tuned, "run-hurt")
     for attempt, epoch in ((1, 2), (2, 3)):
         _trial(writer, attempt=attempt, epoch=epoch)
     run.move(3, "CULLED", "BP003", came_from="BLENDING", reason="gate:G4_SYSTEM_IMPACT")

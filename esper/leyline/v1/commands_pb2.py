@@ -25,11 +25,12 @@ _sym_db = _symbol_database.Default()
 from esper.leyline.v1 import health_pb2 as esper_dot_leyline_dot_v1_dot_health__pb2
 from esper.leyline.v1 import meta_pb2 as esper_dot_leyline_dot_v1_dot_meta__pb2
 from esper.leyline.v1 import runs_pb2 as esper_dot_leyline_dot_v1_dot_runs__pb2
+from esper.leyline.v1 import seeds_pb2 as esper_dot_leyline_dot_v1_dot_seeds__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65sper/leyline/v1/commands.proto\x12\x10\x65sper.leyline.v1\x1a\x1d\x65sper/leyline/v1/health.proto\x1a\x1b\x65sper/leyline/v1/meta.proto\x1a\x1b\x65sper/leyline/v1/runs.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x01\n\x14\x43ommandSeedOperation\x12\x32\n\toperation\x18\x01 \x01(\x0e\x32\x1f.esper.leyline.v1.SeedOperation\x12\x14\n\x0c\x62lueprint_id\x18\x02 \x01(\t\x12J\n\nparameters\x18\x03 \x03(\x0b\x32\x36.esper.leyline.v1.CommandSeedOperation.ParametersEntry\x12\x0c\n\x04slot\x18\x04 \x01(\t\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xc6\x01\n\x1a\x43ommandOptimizerAdjustment\x12\x14\n\x0coptimizer_id\x18\x01 \x01(\t\x12Z\n\x0fhyperparameters\x18\x02 \x03(\x0b\x32\x41.esper.leyline.v1.CommandOptimizerAdjustment.HyperparametersEntry\x1a\x36\n\x14HyperparametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"h\n\x15\x43ommandCircuitBreaker\x12<\n\rdesired_state\x18\x01 \x01(\x0e\x32%.esper.leyline.v1.CircuitBreakerState\x12\x11\n\trationale\x18\x02 \x01(\t\"A\n\x0c\x43ommandPause\x12\x0e\n\x06resume\x18\x01 \x01(\x08\x12\x0e\n\x06\x65pochs\x18\x02 \x01(\r\x12\x11\n\trationale\x18\x03 \x01(\t\"\xbb\x06\n\x11\x41\x64\x61ptationCommand\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x12\n\ncommand_id\x18\x03 \x01(\t\x12\x33\n\x0c\x63ommand_type\x18\x04 \x01(\x0e\x32\x1d.esper.leyline.v1.CommandType\x12\x16\n\x0etarget_seed_id\x18\x05 \x01(\t\x12\x17\n\x0ftraining_run_id\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\r\x12-\n\tissued_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tissued_by\x18\t \x01(\t\x12@\n\x0eseed_operation\x18\n \x01(\x0b\x32&.esper.leyline.v1.CommandSeedOperationH\x00\x12L\n\x14optimizer_adjustment\x18\x0b \x01(\x0b\x32,.esper.leyline.v1.CommandOptimizerAdjustmentH\x00\x12\x42\n\x0f\x63ircuit_breaker\x18\x0c \x01(\x0b\x32\'.esper.leyline.v1.CommandCircuitBreakerH\x00\x12\x33\n\x10rollback_payload\x18\r \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12/\n\x05pause\x18\x12 \x01(\x0b\x32\x1e.esper.leyline.v1.CommandPauseH\x00\x12\x1d\n\x15\x65xecution_deadline_ms\x18\x0e \x01(\r\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x0f \x01(\t\x12\x13\n\x0b\x66irst_epoch\x18\x10 \x01(\r\x12\x12\n\nlast_epoch\x18\x11 \x01(\r\x12I\n\x0b\x61nnotations\x18\x14 \x03(\x0b\x32\x34.esper.leyline.v1.AdaptationCommand.AnnotationsEntry\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\t\n\x07payload\"b\n\x0bLateCommand\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"\x8b\x06\n\x0e\x43ommandOutcome\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12\x16\n\x0estate_event_id\x18\x05 \x01(\t\x12/\n\x06result\x18\x06 \x01(\x0e\x32\x1f.esper.leyline.v1.CommandResult\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x12\n\ncommand_id\x18\x08 \x01(\t\x12\x18\n\x10\x63ommand_event_id\x18\t \x01(\t\x12\x16\n\x0e\x63ommand_offset\x18\n \x01(\x03\x12\x33\n\x0c\x63ommand_type\x18\x0b \x01(\x0e\x32\x1d.esper.leyline.v1.CommandType\x12\x37\n\x0eseed_operation\x18\x0c \x01(\x0e\x32\x1f.esper.leyline.v1.SeedOperation\x12\x0f\n\x07seed_id\x18\r \x01(\t\x12\x15\n\rkernel_digest\x18\x0e \x01(\t\x12\x12\n\nlatency_ms\x18\x0f \x01(\x01\x12\x34\n\rlate_commands\x18\x10 \x03(\x0b\x32\x1d.esper.leyline.v1.LateCommand\x12\x34\n\x07\x63ommand\x18\x11 \x01(\x0b\x32#.esper.leyline.v1.AdaptationCommand\x12I\n\rgate_verdicts\x18\x12 \x03(\x0b\x32\x32.esper.leyline.v1.CommandOutcome.GateVerdictsEntry\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x13 \x01(\t\x12\x1e\n\x16late_commands_unlisted\x18\x14 \x01(\r\x12\x34\n\x0brolled_back\x18\x15 \x01(\x0b\x32\x1f.esper.leyline.v1.RunRolledBack\x1a\x33\n\x11GateVerdictsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01*\xde\x01\n\x0b\x43ommandType\x12\x13\n\x0f\x43OMMAND_UNKNOWN\x10\x00\x12\x10\n\x0c\x43OMMAND_SEED\x10\x01\x12\x14\n\x10\x43OMMAND_ROLLBACK\x10\x02\x12\x15\n\x11\x43OMMAND_OPTIMIZER\x10\x03\x12\x1b\n\x17\x43OMMAND_CIRCUIT_BREAKER\x10\x04\x12\x11\n\rCOMMAND_PAUSE\x10\x05\x12\x15\n\x11\x43OMMAND_EMERGENCY\x10\x06\x12\x1e\n\x1a\x43OMMAND_STRUCTURAL_PRUNING\x10\x07\x12\x14\n\x10\x43OMMAND_CONTINUE\x10\x08*\xf4\x01\n\rSeedOperation\x12\x13\n\x0fSEED_OP_UNKNOWN\x10\x00\x12\x15\n\x11SEED_OP_GERMINATE\x10\x01\x12\x1a\n\x16SEED_OP_START_TRAINING\x10\x02\x12\x1a\n\x16SEED_OP_START_GRAFTING\x10\x03\x12\x15\n\x11SEED_OP_STABILIZE\x10\x04\x12\x14\n\x10SEED_OP_EVALUATE\x10\x05\x12\x15\n\x11SEED_OP_FINE_TUNE\x10\x06\x12\x15\n\x11SEED_OP_FOSSILIZE\x10\x07\x12\x10\n\x0cSEED_OP_CULL\x10\x08\x12\x12\n\x0eSEED_OP_CANCEL\x10\t*\x81\x01\n\rCommandResult\x12\x1e\n\x1a\x43OMMAND_RESULT_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43OMMAND_RESULT_APPLIED\x10\x01\x12\x1b\n\x17\x43OMMAND_RESULT_REJECTED\x10\x02\x12\x17\n\x13\x43OMMAND_RESULT_NONE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65sper/leyline/v1/commands.proto\x12\x10\x65sper.leyline.v1\x1a\x1d\x65sper/leyline/v1/health.proto\x1a\x1b\x65sper/leyline/v1/meta.proto\x1a\x1b\x65sper/leyline/v1/runs.proto\x1a\x1c\x65sper/leyline/v1/seeds.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x02\n\x14\x43ommandSeedOperation\x12\x32\n\toperation\x18\x01 \x01(\x0e\x32\x1f.esper.leyline.v1.SeedOperation\x12\x14\n\x0c\x62lueprint_id\x18\x02 \x01(\t\x12J\n\nparameters\x18\x03 \x03(\x0b\x32\x36.esper.leyline.v1.CommandSeedOperation.ParametersEntry\x12\x0c\n\x04slot\x18\x04 \x01(\t\x12/\n\nblend_mode\x18\x05 \x01(\x0e\x32\x1b.esper.leyline.v1.BlendMode\x12\x31\n\x0b\x61lpha_curve\x18\x06 \x01(\x0e\x32\x1c.esper.leyline.v1.AlphaCurve\x12\x0c\n\x04hold\x18\x07 \x01(\x08\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"H\n\x18\x43ommandStructuralPruning\x12\x1a\n\rloss_rise_max\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_loss_rise_max\"\xc6\x01\n\x1a\x43ommandOptimizerAdjustment\x12\x14\n\x0coptimizer_id\x18\x01 \x01(\t\x12Z\n\x0fhyperparameters\x18\x02 \x03(\x0b\x32\x41.esper.leyline.v1.CommandOptimizerAdjustment.HyperparametersEntry\x1a\x36\n\x14HyperparametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"h\n\x15\x43ommandCircuitBreaker\x12<\n\rdesired_state\x18\x01 \x01(\x0e\x32%.esper.leyline.v1.CircuitBreakerState\x12\x11\n\trationale\x18\x02 \x01(\t\"A\n\x0c\x43ommandPause\x12\x0e\n\x06resume\x18\x01 \x01(\x08\x12\x0e\n\x06\x65pochs\x18\x02 \x01(\r\x12\x11\n\trationale\x18\x03 \x01(\t\"\x85\x07\n\x11\x41\x64\x61ptationCommand\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x12\n\ncommand_id\x18\x03 \x01(\t\x12\x33\n\x0c\x63ommand_type\x18\x04 \x01(\x0e\x32\x1d.esper.leyline.v1.CommandType\x12\x16\n\x0etarget_seed_id\x18\x05 \x01(\t\x12\x17\n\x0ftraining_run_id\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\r\x12-\n\tissued_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tissued_by\x18\t \x01(\t\x12@\n\x0eseed_operation\x18\n \x01(\x0b\x32&.esper.leyline.v1.CommandSeedOperationH\x00\x12L\n\x14optimizer_adjustment\x18\x0b \x01(\x0b\x32,.esper.leyline.v1.CommandOptimizerAdjustmentH\x00\x12\x42\n\x0f\x63ircuit_breaker\x18\x0c \x01(\x0b\x32\'.esper.leyline.v1.CommandCircuitBreakerH\x00\x12\x33\n\x10rollback_payload\x18\r \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12/\n\x05pause\x18\x12 \x01(\x0b\x32\x1e.esper.leyline.v1.CommandPauseH\x00\x12H\n\x12structural_pruning\x18\x13 \x01(\x0b\x32*.esper.leyline.v1.CommandStructuralPruningH\x00\x12\x1d\n\x15\x65xecution_deadline_ms\x18\x0e \x01(\r\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x0f \x01(\t\x12\x13\n\x0b\x66irst_epoch\x18\x10 \x01(\r\x12\x12\n\nlast_epoch\x18\x11 \x01(\r\x12I\n\x0b\x61nnotations\x18\x14 \x03(\x0b\x32\x34.esper.leyline.v1.AdaptationCommand.AnnotationsEntry\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\t\n\x07payload\"b\n\x0bLateCommand\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"\xfb\x06\n\x0e\x43ommandOutcome\x12)\n\x04meta\x18\x01 \x01(\x0b\x32\x1b.esper.leyline.v1.EventMeta\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12\x16\n\x0estate_event_id\x18\x05 \x01(\t\x12/\n\x06result\x18\x06 \x01(\x0e\x32\x1f.esper.leyline.v1.CommandResult\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x12\n\ncommand_id\x18\x08 \x01(\t\x12\x18\n\x10\x63ommand_event_id\x18\t \x01(\t\x12\x16\n\x0e\x63ommand_offset\x18\n \x01(\x03\x12\x33\n\x0c\x63ommand_type\x18\x0b \x01(\x0e\x32\x1d.esper.leyline.v1.CommandType\x12\x37\n\x0eseed_operation\x18\x0c \x01(\x0e\x32\x1f.esper.leyline.v1.SeedOperation\x12\x0f\n\x07seed_id\x18\r \x01(\t\x12\x15\n\rkernel_digest\x18\x0e \x01(\t\x12\x12\n\nlatency_ms\x18\x0f \x01(\x01\x12\x34\n\rlate_commands\x18\x10 \x03(\x0b\x32\x1d.esper.leyline.v1.LateCommand\x12\x34\n\x07\x63ommand\x18\x11 \x01(\x0b\x32#.esper.leyline.v1.AdaptationCommand\x12I\n\rgate_verdicts\x18\x12 \x03(\x0b\x32\x32.esper.leyline.v1.CommandOutcome.GateVerdictsEntry\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x13 \x01(\t\x12\x1e\n\x16late_commands_unlisted\x18\x14 \x01(\r\x12\x34\n\x0brolled_back\x18\x15 \x01(\x0b\x32\x1f.esper.leyline.v1.RunRolledBack\x12>\n\x07\x63hoices\x18\x16 \x03(\x0b\x32-.esper.leyline.v1.CommandOutcome.ChoicesEntry\x1a\x33\n\x11GateVerdictsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\x1a.\n\x0c\x43hoicesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*\xde\x01\n\x0b\x43ommandType\x12\x13\n\x0f\x43OMMAND_UNKNOWN\x10\x00\x12\x10\n\x0c\x43OMMAND_SEED\x10\x01\x12\x14\n\x10\x43OMMAND_ROLLBACK\x10\x02\x12\x15\n\x11\x43OMMAND_OPTIMIZER\x10\x03\x12\x1b\n\x17\x43OMMAND_CIRCUIT_BREAKER\x10\x04\x12\x11\n\rCOMMAND_PAUSE\x10\x05\x12\x15\n\x11\x43OMMAND_EMERGENCY\x10\x06\x12\x1e\n\x1a\x43OMMAND_STRUCTURAL_PRUNING\x10\x07\x12\x14\n\x10\x43OMMAND_CONTINUE\x10\x08*\xf4\x01\n\rSeedOperation\x12\x13\n\x0fSEED_OP_UNKNOWN\x10\x00\x12\x15\n\x11SEED_OP_GERMINATE\x10\x01\x12\x1a\n\x16SEED_OP_START_TRAINING\x10\x02\x12\x1a\n\x16SEED_OP_START_GRAFTING\x10\x03\x12\x15\n\x11SEED_OP_STABILIZE\x10\x04\x12\x14\n\x10SEED_OP_EVALUATE\x10\x05\x12\x15\n\x11SEED_OP_FINE_TUNE\x10\x06\x12\x15\n\x11SEED_OP_FOSSILIZE\x10\x07\x12\x10\n\x0cSEED_OP_CULL\x10\x08\x12\x12\n\x0eSEED_OP_CANCEL\x10\t*\x81\x01\n\rCommandResult\x12\x1e\n\x1a\x43OMMAND_RESULT_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43OMMAND_RESULT_APPLIED\x10\x01\x12\x1b\n\x17\x43OMMAND_RESULT_REJECTED\x10\x02\x12\x17\n\x13\x43OMMAND_RESULT_NONE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,32 +45,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADAPTATIONCOMMAND_ANNOTATIONSENTRY']._serialized_options = b'8\001'
   _globals['_COMMANDOUTCOME_GATEVERDICTSENTRY']._loaded_options = None
   _globals['_COMMANDOUTCOME_GATEVERDICTSENTRY']._serialized_options = b'8\001'
-  _globals['_COMMANDTYPE']._serialized_start=2532
-  _globals['_COMMANDTYPE']._serialized_end=2754
-  _globals['_SEEDOPERATION']._serialized_start=2757
-  _globals['_SEEDOPERATION']._serialized_end=3001
-  _globals['_COMMANDRESULT']._serialized_start=3004
-  _globals['_COMMANDRESULT']._serialized_end=3133
-  _globals['_COMMANDSEEDOPERATION']._serialized_start=206
-  _globals['_COMMANDSEEDOPERATION']._serialized_end=443
-  _globals['_COMMANDSEEDOPERATION_PARAMETERSENTRY']._serialized_start=394
-  _globals['_COMMANDSEEDOPERATION_PARAMETERSENTRY']._serialized_end=443
-  _globals['_COMMANDOPTIMIZERADJUSTMENT']._serialized_start=446
-  _globals['_COMMANDOPTIMIZERADJUSTMENT']._serialized_end=644
-  _globals['_COMMANDOPTIMIZERADJUSTMENT_HYPERPARAMETERSENTRY']._serialized_start=590
-  _globals['_COMMANDOPTIMIZERADJUSTMENT_HYPERPARAMETERSENTRY']._serialized_end=644
-  _globals['_COMMANDCIRCUITBREAKER']._serialized_start=646
-  _globals['_COMMANDCIRCUITBREAKER']._serialized_end=750
-  _globals['_COMMANDPAUSE']._serialized_start=752
-  _globals['_COMMANDPAUSE']._serialized_end=817
-  _globals['_ADAPTATIONCOMMAND']._serialized_start=820
-  _globals['_ADAPTATIONCOMMAND']._serialized_end=1647
-  _globals['_ADAPTATIONCOMMAND_ANNOTATIONSENTRY']._serialized_start=1586
-  _globals['_ADAPTATIONCOMMAND_ANNOTATIONSENTRY']._serialized_end=1636
-  _globals['_LATECOMMAND']._serialized_start=1649
-  _globals['_LATECOMMAND']._serialized_end=1747
-  _globals['_COMMANDOUTCOME']._serialized_start=1750
-  _globals['_COMMANDOUTCOME']._serialized_end=2529
-  _globals['_COMMANDOUTCOME_GATEVERDICTSENTRY']._serialized_start=2478
-  _globals['_COMMANDOUTCOME_GATEVERDICTSENTRY']._serialized_end=2529
+  _globals['_COMMANDOUTCOME_CHOICESENTRY']._loaded_options = None
+  _globals['_COMMANDOUTCOME_CHOICESENTRY']._serialized_options = b'8\001'
+  _globals['_COMMANDTYPE']._serialized_start=2936
+  _globals['_COMMANDTYPE']._serialized_end=3158
+  _globals['_SEEDOPERATION']._serialized_start=3161
+  _globals['_SEEDOPERATION']._serialized_end=3405
+  _globals['_COMMANDRESULT']._serialized_start=3408
+  _globals['_COMMANDRESULT']._serialized_end=3537
+  _globals['_COMMANDSEEDOPERATION']._serialized_start=236
+  _globals['_COMMANDSEEDOPERATION']._serialized_end=587
+  _globals['_COMMANDSEEDOPERATION_PARAMETERSENTRY']._serialized_start=538
+  _globals['_COMMANDSEEDOPERATION_PARAMETERSENTRY']._serialized_end=587
+  _globals['_COMMANDSTRUCTURALPRUNING']._serialized_start=589
+  _globals['_COMMANDSTRUCTURALPRUNING']._serialized_end=661
+  _globals['_COMMANDOPTIMIZERADJUSTMENT']._serialized_start=664
+  _globals['_COMMANDOPTIMIZERADJUSTMENT']._serialized_end=862
+  _globals['_COMMANDOPTIMIZERADJUSTMENT_HYPERPARAMETERSENTRY']._serialized_start=808
+  _globals['_COMMANDOPTIMIZERADJUSTMENT_HYPERPARAMETERSENTRY']._serialized_end=862
+  _globals['_COMMANDCIRCUITBREAKER']._serialized_start=864
+  _globals['_COMMANDCIRCUITBREAKER']._serialized_end=968
+  _globals['_COMMANDPAUSE']._serialized_start=970
+  _globals['_COMMANDPAUSE']._serialized_end=1035
+  _globals['_ADAPTATIONCOMMAND']._serialized_start=1038
+  _globals['_ADAPTATIONCOMMAND']._serialized_end=1939
+  _globals['_ADAPTATIONCOMMAND_ANNOTATIONSENTRY']._serialized_start=1878
+  _globals['_ADAPTATIONCOMMAND_ANNOTATIONSENTRY']._serialized_end=1928
+  _globals['_LATECOMMAND']._serialized_start=1941
+  _globals['_LATECOMMAND']._serialized_end=2039
+  _globals['_COMMANDOUTCOME']._serialized_start=2042
+  _globals['_COMMANDOUTCOME']._serialized_end=2933
+  _globals['_COMMANDOUTCOME_GATEVERDICTSENTRY']._serialized_start=2834
+  _globals['_COMMANDOUTCOME_GATEVERDICTSENTRY']._serialized_end=2885
+  _globals['_COMMANDOUTCOME_CHOICESENTRY']._serialized_start=2887
+  _globals['_COMMANDOUTCOME_CHOICESENTRY']._serialized_end=2933
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@ import datetime
 from esper.leyline.v1 import health_pb2 as _health_pb2
 from esper.leyline.v1 import meta_pb2 as _meta_pb2
 from esper.leyline.v1 import runs_pb2 as _runs_pb2
+from esper.leyline.v1 import seeds_pb2 as _seeds_pb2
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -70,7 +71,7 @@ COMMAND_RESULT_REJECTED: CommandResult
 COMMAND_RESULT_NONE: CommandResult
 
 class CommandSeedOperation(_message.Message):
-    __slots__ = ("operation", "blueprint_id", "parameters", "slot")
+    __slots__ = ("operation", "blueprint_id", "parameters", "slot", "blend_mode", "alpha_curve", "hold")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -82,11 +83,23 @@ class CommandSeedOperation(_message.Message):
     BLUEPRINT_ID_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
+    BLEND_MODE_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_CURVE_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
     operation: SeedOperation
     blueprint_id: str
     parameters: _containers.ScalarMap[str, float]
     slot: str
-    def __init__(self, operation: _Optional[_Union[SeedOperation, str]] = ..., blueprint_id: _Optional[str] = ..., parameters: _Optional[_Mapping[str, float]] = ..., slot: _Optional[str] = ...) -> None: ...
+    blend_mode: _seeds_pb2.BlendMode
+    alpha_curve: _seeds_pb2.AlphaCurve
+    hold: bool
+    def __init__(self, operation: _Optional[_Union[SeedOperation, str]] = ..., blueprint_id: _Optional[str] = ..., parameters: _Optional[_Mapping[str, float]] = ..., slot: _Optional[str] = ..., blend_mode: _Optional[_Union[_seeds_pb2.BlendMode, str]] = ..., alpha_curve: _Optional[_Union[_seeds_pb2.AlphaCurve, str]] = ..., hold: _Optional[bool] = ...) -> None: ...
+
+class CommandStructuralPruning(_message.Message):
+    __slots__ = ("loss_rise_max",)
+    LOSS_RISE_MAX_FIELD_NUMBER: _ClassVar[int]
+    loss_rise_max: float
+    def __init__(self, loss_rise_max: _Optional[float] = ...) -> None: ...
 
 class CommandOptimizerAdjustment(_message.Message):
     __slots__ = ("optimizer_id", "hyperparameters")
@@ -122,7 +135,7 @@ class CommandPause(_message.Message):
     def __init__(self, resume: _Optional[bool] = ..., epochs: _Optional[int] = ..., rationale: _Optional[str] = ...) -> None: ...
 
 class AdaptationCommand(_message.Message):
-    __slots__ = ("meta", "version", "command_id", "command_type", "target_seed_id", "training_run_id", "epoch", "issued_at", "issued_by", "seed_operation", "optimizer_adjustment", "circuit_breaker", "rollback_payload", "pause", "execution_deadline_ms", "decision_id", "first_epoch", "last_epoch", "annotations")
+    __slots__ = ("meta", "version", "command_id", "command_type", "target_seed_id", "training_run_id", "epoch", "issued_at", "issued_by", "seed_operation", "optimizer_adjustment", "circuit_breaker", "rollback_payload", "pause", "structural_pruning", "execution_deadline_ms", "decision_id", "first_epoch", "last_epoch", "annotations")
     class AnnotationsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +157,7 @@ class AdaptationCommand(_message.Message):
     CIRCUIT_BREAKER_FIELD_NUMBER: _ClassVar[int]
     ROLLBACK_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     PAUSE_FIELD_NUMBER: _ClassVar[int]
+    STRUCTURAL_PRUNING_FIELD_NUMBER: _ClassVar[int]
     EXECUTION_DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -163,12 +177,13 @@ class AdaptationCommand(_message.Message):
     circuit_breaker: CommandCircuitBreaker
     rollback_payload: _struct_pb2.Struct
     pause: CommandPause
+    structural_pruning: CommandStructuralPruning
     execution_deadline_ms: int
     decision_id: str
     first_epoch: int
     last_epoch: int
     annotations: _containers.ScalarMap[str, str]
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., version: _Optional[int] = ..., command_id: _Optional[str] = ..., command_type: _Optional[_Union[CommandType, str]] = ..., target_seed_id: _Optional[str] = ..., training_run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., issued_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., issued_by: _Optional[str] = ..., seed_operation: _Optional[_Union[CommandSeedOperation, _Mapping]] = ..., optimizer_adjustment: _Optional[_Union[CommandOptimizerAdjustment, _Mapping]] = ..., circuit_breaker: _Optional[_Union[CommandCircuitBreaker, _Mapping]] = ..., rollback_payload: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., pause: _Optional[_Union[CommandPause, _Mapping]] = ..., execution_deadline_ms: _Optional[int] = ..., decision_id: _Optional[str] = ..., first_epoch: _Optional[int] = ..., last_epoch: _Optional[int] = ..., annotations: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., version: _Optional[int] = ..., command_id: _Optional[str] = ..., command_type: _Optional[_Union[CommandType, str]] = ..., target_seed_id: _Optional[str] = ..., training_run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., issued_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., issued_by: _Optional[str] = ..., seed_operation: _Optional[_Union[CommandSeedOperation, _Mapping]] = ..., optimizer_adjustment: _Optional[_Union[CommandOptimizerAdjustment, _Mapping]] = ..., circuit_breaker: _Optional[_Union[CommandCircuitBreaker, _Mapping]] = ..., rollback_payload: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., pause: _Optional[_Union[CommandPause, _Mapping]] = ..., structural_pruning: _Optional[_Union[CommandStructuralPruning, _Mapping]] = ..., execution_deadline_ms: _Optional[int] = ..., decision_id: _Optional[str] = ..., first_epoch: _Optional[int] = ..., last_epoch: _Optional[int] = ..., annotations: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class LateCommand(_message.Message):
     __slots__ = ("command_id", "event_id", "epoch", "reason", "offset")
@@ -185,7 +200,7 @@ class LateCommand(_message.Message):
     def __init__(self, command_id: _Optional[str] = ..., event_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class CommandOutcome(_message.Message):
-    __slots__ = ("meta", "run_id", "attempt", "epoch", "state_event_id", "result", "reason", "command_id", "command_event_id", "command_offset", "command_type", "seed_operation", "seed_id", "kernel_digest", "latency_ms", "late_commands", "command", "gate_verdicts", "decision_id", "late_commands_unlisted", "rolled_back")
+    __slots__ = ("meta", "run_id", "attempt", "epoch", "state_event_id", "result", "reason", "command_id", "command_event_id", "command_offset", "command_type", "seed_operation", "seed_id", "kernel_digest", "latency_ms", "late_commands", "command", "gate_verdicts", "decision_id", "late_commands_unlisted", "rolled_back", "choices")
     class GateVerdictsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +208,13 @@ class CommandOutcome(_message.Message):
         key: str
         value: bool
         def __init__(self, key: _Optional[str] = ..., value: _Optional[bool] = ...) -> None: ...
+    class ChoicesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     META_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +236,7 @@ class CommandOutcome(_message.Message):
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     LATE_COMMANDS_UNLISTED_FIELD_NUMBER: _ClassVar[int]
     ROLLED_BACK_FIELD_NUMBER: _ClassVar[int]
+    CHOICES_FIELD_NUMBER: _ClassVar[int]
     meta: _meta_pb2.EventMeta
     run_id: str
     attempt: int
@@ -235,4 +258,5 @@ class CommandOutcome(_message.Message):
     decision_id: str
     late_commands_unlisted: int
     rolled_back: _runs_pb2.RunRolledBack
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., state_event_id: _Optional[str] = ..., result: _Optional[_Union[CommandResult, str]] = ..., reason: _Optional[str] = ..., command_id: _Optional[str] = ..., command_event_id: _Optional[str] = ..., command_offset: _Optional[int] = ..., command_type: _Optional[_Union[CommandType, str]] = ..., seed_operation: _Optional[_Union[SeedOperation, str]] = ..., seed_id: _Optional[str] = ..., kernel_digest: _Optional[str] = ..., latency_ms: _Optional[float] = ..., late_commands: _Optional[_Iterable[_Union[LateCommand, _Mapping]]] = ..., command: _Optional[_Union[AdaptationCommand, _Mapping]] = ..., gate_verdicts: _Optional[_Mapping[str, bool]] = ..., decision_id: _Optional[str] = ..., late_commands_unlisted: _Optional[int] = ..., rolled_back: _Optional[_Union[_runs_pb2.RunRolledBack, _Mapping]] = ...) -> None: ...
+    choices: _containers.ScalarMap[str, float]
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., state_event_id: _Optional[str] = ..., result: _Optional[_Union[CommandResult, str]] = ..., reason: _Optional[str] = ..., command_id: _Optional[str] = ..., command_event_id: _Optional[str] = ..., command_offset: _Optional[int] = ..., command_type: _Optional[_Union[CommandType, str]] = ..., seed_operation: _Optional[_Union[SeedOperation, str]] = ..., seed_id: _Optional[str] = ..., kernel_digest: _Optional[str] = ..., latency_ms: _Optional[float] = ..., late_commands: _Optional[_Iterable[_Union[LateCommand, _Mapping]]] = ..., command: _Optional[_Union[AdaptationCommand, _Mapping]] = ..., gate_verdicts: _Optional[_Mapping[str, bool]] = ..., decision_id: _Optional[str] = ..., late_commands_unlisted: _Optional[int] = ..., rolled_back: _Optional[_Union[_runs_pb2.RunRolledBack, _Mapping]] = ..., choices: _Optional[_Mapping[str, float]] = ...) -> None: ...

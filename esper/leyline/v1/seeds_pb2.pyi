@@ -33,6 +33,21 @@ class SeedLifecycleGate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SEED_GATE_G4_SYSTEM_IMPACT: _ClassVar[SeedLifecycleGate]
     SEED_GATE_G5_RESET: _ClassVar[SeedLifecycleGate]
 
+class BlendMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BLEND_MODE_UNSPECIFIED: _ClassVar[BlendMode]
+    BLEND_MODE_RESIDUAL: _ClassVar[BlendMode]
+    BLEND_MODE_CONVEX: _ClassVar[BlendMode]
+    BLEND_MODE_CHANNEL: _ClassVar[BlendMode]
+    BLEND_MODE_CONFIDENCE: _ClassVar[BlendMode]
+
+class AlphaCurve(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ALPHA_CURVE_UNSPECIFIED: _ClassVar[AlphaCurve]
+    ALPHA_CURVE_LINEAR: _ClassVar[AlphaCurve]
+    ALPHA_CURVE_COSINE: _ClassVar[AlphaCurve]
+    ALPHA_CURVE_SIGMOID: _ClassVar[AlphaCurve]
+
 class QuarantineVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     QUARANTINE_VERDICT_UNSPECIFIED: _ClassVar[QuarantineVerdict]
@@ -66,6 +81,15 @@ SEED_GATE_G2_STABILITY: SeedLifecycleGate
 SEED_GATE_G3_INTERFACE: SeedLifecycleGate
 SEED_GATE_G4_SYSTEM_IMPACT: SeedLifecycleGate
 SEED_GATE_G5_RESET: SeedLifecycleGate
+BLEND_MODE_UNSPECIFIED: BlendMode
+BLEND_MODE_RESIDUAL: BlendMode
+BLEND_MODE_CONVEX: BlendMode
+BLEND_MODE_CHANNEL: BlendMode
+BLEND_MODE_CONFIDENCE: BlendMode
+ALPHA_CURVE_UNSPECIFIED: AlphaCurve
+ALPHA_CURVE_LINEAR: AlphaCurve
+ALPHA_CURVE_COSINE: AlphaCurve
+ALPHA_CURVE_SIGMOID: AlphaCurve
 QUARANTINE_VERDICT_UNSPECIFIED: QuarantineVerdict
 QUARANTINE_VERDICT_COMPLETED: QuarantineVerdict
 QUARANTINE_VERDICT_NOT_FINITE: QuarantineVerdict
@@ -151,7 +175,7 @@ class GateEvaluated(_message.Message):
     def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., seed_id: _Optional[str] = ..., gate: _Optional[_Union[SeedLifecycleGate, str]] = ..., passed: _Optional[bool] = ..., checks: _Optional[_Iterable[_Union[GateCheck, _Mapping]]] = ..., command_id: _Optional[str] = ...) -> None: ...
 
 class SeedStageChanged(_message.Message):
-    __slots__ = ("meta", "run_id", "attempt", "epoch", "seed_id", "slot", "blueprint_id", "from_stage", "to_stage", "reason", "command_id", "alpha", "gate_event_ids", "gates_not_measured", "metrics")
+    __slots__ = ("meta", "run_id", "attempt", "epoch", "seed_id", "slot", "blueprint_id", "from_stage", "to_stage", "reason", "command_id", "alpha", "gate_event_ids", "gates_not_measured", "metrics", "blend_mode", "alpha_curve")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +198,8 @@ class SeedStageChanged(_message.Message):
     GATE_EVENT_IDS_FIELD_NUMBER: _ClassVar[int]
     GATES_NOT_MEASURED_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    BLEND_MODE_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_CURVE_FIELD_NUMBER: _ClassVar[int]
     meta: _meta_pb2.EventMeta
     run_id: str
     attempt: int
@@ -189,7 +215,33 @@ class SeedStageChanged(_message.Message):
     gate_event_ids: _containers.RepeatedScalarFieldContainer[str]
     gates_not_measured: _containers.RepeatedScalarFieldContainer[SeedLifecycleGate]
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., seed_id: _Optional[str] = ..., slot: _Optional[str] = ..., blueprint_id: _Optional[str] = ..., from_stage: _Optional[_Union[SeedLifecycleStage, str]] = ..., to_stage: _Optional[_Union[SeedLifecycleStage, str]] = ..., reason: _Optional[str] = ..., command_id: _Optional[str] = ..., alpha: _Optional[float] = ..., gate_event_ids: _Optional[_Iterable[str]] = ..., gates_not_measured: _Optional[_Iterable[_Union[SeedLifecycleGate, str]]] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    blend_mode: BlendMode
+    alpha_curve: AlphaCurve
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., seed_id: _Optional[str] = ..., slot: _Optional[str] = ..., blueprint_id: _Optional[str] = ..., from_stage: _Optional[_Union[SeedLifecycleStage, str]] = ..., to_stage: _Optional[_Union[SeedLifecycleStage, str]] = ..., reason: _Optional[str] = ..., command_id: _Optional[str] = ..., alpha: _Optional[float] = ..., gate_event_ids: _Optional[_Iterable[str]] = ..., gates_not_measured: _Optional[_Iterable[_Union[SeedLifecycleGate, str]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., blend_mode: _Optional[_Union[BlendMode, str]] = ..., alpha_curve: _Optional[_Union[AlphaCurve, str]] = ...) -> None: ...
+
+class SeedTuned(_message.Message):
+    __slots__ = ("meta", "run_id", "attempt", "epoch", "seed_id", "stage", "rate_factor", "epochs", "reason", "command_id")
+    META_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEED_ID_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    RATE_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
+    meta: _meta_pb2.EventMeta
+    run_id: str
+    attempt: int
+    epoch: int
+    seed_id: str
+    stage: SeedLifecycleStage
+    rate_factor: float
+    epochs: int
+    reason: str
+    command_id: str
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., seed_id: _Optional[str] = ..., stage: _Optional[_Union[SeedLifecycleStage, str]] = ..., rate_factor: _Optional[float] = ..., epochs: _Optional[int] = ..., reason: _Optional[str] = ..., command_id: _Optional[str] = ...) -> None: ...
 
 class SeedMoveRejected(_message.Message):
     __slots__ = ("meta", "run_id", "attempt", "epoch", "seed_id", "from_stage", "to_stage", "reason", "command_id", "gate_event_ids")

@@ -141,6 +141,10 @@ class OonaClient:
         """Say how a kernel's time in quarantine ended."""
         return self.publish(message, **options)
 
+    def publish_seed_tuned(self, message: ly.SeedTuned, **options: Unpack[PublishOptions]) -> Receipt:
+        """Say how a seed learns from now on."""
+        return self.publish(message, **options)
+
     def publish_gate_evaluated(self, message: ly.GateEvaluated, **options: Unpack[PublishOptions]) -> Receipt:
         """Publish a gate's measurement."""
         return self.publish(message, **options)
@@ -356,6 +360,7 @@ _KEYS: Final[dict[type[Message], Callable[[Any, str], str]]] = {
     ly.Redriven: _record,
     ly.RunRolledBack: _RUN,
     ly.SeedMoveRejected: _RUN,
+    ly.SeedTuned: _RUN,
     ly.SeedStageChanged: _RUN,
     ly.SystemStatePacket: _TRAINING_RUN,
     ly.TelemetryPacket: _of_source,

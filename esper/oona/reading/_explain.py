@@ -35,13 +35,14 @@ ROLES: Final = {
     "KernelQuarantined": "quarantine",
     "SeedStageChanged": "move",
     "SeedMoveRejected": "refusal",
+    "SeedTuned": "tuning",
     "CommandOutcome": "outcome",
     "KernelCatalogUpdate": "kernel",
     "FieldReport": "report",
 }
 #: Gates, trials in quarantine, moves and refusals of one command are told in the order of their offsets.
 _RANKS: Final = {role: rank for rank, role in enumerate(ROLES.values())} | dict.fromkeys(
-    ("gate", "quarantine", "move", "refusal"), 6
+    ("gate", "quarantine", "move", "refusal", "tuning"), 6
 )
 _RANK_OF_OTHERS: Final = 100
 #: Links that one explanation follows upwards; a chain that is longer loops.

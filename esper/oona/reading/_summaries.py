@@ -71,6 +71,10 @@ def _refused(message: ly.SeedMoveRejected) -> str:
     return f"{message.seed_id} {_move(message.from_stage, message.to_stage)} refused: {message.reason}"
 
 
+def _tuned(message: ly.SeedTuned) -> str:
+    return f"{message.seed_id} learns at {message.rate_factor:g} of its rate for {message.epochs} epochs"
+
+
 def _quarantined(message: ly.KernelQuarantined) -> str:
     verdict = _word(ly.QuarantineVerdict, message.verdict)
     return f"{message.blueprint_id} in quarantine for {message.slot}: {verdict} ({message.detail})"
@@ -136,6 +140,7 @@ _SUMMARIES: Final[dict[type[Message], Callable[[Any], str]]] = {
     ly.KernelCatalogUpdate: _kernel,
     ly.KernelQuarantined: _quarantined,
     ly.SeedMoveRejected: _refused,
+    ly.SeedTuned: _tuned,
     ly.SeedStageChanged: _moved,
     ly.SystemStatePacket: _state,
     ly.TrainingRunClaimed: _claimed,

@@ -29,7 +29,7 @@ SHIPPED = {
     "system-state": (8, ("SystemStatePacket",)),
     "adaptation-commands": (8, ("AdaptationCommand",)),
     "decisions": (8, ("DecisionMade",)),
-    "seed-events": (8, ("SeedStageChanged", "GateEvaluated", "SeedMoveRejected", "KernelQuarantined")),
+    "seed-events": (8, ("SeedStageChanged", "GateEvaluated", "SeedMoveRejected", "KernelQuarantined", "SeedTuned")),
     "field-reports": (8, ("FieldReport",)),
     "blueprints": (1, ("BlueprintRegistered", "BlueprintApproved", "BlueprintWithdrawn")),
     "kernel-catalog": (
