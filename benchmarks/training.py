@@ -1,0 +1,209 @@
+"""What growing costs a training step: empty slots, monitoring, a seed in training, a graft, beside the same bare loop.
+
+python -m benchmarks.training [--device cpu] [--hosts mlp,transformer] [--rounds 40] [--steps 10] [--compiled] [--json]
+
+Arms of one host take turns, in an order drawn anew each round; what is judged is the median over rounds of the
+ratio within a round, with a bootstrap interval, and a second bare loop stands beside them (A/A): what differs between
+two equal loops is noise. One fixed batch, so that no data loading is timed. Seeds are of the shipped blueprint BP003.
+
+* empty slots: Kasmina at the loop's side, no seed: at most 1 % above the bare loop;
+* monitoring: a seed in TRAINING, a shadow pass each 4th step, with and without the isolation monitor: at most 2 %;
+* a seed in TRAINING: at most 10 % above bare plus the multiply-adds of its own passes;
+* a graft: what an edge that germinates or begins to blend takes longer than an edge that does not, against one step,
+  and the first step after it;
+* with --device cuda also the memory that a culled seed leaves behind, which must be none.
+
+`--compiled` trains a compiled host, with the bare loop compiled as well. Written to results/training_DEVICE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+from typing import Any, Final
+
+import torch
+
+from benchmarks._interleaved import detail, interleaved, ratio
+from benchmarks._report import Claim, at_most, report
+from benchmarks._training_arms import Arm, HostKind, host_kinds, share_of_seed
+from esper.kasmina import KasminaConfig
+from esper.kasmina._passes import Isolation
+from esper.leyline import messages as ly
+
+_EMPTY_MAX, _MONITOR_MAX, _TRAINING_MAX, _STALL_STEPS_MAX = 1.01, 1.02, 1.10, 1.0
+#: Each so many host steps a seed in TRAINING gets a shadow pass.
+_SHADOW_EVERY: Final = 4
+#: Germinations (each culled again) that a stall is measured over.
+_GRAFTS: Final = 7
+_SPARSE: Final = KasminaConfig(shadow_every=_SHADOW_EVERY, embargo_epochs=1)
+
+Found = tuple[list[Claim], dict[str, Any]]
+
+
+def overheads(kind: HostKind, device: torch.device, *, compiled: bool, rounds: int, steps: int, name: str) -> Found:
+    """Time the steps of all arms of one host in turns."""
+
+    def arm(*, managed: bool, isolation: Isolation | None = None) -> Arm:
+        return Arm(kind, device, managed=managed, compiled=compiled, config=_SPARSE, isolation=isolation)
+
+    arms = {
+        "bare": arm(managed=False),
+        "bare_again": arm(managed=False),
+        "empty": arm(managed=True),
+        "training": arm(managed=True),
+        "unmonitored": arm(managed=True, isolation=Isolation(monitor=False)),
+    }
+    for one in arms.values():
+        one.steps(3)
+    for grown in ("training", "unmonitored"):
+        arms[grown].germinate()
+    share = share_of_seed(arms["training"], arms["bare"], 2 * _SHADOW_EVERY)
+    times = interleaved(arms, rounds=rounds, steps=steps)
+    pairs = {
+        "empty": ratio(times, "empty", "bare"),
+        "again": ratio(times, "bare_again", "bare"),
+        "monitor": ratio(times, "training", "unmonitored"),
+        "training": ratio(times, "training", "bare"),
+    }
+
+    def claim(what: str, key: str, bound: float, *, allowed: float = 1.0) -> Claim:
+        found = pairs[key]
+        # The ratio is the median over rounds, which the ratio of the two medians need not be.
+        return at_most(f"{name}_{what}", found.median, "x", peer=allowed, bound=bound)
+
+    claims = [
+        claim("empty_slots", "empty", _EMPTY_MAX),
+        claim("monitor", "monitor", _MONITOR_MAX),
+        claim("seed_in_training", "training", _TRAINING_MAX, allowed=1 + share),
+    ]
+    details = {key: detail(found) for key, found in pairs.items()} | {"share_of_seed": round(share, 4)}
+    return claims, details
+
+
+def _edge_ms(arm: Arm, seed_id: str | None, operation: ly.SeedOperation | None) -> tuple[float, str]:
+    """Return the milliseconds of an edge that carries out an operation (None: nothing), and the seed it was about."""
+    arm.wait()
+    began = time.perf_counter()
+    if operation is None:
+        arm.close_epoch()
+        assert arm.manager is not None
+        arm.manager.handle_command(None, epoch=arm.epoch, append=arm.log.append)
+        found = seed_id or ""
+    else:
+        found = arm.command(operation, seed_id=seed_id or "").seed_id
+    arm.wait()
+    return (time.perf_counter() - began) * 1000, found
+
+
+def stalls(kind: HostKind, device: torch.device, *, compiled: bool, steps: int, name: str) -> Found:
+    """Measure what a graft holds training up for, in steps."""
+    arm = Arm(kind, device, managed=True, compiled=compiled, config=_SPARSE)
+    arm.steps(3)
+    taken: dict[str, list[float]] = {key: [] for key in ("step", "plain", "germinate", "blend", "first", "blended")}
+    for number in range(_GRAFTS + 1):
+        for _ in range(steps):
+            taken["step"].append(_step_ms(arm))
+        taken["plain"].append(_edge_ms(arm, None, None)[0])
+        spent, seed_id = _edge_ms(arm, None, ly.SEED_OP_GERMINATE)
+        taken["germinate"].append(spent)
+        taken["first"].append(_step_ms(arm))
+        for _ in range(2):
+            arm.steps(steps)
+            growing = _edge_ms(arm, seed_id, None)[0]
+        arm.steps(steps)
+        spent, _ = _edge_ms(arm, seed_id, ly.SEED_OP_START_GRAFTING)
+        taken["blend"].append(spent - growing)
+        taken["blended"].append(_step_ms(arm))
+        arm.steps(2)
+        _edge_ms(arm, seed_id, ly.SEED_OP_CULL)
+        for _ in range(3):  # until the slot is free again
+            arm.steps(1)
+            _edge_ms(arm, None, None)
+        if number == 0:  # the first one warms everything up
+            taken = {key: [] for key in taken}
+    middle = {key: statistics.median(values) for key, values in taken.items()}
+    step = middle["step"]
+    claims = [
+        at_most(
+            f"{name}_germination_stall",
+            max(0.0, middle["germinate"] - middle["plain"]),
+            "ms",
+            peer=step,
+            bound=_STALL_STEPS_MAX,
+        ),
+        at_most(f"{name}_blend_stall", max(0.0, middle["blend"]), "ms", peer=step, bound=_STALL_STEPS_MAX),
+    ]
+    return claims, {f"{key}_ms": round(value, 3) for key, value in middle.items()}
+
+
+def _step_ms(arm: Arm) -> float:
+    began = time.perf_counter()
+    arm.steps(1)
+    return (time.perf_counter() - began) * 1000
+
+
+def memory_left(kind: HostKind, device: torch.device, *, name: str) -> Found:
+    """Compare the device memory in use before a seed was grafted and after it was culled."""
+    arm = Arm(kind, device, managed=True, config=_SPARSE)
+    arm.steps(3)
+    _edge_ms(arm, None, None)
+
+    def in_use() -> int:
+        gc.collect()
+        arm.wait()
+        return torch.cuda.memory_allocated(device)
+
+    before = in_use()
+    seed_id = arm.grafted(4)
+    arm.steps(4)
+    during = in_use()
+    arm.command(ly.SEED_OP_CULL, seed_id=seed_id)
+    for _ in range(3):  # a ramp may take the next steps; then the slot is reset
+        arm.steps(8)
+        _edge_ms(arm, None, None)
+    after = in_use()
+    claims = [at_most(f"{name}_memory_after_cull", float(after), "bytes", peer=float(before), bound=1.0)]
+    return claims, {"before": before, "with_seed": during, "after": after}
+
+
+def main() -> int:
+    """Run all arms of all hosts."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--hosts", default="mlp,transformer")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    claims: list[Claim] = []
+    details: dict[str, Any] = {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "compiled": arguments.compiled,
+    }
+    for name in arguments.hosts.split(","):
+        kind = host_kinds(device)[name]
+        found = {
+            "steps": overheads(
+                kind, device, compiled=arguments.compiled, rounds=arguments.rounds, steps=arguments.steps, name=name
+            ),
+            "stalls": stalls(kind, device, compiled=arguments.compiled, steps=arguments.steps, name=name),
+        }
+        if device.type == "cuda":
+            found["memory"] = memory_left(kind, device, name=name)
+        for what, (found_claims, found_details) in found.items():
+            claims += found_claims
+            details[f"{name}_{what}"] = found_details
+    variant = f"{device.type}_compiled" if arguments.compiled else device.type
+    return report(f"training_{variant}", claims, details, as_json=arguments.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
