@@ -149,6 +149,7 @@ from esper.leyline.v1.runs_pb2 import CheckpointSaved as CheckpointSaved
 from esper.leyline.v1.runs_pb2 import NumericsFingerprint as NumericsFingerprint
 from esper.leyline.v1.runs_pb2 import RunRolledBack as RunRolledBack
 from esper.leyline.v1.runs_pb2 import SeedSummary as SeedSummary
+from esper.leyline.v1.runs_pb2 import StackPlace as StackPlace
 from esper.leyline.v1.runs_pb2 import TrainingRunClaimed as TrainingRunClaimed
 from esper.leyline.v1.runs_pb2 import TrainingRunFailed as TrainingRunFailed
 from esper.leyline.v1.runs_pb2 import TrainingRunFinished as TrainingRunFinished
@@ -490,6 +491,7 @@ __all__ = [
     "SeedSummary",
     "SeedTuned",
     "SlotState",
+    "StackPlace",
     "SystemHealth",
     "SystemStatePacket",
     "TelemetryEvent",

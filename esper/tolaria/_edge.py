@@ -65,10 +65,10 @@ class EpochEdge:
         answer = self._journal.await_command(packet)
         epoch = packet.current_epoch
         decision = self._controller.decide(answer.command, epoch=epoch, recorded=answer.recorded)
-        outcome = _outcome(packet, answer, decision, attempt=self._attempt)
+        outcome = outcome_of(packet, answer, decision, attempt=self._attempt)
         outcome.latency_ms = latency_ms(acknowledged, self._clock)
         if answer.recorded is not None:
-            _check_verdict(outcome, answer.recorded)
+            check_verdict(outcome, answer.recorded)
         caused_by = outcome.meta.causation_id
         events = self._named(epoch, decision.events, causation_id=caused_by)
         self._journal.append_seed_events(epoch, events)
@@ -97,9 +97,10 @@ class EpochEdge:
         return named
 
 
-def _outcome(
+def outcome_of(
     packet: ly.SystemStatePacket, answer: Answer, decision: EdgeDecision, *, attempt: int
 ) -> ly.CommandOutcome:
+    """Return what is to be appended about the command of one epoch."""
     run_id, epoch = packet.training_run_id, packet.current_epoch
     outcome = ly.CommandOutcome(
         run_id=run_id,
@@ -129,7 +130,8 @@ def _outcome(
     return outcome
 
 
-def _check_verdict(outcome: ly.CommandOutcome, recorded: ly.CommandOutcome) -> None:
+def check_verdict(outcome: ly.CommandOutcome, recorded: ly.CommandOutcome) -> None:
+    """Raise NotRepeated where a repeated outcome is another than the recorded one."""
     for name in ("result", "seed_id", "kernel_digest"):
         found, expected = getattr(outcome, name), getattr(recorded, name)
         if found != expected:

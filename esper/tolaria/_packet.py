@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from esper.core.ids import derive_id
-from esper.core.ports import GraftController
+from esper.core.stacking import MemberGrafts
 from esper.leyline import messages as ly
 from esper.tolaria._edge import outcome_event_id, state_event_id
 from esper.tolaria._evaluation import Evaluation
@@ -51,7 +51,7 @@ class EpochStats:
 
 def state_packet(
     setup: TrainingSetup,
-    controller: GraftController,
+    controller: MemberGrafts,
     stats: EpochStats,
     validation: Evaluation,
     *,
@@ -98,7 +98,7 @@ def state_packet(
     return packet
 
 
-def training_multiply_adds(setup: TrainingSetup, controller: GraftController, *, epochs: int) -> int:
+def training_multiply_adds(setup: TrainingSetup, controller: MemberGrafts, *, epochs: int) -> int:
     """Return the multiply-adds of the whole training so far: forward + 2x backward of the host, and the controller's.
 
     The backward counts twice the forward (Kaplan et al., 2020, section 2.1). Validation passes are not training.

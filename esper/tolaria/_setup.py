@@ -72,7 +72,7 @@ def prepared(
         request, task, decision_wait_seconds=decision_wait_seconds, kernel_wait_seconds=kernel_wait_seconds
     )
     with deterministic(seed=request.seed, threads=config.threads):
-        host = _fresh_host(task, request.host, seed=request.seed)
+        host = fresh_host(task, request.host, seed=request.seed)
         model = host.module.to(config.device)
         train = task.train.to(config.device)
         yield TrainingSetup(
@@ -110,10 +110,15 @@ def check_slots(task_name: str, host_name: str, wanted: Sequence[str]) -> None:
         UsageError: it has none; the message names those that there are.
     """
     with torch.random.fork_rng(devices=[]):
-        chosen_slots(_fresh_host(with_host(load_task(task_name), host_name), host_name, seed=0), wanted)
+        chosen_slots(fresh_host(with_host(load_task(task_name), host_name), host_name, seed=0), wanted)
 
 
-def _fresh_host(task: Task, name: str, *, seed: int) -> Host:
+def fresh_host(task: Task, name: str, *, seed: int) -> Host:
+    """Return the host of a run with this seed, as its factory makes it; sets torch's global random stream.
+
+    Raises:
+        UsageError: the task has no such host, or its factory fails.
+    """
     torch.manual_seed(derive_seed(seed, "host"))
     try:
         host = task.host(name)

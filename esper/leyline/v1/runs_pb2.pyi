@@ -8,8 +8,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class StackPlace(_message.Message):
+    __slots__ = ("stack_id", "index", "size")
+    STACK_ID_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    stack_id: str
+    index: int
+    size: int
+    def __init__(self, stack_id: _Optional[str] = ..., index: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+
 class TrainingRunRequested(_message.Message):
-    __slots__ = ("meta", "run_id", "task", "host", "policy", "policy_parameters", "epochs", "seed", "experiment_name", "device", "hyperparameters", "re_executable", "decision_wait_seconds", "kernel_wait_seconds", "digest_every_epochs", "slots", "forked_from", "forked_epochs")
+    __slots__ = ("meta", "run_id", "task", "host", "policy", "policy_parameters", "epochs", "seed", "experiment_name", "device", "hyperparameters", "re_executable", "decision_wait_seconds", "kernel_wait_seconds", "digest_every_epochs", "slots", "forked_from", "forked_epochs", "stack")
     class PolicyParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +52,7 @@ class TrainingRunRequested(_message.Message):
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     FORKED_FROM_FIELD_NUMBER: _ClassVar[int]
     FORKED_EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    STACK_FIELD_NUMBER: _ClassVar[int]
     meta: _meta_pb2.EventMeta
     run_id: str
     task: str
@@ -60,7 +71,8 @@ class TrainingRunRequested(_message.Message):
     slots: _containers.RepeatedScalarFieldContainer[str]
     forked_from: str
     forked_epochs: int
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., task: _Optional[str] = ..., host: _Optional[str] = ..., policy: _Optional[str] = ..., policy_parameters: _Optional[_Mapping[str, float]] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., experiment_name: _Optional[str] = ..., device: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., re_executable: _Optional[bool] = ..., decision_wait_seconds: _Optional[float] = ..., kernel_wait_seconds: _Optional[float] = ..., digest_every_epochs: _Optional[int] = ..., slots: _Optional[_Iterable[str]] = ..., forked_from: _Optional[str] = ..., forked_epochs: _Optional[int] = ...) -> None: ...
+    stack: StackPlace
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., task: _Optional[str] = ..., host: _Optional[str] = ..., policy: _Optional[str] = ..., policy_parameters: _Optional[_Mapping[str, float]] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., experiment_name: _Optional[str] = ..., device: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., re_executable: _Optional[bool] = ..., decision_wait_seconds: _Optional[float] = ..., kernel_wait_seconds: _Optional[float] = ..., digest_every_epochs: _Optional[int] = ..., slots: _Optional[_Iterable[str]] = ..., forked_from: _Optional[str] = ..., forked_epochs: _Optional[int] = ..., stack: _Optional[_Union[StackPlace, _Mapping]] = ...) -> None: ...
 
 class TrainingRunClaimed(_message.Message):
     __slots__ = ("meta", "run_id", "attempt", "worker", "producer_id", "request_event_id", "home_id")
@@ -81,7 +93,7 @@ class TrainingRunClaimed(_message.Message):
     def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., worker: _Optional[str] = ..., producer_id: _Optional[str] = ..., request_event_id: _Optional[str] = ..., home_id: _Optional[str] = ...) -> None: ...
 
 class NumericsFingerprint(_message.Message):
-    __slots__ = ("torch", "python", "instruction_set", "threads", "device", "world_size", "deterministic_algorithms", "blas")
+    __slots__ = ("torch", "python", "instruction_set", "threads", "device", "world_size", "deterministic_algorithms", "blas", "stack_size")
     TORCH_FIELD_NUMBER: _ClassVar[int]
     PYTHON_FIELD_NUMBER: _ClassVar[int]
     INSTRUCTION_SET_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +102,7 @@ class NumericsFingerprint(_message.Message):
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     DETERMINISTIC_ALGORITHMS_FIELD_NUMBER: _ClassVar[int]
     BLAS_FIELD_NUMBER: _ClassVar[int]
+    STACK_SIZE_FIELD_NUMBER: _ClassVar[int]
     torch: str
     python: str
     instruction_set: str
@@ -98,7 +111,8 @@ class NumericsFingerprint(_message.Message):
     world_size: int
     deterministic_algorithms: bool
     blas: str
-    def __init__(self, torch: _Optional[str] = ..., python: _Optional[str] = ..., instruction_set: _Optional[str] = ..., threads: _Optional[int] = ..., device: _Optional[str] = ..., world_size: _Optional[int] = ..., deterministic_algorithms: _Optional[bool] = ..., blas: _Optional[str] = ...) -> None: ...
+    stack_size: int
+    def __init__(self, torch: _Optional[str] = ..., python: _Optional[str] = ..., instruction_set: _Optional[str] = ..., threads: _Optional[int] = ..., device: _Optional[str] = ..., world_size: _Optional[int] = ..., deterministic_algorithms: _Optional[bool] = ..., blas: _Optional[str] = ..., stack_size: _Optional[int] = ...) -> None: ...
 
 class TrainingRunStarted(_message.Message):
     __slots__ = ("meta", "run_id", "attempt", "worker", "numerics", "code_version", "dependencies_digest", "data_digest", "parameters", "initial_digest", "resumed_epochs")
