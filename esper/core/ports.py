@@ -137,6 +137,26 @@ class GraftController(Protocol):
     def fold(self, event: EventMessage) -> None:
         """Let an acknowledged event change the model."""
 
+    def settle(self, outcome: ly.CommandOutcome) -> None:
+        """Let an acknowledged outcome change what holds growth back, once the edge's events are folded."""
+
+    def growth(self) -> ly.GrowthState | None:
+        """Return what holds growth back in the coming epoch; None where nothing does."""
+
+    def prepare_return(self, saved: Saved, *, epoch: int, to_epoch: int) -> list[EventMessage]:
+        """Return what is to be said of seeds when the run returns to a checkpoint; change nothing yet.
+
+        Raises:
+            IntegrityError: the content does not fit this run.
+            KernelUnavailable: no store holds a kernel that was grafted then.
+        """
+
+    def rewind(self, saved: Saved) -> None:
+        """Stand as when `saved` was taken, in place; the trainer then fills in the host's and `state`'s tensors."""
+
+    def go_on(self, *, to_epoch: int) -> None:
+        """After `rewind`: go on at the edge at which the run returned; ids, work done and held growth stay."""
+
     def checkpoint(self) -> Saved:
         """Return all that `restore` needs besides the tensors of `state` and of the host, before an edge's decision.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 import torch
 from torch import Tensor
 
@@ -69,6 +71,21 @@ class SeedBed(SeedBench):
         self._remains.pop(seed_id, None)
         self._costs.clear()
 
+    def clear(self) -> None:
+        """Take every seed off the host, fossils too, and forget those that were culled: others are planted next."""
+        going = {id(parameter) for live in self.live.values() for parameter in live.seed.parameters()}
+        for seed_id, live in self.live.items():
+            live.graft.remove()
+            self.registry.release(seed_owner(seed_id))
+        if self._optimizer is not None:
+            _forget_parameters(self._optimizer, going)
+        self.live.clear()
+        self._remains.clear()
+        self._costs.clear()
+        self.last_batch = None
+        self.registry.release(HOST)
+        self.registry.register(HOST, {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())})
+
     # -- training -------------------------------------------------------------------------------------------
 
     def zero_grad(self) -> None:
@@ -96,6 +113,12 @@ class SeedBed(SeedBench):
         self.monitor.check_optimizer(own, self._optimizer)
         self.monitor.check_teacher()
         self.monitor.close_epoch(epoch, trained=bool(own))
+
+    def count_heard(self, *, batch: int) -> None:
+        """Count what the host's own step spent in seeds that take none themselves."""
+        for live in self.live.values():
+            if live.seed.heard:
+                self.multiply_adds += _TRAINING_FACTOR * live.multiply_adds_per_sample * batch
 
     def train_jointly(self, seed_id: str, *, batch: int, rising: bool) -> None:
         """Apply the gradients of the host's own backward to the seed, then let alpha rise if it is `rising`."""
@@ -133,3 +156,11 @@ class SeedBed(SeedBench):
         loss = self._shadow_loss(live, inputs, targets, seed=0)
         if loss.requires_grad:
             torch.autograd.grad(loss, live.trainer.parameters, allow_unused=True)
+
+
+def _forget_parameters(optimizer: torch.optim.Optimizer, going: AbstractSet[int]) -> None:
+    """Take parameters, named by their ids, out of an optimiser's groups and state."""
+    for group in optimizer.param_groups:
+        group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in going]
+    for parameter in [parameter for parameter in optimizer.state if id(parameter) in going]:
+        del optimizer.state[parameter]

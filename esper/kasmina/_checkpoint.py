@@ -16,7 +16,8 @@ from esper.core.checkpoint import Saved, copy_into, named, refused, transient_bu
 from esper.kasmina._bed import SeedBed
 from esper.kasmina._bench import HeldOutLosses, LiveSeed
 from esper.kasmina._graft import GraftedSeed, Role
-from esper.kasmina._lifecycle import BARRED_STAGES, KasminaLifecycle, SeedRecord
+from esper.kasmina._lifecycle import BARRED_STAGES, KasminaLifecycle
+from esper.kasmina._return import lifecycle_in
 from esper.kasmina._slots import SlotSpec
 
 #: Builds the body of a seed again from the digest of its kernel.
@@ -68,8 +69,7 @@ def rebuild(
         IntegrityError: a seed is of a slot that this host does not have, or does not fit.
     """
     assert not bed.live, "only a fresh bed is planted from a checkpoint"
-    records = [SeedRecord(**facts) for facts in saved.facts["lifecycle"]["seeds"]]
-    lifecycle = KasminaLifecycle({record.seed_id: record for record in records}, saved.facts["lifecycle"]["events"])
+    lifecycle = lifecycle_in(saved)
     counts = Counts(**saved.facts["counts"])
     for facts in saved.facts["seeds"]:
         record = lifecycle.seeds[facts["seed_id"]]

@@ -20,6 +20,8 @@ from esper.leyline.registry import EventMessage
 
 #: How a rejection for want of a kernel begins; a re-execution takes it from the record, for it cannot measure it.
 KERNEL_UNAVAILABLE = "kernel_unavailable:"
+#: Why seeds are culled by COMMAND_EMERGENCY, as their moves say it.
+EMERGENCY = "emergency"
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,19 @@ def _add_moves(
 
 def cull_for_fault(edge: Edge, faults: Sequence[tuple[SeedRecord, str, float]]) -> list[EventMessage]:
     """Return the moves that take seeds with a fault (record, fault, alpha) off the host and bar their slots."""
+    return _culled(edge, [(record, f"fault:{fault}", alpha) for record, fault, alpha in faults])
+
+
+def cull_in_emergency(
+    edge: Edge, growing: Sequence[tuple[SeedRecord, float]], *, command_id: str
+) -> list[EventMessage]:
+    """Return the moves that take all growing seeds (record, alpha) off the host at once and bar their slots."""
+    return _culled(edge, [(record, EMERGENCY, alpha) for record, alpha in growing], command_id=command_id)
+
+
+def _culled(edge: Edge, seeds: Sequence[tuple[SeedRecord, str, float]], *, command_id: str = "") -> list[EventMessage]:
     collected = EdgeEvents(edge)
-    for record, fault, alpha in faults:
+    for record, reason, alpha in seeds:
         order = Order(
             operation=ly.SEED_OP_CULL,
             seed_id=record.seed_id,
@@ -172,12 +185,13 @@ def cull_for_fault(edge: Edge, faults: Sequence[tuple[SeedRecord, str, float]]) 
             blueprint_id=record.blueprint_id,
             from_stage=record.stage,
             path=(ly.SEED_STAGE_CULLED, ly.SEED_STAGE_EMBARGOED),
+            command_id=command_id,
         )
         before = len(collected.events)
         _add_moves(collected, order, Findings(alpha=alpha), {})
         for event in collected.events[before:]:
             assert isinstance(event, ly.SeedStageChanged), "a cull consists of moves"
-            event.reason = f"fault:{fault}"
+            event.reason = reason
     return collected.events
 
 

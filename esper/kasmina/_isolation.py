@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -104,7 +104,11 @@ class IsolationMonitor:
     @property
     def allows(self) -> bool:
         """Whether seeds may take steps and germinate: the breaker is not open."""
-        return self.breaker.state(float(self._epoch)) != ly.CIRCUIT_STATE_OPEN
+        return self.state() != ly.CIRCUIT_STATE_OPEN
+
+    def state(self) -> ly.CircuitBreakerState:
+        """Return how the breaker stands after the epoch that was closed last."""
+        return self.breaker.state(float(self._epoch))
 
     def leaks(self, seed_id: str) -> Leaks:
         """Return what leaked from and into the seed in the epoch that was closed last."""
@@ -207,6 +211,17 @@ class IsolationMonitor:
     def _breach(self, count: int) -> None:
         self.violations += count
         self.breaker = self.breaker.failed(float(self._epoch))
+
+    def close_breaker(self) -> None:
+        """Let seeds take steps again: an operator or a controller answers for it."""
+        self.breaker = self.breaker.succeeded()
+
+    def move_on(self, epoch: int) -> None:
+        """Go on at `epoch` after a return to an earlier one: what is left of an open breaker's time stays left."""
+        shift, opened_at = epoch - self._epoch, self.breaker.opened_at
+        self._epoch = epoch
+        if opened_at is not None:
+            self.breaker = replace(self.breaker, opened_at=opened_at + shift)
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 

@@ -59,6 +59,8 @@ PATHS: Final[Mapping[ly.SeedOperation, tuple[ly.SeedLifecycleStage, ...]]] = {
 
 #: Where a culled seed goes once its embargo is over, within one epoch's edge; the last step is guarded by G5.
 RESET_PATH: Final = (ly.SEED_STAGE_RESETTING, ly.SEED_STAGE_DORMANT)
+#: Begins the reason of a move by which a run returned to a checkpoint: it restores a stage, whatever the table says.
+RETURN_REASON: Final = "rollback:"
 #: Stages whose seed is off the host and bars its slot until it is reset.
 BARRED_STAGES: Final = frozenset({ly.SEED_STAGE_EMBARGOED, ly.SEED_STAGE_RESETTING})
 
@@ -181,7 +183,8 @@ _FREE: Final = frozenset({ly.SEED_STAGE_UNKNOWN, ly.SEED_STAGE_DORMANT, ly.SEED_
 
 def _moved(record: SeedRecord | None, event: ly.SeedStageChanged) -> SeedRecord:
     stage = ly.SEED_STAGE_DORMANT if record is None else record.stage
-    if event.from_stage != stage or not is_allowed(event.from_stage, event.to_stage):
+    allowed = event.reason.startswith(RETURN_REASON) or is_allowed(event.from_stage, event.to_stage)
+    if event.from_stage != stage or not allowed:
         raise IntegrityError(
             f"the move of seed {event.seed_id!r} to {stage_name(event.to_stage)} cannot be folded",
             cause=f"the event leaves {stage_name(event.from_stage)}, the seed is in {stage_name(stage)}",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from esper.core.checkpoint import Saved
-from esper.kasmina._checkpoint import Counts, capture, rebuild
-from esper.kasmina._manager_edges import ManagerEdges
+from esper.kasmina._checkpoint import Counts, capture
+from esper.kasmina._manager_returns import ManagerReturns
 
 
-class KasminaSeedManager(ManagerEdges):
+class KasminaSeedManager(ManagerReturns):
     """Grafts seeds onto one host during one run; implements `esper.core.ports.GraftController`.
 
     State changes only in `fold`, and only by the events that `decide` and `end_epoch` returned, in their order:
@@ -33,7 +33,9 @@ class KasminaSeedManager(ManagerEdges):
         """
         self._expect_nothing_owed()
         counts = Counts(self._step, self._steps_per_epoch, self._epoch, self._decided_epoch, self._kernels)
-        return capture(self.lifecycle, self._bed, counts)
+        saved = capture(self.lifecycle, self._bed, counts)
+        held = self._growth.facts()
+        return Saved({**saved.facts, "growth": held}, saved.tensors) if held else saved
 
     def restore(self, saved: Saved) -> None:
         """Put the seeds of a checkpoint on this manager's host; it must be a fresh one.
@@ -42,7 +44,4 @@ class KasminaSeedManager(ManagerEdges):
             IntegrityError: the content does not fit this host.
             KernelUnavailable: no store holds the kernel of one of its seeds.
         """
-        self.lifecycle, counts = rebuild(saved, self._bed, self._slots, self._examiner.body_of)
-        self._step, self._steps_per_epoch = counts.step, counts.steps_per_epoch
-        self._epoch, self._decided_epoch = counts.epoch, counts.decided_epoch
-        self._kernels = dict(counts.kernels)
+        self._stand_as(saved, self._examiner.body_of)

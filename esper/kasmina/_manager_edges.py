@@ -10,12 +10,14 @@ from esper.core.ports import EdgeDecision
 from esper.kasmina._decide import (
     check_against_record,
     cull_for_fault,
+    cull_in_emergency,
     decide_order,
     no_command,
     recorded_without_measuring,
     refuse,
 )
 from esper.kasmina._gate_reset import reset_gate
+from esper.kasmina._growth import problem_of
 from esper.kasmina._lifecycle import GROWING_STAGES, SeedRecord
 from esper.kasmina._manager_steps import ManagerSteps
 from esper.kasmina._orders import BLEND_STEPS, Refusal, read_command
@@ -45,8 +47,9 @@ class ManagerEdges(ManagerSteps):
         self._epoch = epoch
         self._steps_per_epoch, self._epoch_steps = self._epoch_steps or self._steps_per_epoch, 0
         growing = self.lifecycle.in_stages(GROWING_STAGES)
-        for record in growing:
-            self._bed.live[record.seed_id].trainer.close_epoch()
+        if not self._growth.held(epoch):  # Who stood still keeps the figures of the epoch in which it last learned.
+            for record in growing:
+                self._bed.live[record.seed_id].trainer.close_epoch()
         self._bed.close_isolation(epoch)
         faults = [(record, fault) for record in growing if (fault := self._bed.faults(record.seed_id))]
         faulty = {record.seed_id for record, _ in faults}
@@ -99,7 +102,26 @@ class ManagerEdges(ManagerSteps):
 
     def _judges(self) -> Mapping[ly.CommandType, Judge]:
         """Return who judges a command, by its type; what is not here is refused as "unsupported_command"."""
-        return {ly.COMMAND_CONTINUE: _train_on, ly.COMMAND_SEED: self._judge_seed_command}
+        return {
+            ly.COMMAND_CONTINUE: _train_on,
+            ly.COMMAND_SEED: self._judge_seed_command,
+            ly.COMMAND_PAUSE: self._judge_growth_command,
+            ly.COMMAND_CIRCUIT_BREAKER: self._judge_growth_command,
+            ly.COMMAND_EMERGENCY: self._judge_growth_command,
+        }
+
+    def _judge_growth_command(
+        self, command: ly.AdaptationCommand, epoch: int, _recorded: ly.CommandOutcome | None
+    ) -> EdgeDecision:
+        problem = problem_of(command, self._growth, epoch=epoch)
+        if problem:
+            return refuse(self._edge(epoch), Refusal(problem))
+        if command.command_type != ly.COMMAND_EMERGENCY:
+            return EdgeDecision(result=ly.COMMAND_RESULT_APPLIED)
+        growing = self.lifecycle.in_stages(GROWING_STAGES)
+        alphas = [(record, self._bed.live[record.seed_id].seed.alpha) for record in growing]
+        events = cull_in_emergency(self._edge(epoch), alphas, command_id=command.command_id)
+        return EdgeDecision(result=ly.COMMAND_RESULT_APPLIED, events=events)
 
     def _judge_seed_command(
         self, command: ly.AdaptationCommand, epoch: int, recorded: ly.CommandOutcome | None
@@ -107,6 +129,9 @@ class ManagerEdges(ManagerSteps):
         order = read_command(command, self.lifecycle)
         if isinstance(order, Refusal):
             return refuse(self._edge(epoch), order)
+        held = self._growth.refusal(order.operation, epoch=epoch)
+        if held:
+            return refuse(self._edge(epoch), Refusal(held, order))
         examination = self._examiner.examine(
             order, self.lifecycle, epoch=epoch, steps_per_epoch=self._steps_per_epoch, recorded=recorded
         )
@@ -142,7 +167,20 @@ class ManagerEdges(ManagerSteps):
             append(event)
         for event in decision.events:
             self.fold(event)
+        if command is not None:
+            self.settle(
+                ly.CommandOutcome(
+                    epoch=epoch, result=decision.result, command_type=command.command_type, command=command
+                )
+            )
         return decision
+
+    def settle(self, outcome: ly.CommandOutcome) -> None:
+        """Let an acknowledged outcome change how growth is held; call it once the edge's events are folded."""
+        self._growth = self._growth.fold(outcome)
+        closes = outcome.command.circuit_breaker.desired_state == ly.CIRCUIT_STATE_CLOSED
+        if closes and outcome.result == ly.COMMAND_RESULT_APPLIED:
+            self._bed.monitor.close_breaker()
 
     def fold(self, event: EventMessage) -> None:
         """Let an acknowledged event change the model.

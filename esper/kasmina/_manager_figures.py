@@ -60,6 +60,10 @@ class ManagerFigures(ManagerState):
             "kasmina.isolation.breaker_open": float(not monitor.allows),
         }
 
+    def growth(self) -> ly.GrowthState | None:
+        """Return what holds growth back after the epoch that ended last; None where nothing does."""
+        return self._growth.message(self._bed.monitor.state(), epoch=self._epoch)
+
     def watch_teacher(self, teacher: nn.Module) -> None:
         """Register a network that a loss distils from; whoever changes it commits a breach of the isolation.
 

@@ -14,6 +14,7 @@ from esper.kasmina._bench import PreparedSeed, Probe
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina._decide import Edge
 from esper.kasmina._examiner import Examiner
+from esper.kasmina._growth import Growth
 from esper.kasmina._lifecycle import KasminaLifecycle
 from esper.kasmina._passes import Isolation
 from esper.kasmina._seed_training import LossFunction
@@ -76,6 +77,9 @@ class ManagerState:
         self._prepared: dict[str, PreparedSeed] = {}
         #: Digest of the kernel of every seed that was examined, by the seed's id.
         self._kernels: dict[str, str] = {}
+        self._growth = Growth()
+        #: What a return to a checkpoint carries over, while one is under way.
+        self._return: object | None = None
 
     def _edge(self, epoch: int) -> Edge:
         return Edge(self._run_id, self._attempt, epoch, self.lifecycle.events)

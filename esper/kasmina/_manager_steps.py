@@ -34,6 +34,9 @@ class ManagerSteps(ManagerFigures):
         self._bed.host_stepped()
         if not self._bed.monitor.allows:
             return  # No seed takes a step while the breaker is open.
+        if self._growth.held(self._epoch + 1):
+            self._bed.count_heard(batch=len(inputs))
+            return
         for record in self.lifecycle.in_stages(ATTACHED_STAGES):
             if record.stage == ly.SEED_STAGE_TRAINING:
                 if self._step % self._config.shadow_every == 0:

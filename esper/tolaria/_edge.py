@@ -74,6 +74,7 @@ class EpochEdge:
         self._journal.append_seed_events(epoch, events)
         self._journal.append_outcome(outcome)
         self._fold(events)
+        self._controller.settle(outcome)
         return outcome
 
     def _append_and_fold(self, epoch: int, events: Iterable[EventMessage], *, causation_id: str) -> None:

@@ -208,6 +208,8 @@ class ForkingJournal:
 def first_difference(recorded: ly.SystemStatePacket, repeated: ly.SystemStatePacket) -> Difference | None:
     """Return the first field in which two packets of one epoch differ although they must not; None if none does."""
     pairs = [(name, getattr(recorded, name), getattr(repeated, name)) for name in _COMPARED_FIELDS]
+    if recorded.HasField("growth"):  # Packets did not always tell of it.
+        pairs.append(("growth", str(recorded.growth), str(repeated.growth)))
     pairs.append(("seed_states", _seed_facts(recorded), _seed_facts(repeated)))
     for name, expected, found in pairs:
         # repr tells apart what == does not: two NaNs are alike, 0.0 and -0.0 are not.

@@ -64,6 +64,21 @@ class StaticController:
     def fold(self, event: EventMessage) -> None:
         """Do nothing: no event changes a network that does not grow."""
 
+    def settle(self, outcome: ly.CommandOutcome) -> None:
+        """Do nothing: no outcome holds growth back where nothing grows."""
+
+    def growth(self) -> ly.GrowthState | None:
+        return None
+
+    def prepare_return(self, saved: Saved, *, epoch: int, to_epoch: int) -> list[EventMessage]:
+        return []
+
+    def rewind(self, saved: Saved) -> None:
+        self.restore(saved)
+
+    def go_on(self, *, to_epoch: int) -> None:
+        """Do nothing: there are no seeds."""
+
     def checkpoint(self) -> Saved:
         return Saved()
 

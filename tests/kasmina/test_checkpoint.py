@@ -18,7 +18,7 @@ from tests.kasmina.support import FACTORIES, RUN_ID, batch, mlp, seed_command, s
 #: By class: what a checkpoint keeps, and what the request, the kernel, the configuration or the epoch's edge gives
 #: again. An attribute of neither list was forgotten: keep it in `_checkpoint.py`, or say here where it comes from.
 KEPT = {
-    "KasminaSeedManager": {"lifecycle", "_step", "_epoch", "_steps_per_epoch", "_decided_epoch", "_kernels"},
+    "KasminaSeedManager": {"lifecycle", "_step", "_epoch", "_steps_per_epoch", "_decided_epoch", "_kernels", "_growth"},
     "SeedBed": {"live", "multiply_adds", "last_batch", "monitor"},
     "GraftedSeed": {"role", "_draws"},  # and its blender, a module of its own
     "SeedTrainer": {"shadow", "gradients", "_steps", "_norm", "optimizer", "rate_share"},
@@ -29,7 +29,7 @@ GIVEN_AGAIN = {
     "KasminaSeedManager": {
         "_run_id", "_attempt", "_slots", "_descriptors", "_config", "_bed", "_examiner",
         # Empty or zero at every edge, when a checkpoint is taken.
-        "_epoch_steps", "_owed", "_prepared",
+        "_epoch_steps", "_owed", "_prepared", "_return",
     },
     "GraftedSeed": {"_placement", "_rng_seed", "_devices", "_focus"},
     # `_loss_sum`, `_loss_count` and `_norms` are of the epoch under way, and empty at its edge.

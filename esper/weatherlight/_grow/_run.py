@@ -228,6 +228,7 @@ class GrowRun:
             training_metrics=self._recorded_metrics(),
             seed_states=controller.seed_states(),
             slots=controller.slot_states(),
+            growth=controller.growth(),
             weights_digest=self._digest(controller),
             policy=wishes.policy,
             parameters=self._host_parameters + controller.parameters(),
