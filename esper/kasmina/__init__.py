@@ -28,6 +28,7 @@ from esper.kasmina._lifecycle import (
 from esper.kasmina._manager import KasminaSeedManager
 from esper.kasmina._ownership import Owner, OwnerKind, OwnershipRegistry
 from esper.kasmina._slots import SlotSpec, discover_slots
+from esper.kasmina._sockets import add_sockets, is_compiled
 
 __all__ = [
     "COMMAND_REASONS",
@@ -59,11 +60,13 @@ __all__ = [
     "SeedRecord",
     "SlotSpec",
     "StabilityEvidence",
+    "add_sockets",
     "discover_slots",
     "gradient_gate",
     "impact_gate",
     "interface_gate",
     "is_allowed",
+    "is_compiled",
     "reset_gate",
     "sanity_gate",
     "stability_gate",

@@ -91,6 +91,7 @@ class SeedBed(SeedBench):
     def zero_grad(self) -> None:
         """Forget the gradients of the seeds that Kasmina's own optimisers train."""
         for live in self.live.values():
+            live.graft.forget_forwards()
             if live.trainer.optimizer is not None:
                 live.trainer.zero_grad()
         self.monitor.host_step_begins(self._own())

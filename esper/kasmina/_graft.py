@@ -24,6 +24,7 @@ from esper.core.rng import derive_seed
 from esper.kasmina._alpha import AlphaBlender
 from esper.kasmina._passes import forked_rng
 from esper.kasmina._slots import Placement, SlotSpec
+from esper.kasmina._sockets import Socket, socket_of
 
 #: Modules that run all their children: a seed registered there would run as one more layer.
 _RUNS_ITS_CHILDREN: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -160,6 +161,50 @@ def _finite_or_zero(gradient: Tensor) -> Tensor:
     return torch.where(torch.isfinite(gradient).all(), gradient, torch.zeros_like(gradient))
 
 
+@dataclass(frozen=True)
+class _HookSeat:
+    """A seed as a forward hook of its own: what was compiled without it must be compiled anew."""
+
+    handle: RemovableHandle
+
+    @property
+    def hook_id(self) -> int:
+        return self.handle.id
+
+    def changed(self) -> None:
+        forget_compiled()
+
+    def forget_forwards(self) -> None:
+        return
+
+    def remove(self) -> None:
+        self.handle.remove()
+
+
+@dataclass(frozen=True)
+class _SocketSeat:
+    """A seed in a socket: what was compiled stays as it is."""
+
+    socket: Socket
+    hook_id: int
+
+    def changed(self) -> None:
+        return
+
+    def forget_forwards(self) -> None:
+        self.socket.forget_forwards()
+
+    def remove(self) -> None:
+        self.socket.leave(self.hook_id)
+
+
+def _seat(module: nn.Module, seed: GraftedSeed) -> _HookSeat | _SocketSeat:
+    socket = socket_of(module)
+    if socket is None:
+        return _HookSeat(module.register_forward_hook(EagerHook(seed.hook)))
+    return _SocketSeat(socket, socket.take(seed.hook))
+
+
 class Graft:
     """Holds a seed on its slot, and takes it off again without a trace."""
 
@@ -169,12 +214,16 @@ class Graft:
         self.anchor = anchor_of(slot_module)
         self.name = submodule_name(seed_id)
         self.slot_module = slot_module
-        self._handle: RemovableHandle = slot_module.register_forward_hook(EagerHook(seed.hook))
+        self._seat: _HookSeat | _SocketSeat = _seat(slot_module, seed)
 
     @property
     def hook_id(self) -> int:
-        """The key of the seed's hook among the forward hooks of its slot's module."""
-        return self._handle.id
+        """What names the seed among those who are asked after its slot's module (`hook_ids`)."""
+        return self._seat.hook_id
+
+    def forget_forwards(self) -> None:
+        """Drop what forwards left behind whose backward did not come."""
+        self._seat.forget_forwards()
 
     def join(self) -> None:
         """Make the seed a submodule of the host, in the host's present mode.
@@ -191,15 +240,15 @@ class Graft:
         self.seed.train(self.slot_module.training)
         self.anchor.add_module(self.name, self.seed)
         self.seed.role = Role.BLENDED
-        forget_compiled()
+        self._seat.changed()
 
     def remove(self) -> None:
         """Take hook and submodule off the host; its forward is then as if the seed had never been."""
-        self._handle.remove()
+        self._seat.remove()
         if getattr(self.anchor, self.name, None) is self.seed:
             delattr(self.anchor, self.name)
         if self.seed.role is not Role.ISOLATED:
-            forget_compiled()
+            self._seat.changed()
         self.seed.role = Role.ISOLATED
 
 

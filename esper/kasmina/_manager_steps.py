@@ -13,7 +13,7 @@ class ManagerSteps(ManagerFigures):
     """Trains seeds; moves none."""
 
     def before_step(self) -> None:
-        """Clear what the seeds' gradients hold; call it before the host's backward."""
+        """Clear what the seeds' gradients hold; call it before the host's forward."""
         self._bed.zero_grad()
 
     def scale_gradients(self, factor: float) -> None:

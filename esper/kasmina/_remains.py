@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from esper.kasmina._gate_reset import ResetEvidence
 from esper.kasmina._graft import Graft, GraftedSeed
 from esper.kasmina._ownership import OwnershipRegistry, seed_owner
+from esper.kasmina._sockets import hook_ids
 
 
 class Memory:
@@ -90,7 +91,7 @@ class Remains:
         return ResetEvidence(
             objects_alive=sum(thing() is not None for thing in self.objects),
             bytes_alive=sum(each.size for each in self.memory if not each.freed),
-            hooks_left=int(self.hook_id in self.slot_module._forward_hooks),  # noqa: SLF001 - torch lists them nowhere else
+            hooks_left=int(self.hook_id in hook_ids(self.slot_module)),
             submodules_left=int(self.name in dict(self.anchor.named_children())),
             optimizer_entries=self._entries(host),
             owned_tensors=len(registry.tensors_of(seed_owner(self.seed_id))),

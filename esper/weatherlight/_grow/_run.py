@@ -14,7 +14,7 @@ from esper.core.eager import eagerly, uncompiled
 from esper.core.errors import UsageError
 from esper.core.ids import RunId
 from esper.core.numerics import numerics_fingerprint
-from esper.kasmina import KasminaConfig, KasminaSeedManager, discover_slots
+from esper.kasmina import KasminaConfig, KasminaSeedManager, add_sockets, discover_slots, is_compiled
 from esper.leyline import messages as ly
 from esper.oona import Fabric
 from esper.tolaria import (
@@ -58,6 +58,7 @@ class GrowRun:
 
     def __init__(self, model: nn.Module, wishes: Wishes, fabric: Fabric) -> None:
         self._model = uncompiled(model)
+        self._compiled = self._model is not model or is_compiled(self._model)
         self._wishes = wishes
         self._fabric = fabric
         self._tally = _Tally()
@@ -167,6 +168,8 @@ class GrowRun:
         with eagerly():
             self._multiply_adds_per_sample = multiply_adds_per_sample(self._model, sample)
             slots = discover_slots(self._model, sample, wishes.slots)
+        if self._compiled:
+            add_sockets(self._model, slots)
         self._controller = KasminaSeedManager(
             self._model,
             slots,
