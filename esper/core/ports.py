@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from esper.core.errors import OperationFailed
 from esper.leyline import messages as ly
@@ -69,6 +69,23 @@ class BlueprintRuntime(Protocol):
         """
 
 
+@runtime_checkable
+class PrefetchingRuntime(BlueprintRuntime, Protocol):
+    """A runtime that can also bring a kernel near before anybody waits for it.
+
+    A thread of its own calls `prefetch`, while the training thread may call the other methods.
+    """
+
+    def prefetch(self, request: ly.KernelRequestSpec, *, run_id: str) -> FetchedKernel | None:
+        """Return the kernel once it is there; until then see to it that it is made, and return None at once.
+
+        Asks for one kernel once, however often it is called. Draws from no random stream of the process.
+
+        Raises:
+            KernelUnavailable: it cannot be had.
+        """
+
+
 @dataclass(frozen=True)
 class EdgeDecision:
     """What an epoch's edge comes to: the events to append, in order, and the verdict on the command."""
@@ -115,6 +132,12 @@ class GraftController(Protocol):
 
     def figures(self) -> Mapping[str, float]:
         """Return what the controller counts over the run, by metric name ("kasmina.isolation.violations")."""
+
+    def notices(self) -> Sequence[ly.TelemetryEvent]:
+        """Return what happened since the last call that people should hear of; it steers nothing."""
+
+    def close(self) -> None:
+        """End what works beside the run; the network stays as it is. Called once, when the attempt is over."""
 
     def before_step(self) -> None:
         """Clear what the seeds' gradients hold, before the host's backward."""

@@ -124,6 +124,11 @@ class SeedBench:
         parameters = sum(parameter.numel() for parameter in body.parameters())
         return PreparedSeed(body, evidence, parameters, multiply_adds)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the host's first parameter lies."""
+        return next((parameter.device for parameter in self._model.parameters()), torch.device("cpu"))
+
     def _device(self, spec: SlotSpec) -> torch.device:
         for module in (self._model.get_submodule(spec.module), self._model):
             for parameter in module.parameters():

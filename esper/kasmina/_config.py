@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from esper.core.errors import UsageError
 from esper.core.quarantine import QuarantineLimits
 from esper.kasmina._alpha import ALPHA_CURVES, AlphaCurve
+from esper.kasmina._budgets import LatencyBudgets
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,16 @@ class KasminaConfig:
     isolation_breaches_max: int = 3
     #: Epochs for which the open breaker lets no seed germinate or train.
     isolation_open_epochs: int = 5
+    #: What kernels at hand on the run's device may hold (0: none), and epochs after which an unused one goes.
+    cache_bytes_max: int = 64 << 20
+    cache_epochs_max: int = 20
+    #: Part of the memory (the device's, or the machine's) in use above which caches go and nothing germinates.
+    memory_share_max: float = 0.95
+    #: Epochs after which garbage is collected; 0: never.
+    collect_every_epochs: int = 50
+    latency_budgets: LatencyBudgets = field(default_factory=LatencyBudgets)
+    #: Whether overrun budgets end fetches and germinations; without it they are evidence.
+    enforce_latency: bool = False
     limits: GateLimits = field(default_factory=GateLimits)
     #: What a kernel that may not be grafted gets instead; the epoch's edge waits that long for it at most.
     quarantine: QuarantineLimits = field(default_factory=QuarantineLimits)
@@ -69,9 +80,20 @@ class KasminaConfig:
             raise _unusable("weight_decay", self.weight_decay, "a finite number, at least 0")
         if self.warmup_steps < 0:
             raise _unusable("warmup_steps", self.warmup_steps, "at least 0")
-        for name in ("shadow_every", "embargo_epochs", "isolation_breaches_max", "isolation_open_epochs"):
+        for name in (
+            "shadow_every",
+            "embargo_epochs",
+            "cache_epochs_max",
+            "isolation_breaches_max",
+            "isolation_open_epochs",
+        ):
             if getattr(self, name) < 1:
                 raise _unusable(name, getattr(self, name), "at least 1")
+        for name in ("cache_bytes_max", "collect_every_epochs"):
+            if getattr(self, name) < 0:
+                raise _unusable(name, getattr(self, name), "at least 0")
+        if not 0 < self.memory_share_max <= 1:
+            raise _unusable("memory_share_max", self.memory_share_max, "a share above 0, at most 1")
         if self.blend_steps is not None and self.blend_steps < 1:
             raise _unusable("blend_steps", self.blend_steps, "at least 1")
         if self.alpha_curve not in ALPHA_CURVES:

@@ -25,6 +25,7 @@ from esper.kasmina._gates import (
     sanity_gate,
     stability_gate,
 )
+from esper.kasmina._household import HOUSE_REASONS, Household
 from esper.kasmina._lifecycle import KasminaLifecycle
 from esper.kasmina._orders import BLEND_EPOCHS, BLEND_STEPS, Order
 from esper.kasmina._quarantine import QUARANTINED, REFUSED, hold_trial, reason_of, recorded_event, refusal_of
@@ -52,8 +53,8 @@ class Examiner:
         self,
         bed: SeedBed,
         *,
-        run_id: str,
         runtime: BlueprintRuntime,
+        house: Household,
         slots: Mapping[str, SlotSpec],
         descriptors: Mapping[str, ly.BlueprintDescriptor],
         config: KasminaConfig,
@@ -61,8 +62,8 @@ class Examiner:
     ) -> None:
         self._bed = bed
         self._seed = seed
-        self._run_id = run_id
         self._runtime = runtime
+        self._house = house
         self._slots = slots
         self._descriptors = descriptors
         self._config = config
@@ -109,6 +110,9 @@ class Examiner:
             return Examination(Findings(gates=[gate], problem=ISOLATION_OPEN))
         if spec is None or not gate.passed:
             return Examination(Findings(gates=[gate]))
+        refusal = self._house.refusal() if recorded is None else recorded.reason
+        if refusal in HOUSE_REASONS:
+            return Examination(Findings(gates=[gate], problem=refusal))
         if recorded is not None and recorded.reason.startswith((QUARANTINED, REFUSED)):
             return Examination(_recorded_refusal(recorded))
         kernel = self._fetch(spec.request(order.blueprint_id, order.parameters), recorded)
@@ -166,9 +170,7 @@ class Examiner:
             return self._recorded_kernel(recorded)
         try:
             with self._bed.apart():
-                return self._runtime.fetch_kernel(
-                    request, run_id=self._run_id, wait_seconds=self._config.kernel_wait_seconds
-                )
+                return self._house.fetch(request)
         except KernelUnavailable as error:
             logger.warning("no kernel for %s: %s", request.blueprint_id, error)
             return KERNEL_UNAVAILABLE + error.reason

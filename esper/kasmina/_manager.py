@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from esper.core.checkpoint import Saved
 from esper.kasmina._checkpoint import Counts, capture
-from esper.kasmina._manager_returns import ManagerReturns
+from esper.kasmina._manager_care import ManagerCare
 
 
-class KasminaSeedManager(ManagerReturns):
+class KasminaSeedManager(ManagerCare):
     """Grafts seeds onto one host during one run; implements `esper.core.ports.GraftController`.
 
     State changes only in `fold`, and only by the events that `decide` and `end_epoch` returned, in their order:
     append first, then fold. Given the same host, batches, seed and folded events, everything here is
-    repeatable bit for bit; nothing reads a clock. Not safe to share between threads.
+    repeatable bit for bit; clocks are read as evidence. Not safe to share between threads.
 
     `loss_fn(outputs, targets)` returns the mean loss as a 0-d tensor. `probe` is a list of held-out (inputs,
     targets) batches on the host's device. Without a loss no seed can train in shadow and none germinates

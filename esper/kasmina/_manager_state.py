@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import IntegrityError
 from esper.core.ports import BlueprintRuntime
 from esper.kasmina._bed import SeedBed
@@ -14,7 +15,9 @@ from esper.kasmina._bench import PreparedSeed, Probe
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina._decide import Edge
 from esper.kasmina._examiner import Examiner
+from esper.kasmina._governor import Cache, MemorySensor
 from esper.kasmina._growth import Growth
+from esper.kasmina._household import Household
 from esper.kasmina._lifecycle import KasminaLifecycle
 from esper.kasmina._passes import Isolation
 from esper.kasmina._seed_training import LossFunction
@@ -41,6 +44,8 @@ class ManagerState:
         descriptors: Mapping[str, ly.BlueprintDescriptor] | None = None,
         config: KasminaConfig | None = None,
         isolation: Isolation | None = None,
+        memory: MemorySensor | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         config = config or KasminaConfig()
         self.lifecycle = KasminaLifecycle()
@@ -58,10 +63,19 @@ class ManagerState:
             config=config,
             isolation=isolation or Isolation(),
         )
+        self._house = Household(
+            runtime=runtime,
+            run_id=run_id,
+            device=self._bed.device,
+            config=config,
+            caches=[runtime] if isinstance(runtime, Cache) else [],
+            sensor=memory,
+            clock=clock,
+        )
         self._examiner = Examiner(
             self._bed,
-            run_id=run_id,
             runtime=runtime,
+            house=self._house,
             slots=self._slots,
             descriptors=self._descriptors,
             config=config,

@@ -43,6 +43,12 @@ class StaticController:
     def figures(self) -> Mapping[str, float]:
         return {}
 
+    def notices(self) -> list[ly.TelemetryEvent]:
+        return []
+
+    def close(self) -> None:
+        """Do nothing: nothing works beside the run."""
+
     def before_step(self) -> None:
         """Do nothing: there are no seeds."""
 

@@ -48,7 +48,8 @@ def test_a_whole_life_is_free_of_breaches(host: str) -> None:
     for late in (True, False, True):
         loop.step(zero_late=late)
     assert loop.train_epoch(5) == []
-    assert loop.manager.figures() == {VIOLATIONS: 0.0, BREAKER: 0.0}
+    figures = loop.manager.figures()
+    assert (figures[VIOLATIONS], figures[BREAKER]) == (0.0, 0.0)
 
 
 #: What breaks the isolation of a seed in TRAINING, by a word.

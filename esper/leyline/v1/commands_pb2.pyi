@@ -135,7 +135,7 @@ class CommandPause(_message.Message):
     def __init__(self, resume: _Optional[bool] = ..., epochs: _Optional[int] = ..., rationale: _Optional[str] = ...) -> None: ...
 
 class AdaptationCommand(_message.Message):
-    __slots__ = ("meta", "version", "command_id", "command_type", "target_seed_id", "training_run_id", "epoch", "issued_at", "issued_by", "seed_operation", "optimizer_adjustment", "circuit_breaker", "rollback_payload", "pause", "structural_pruning", "execution_deadline_ms", "decision_id", "first_epoch", "last_epoch", "annotations")
+    __slots__ = ("meta", "version", "command_id", "command_type", "target_seed_id", "training_run_id", "epoch", "issued_at", "issued_by", "seed_operation", "optimizer_adjustment", "circuit_breaker", "rollback_payload", "pause", "structural_pruning", "execution_deadline_ms", "decision_id", "first_epoch", "last_epoch", "annotations", "candidates")
     class AnnotationsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +163,7 @@ class AdaptationCommand(_message.Message):
     FIRST_EPOCH_FIELD_NUMBER: _ClassVar[int]
     LAST_EPOCH_FIELD_NUMBER: _ClassVar[int]
     ANNOTATIONS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     meta: _meta_pb2.EventMeta
     version: int
     command_id: str
@@ -183,7 +184,8 @@ class AdaptationCommand(_message.Message):
     first_epoch: int
     last_epoch: int
     annotations: _containers.ScalarMap[str, str]
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., version: _Optional[int] = ..., command_id: _Optional[str] = ..., command_type: _Optional[_Union[CommandType, str]] = ..., target_seed_id: _Optional[str] = ..., training_run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., issued_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., issued_by: _Optional[str] = ..., seed_operation: _Optional[_Union[CommandSeedOperation, _Mapping]] = ..., optimizer_adjustment: _Optional[_Union[CommandOptimizerAdjustment, _Mapping]] = ..., circuit_breaker: _Optional[_Union[CommandCircuitBreaker, _Mapping]] = ..., rollback_payload: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., pause: _Optional[_Union[CommandPause, _Mapping]] = ..., structural_pruning: _Optional[_Union[CommandStructuralPruning, _Mapping]] = ..., execution_deadline_ms: _Optional[int] = ..., decision_id: _Optional[str] = ..., first_epoch: _Optional[int] = ..., last_epoch: _Optional[int] = ..., annotations: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    candidates: _containers.RepeatedCompositeFieldContainer[CommandSeedOperation]
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., version: _Optional[int] = ..., command_id: _Optional[str] = ..., command_type: _Optional[_Union[CommandType, str]] = ..., target_seed_id: _Optional[str] = ..., training_run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., issued_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., issued_by: _Optional[str] = ..., seed_operation: _Optional[_Union[CommandSeedOperation, _Mapping]] = ..., optimizer_adjustment: _Optional[_Union[CommandOptimizerAdjustment, _Mapping]] = ..., circuit_breaker: _Optional[_Union[CommandCircuitBreaker, _Mapping]] = ..., rollback_payload: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., pause: _Optional[_Union[CommandPause, _Mapping]] = ..., structural_pruning: _Optional[_Union[CommandStructuralPruning, _Mapping]] = ..., execution_deadline_ms: _Optional[int] = ..., decision_id: _Optional[str] = ..., first_epoch: _Optional[int] = ..., last_epoch: _Optional[int] = ..., annotations: _Optional[_Mapping[str, str]] = ..., candidates: _Optional[_Iterable[_Union[CommandSeedOperation, _Mapping]]] = ...) -> None: ...
 
 class LateCommand(_message.Message):
     __slots__ = ("command_id", "event_id", "epoch", "reason", "offset")
