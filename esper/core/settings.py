@@ -87,6 +87,24 @@ class Settings(BaseSettings):
     kernel_slow_seconds: float = Field(
         0.25, gt=0, description="Reading one kernel from the store that takes longer counts against the store."
     )
+    kernel_device_bytes: int = Field(
+        64 << 20, ge=0, description="Most that a run keeps of built kernels on its device; 0: nothing."
+    )
+    kernel_device_epochs: int = Field(
+        20, ge=1, description="Epochs after which a kernel on a run's device goes that was not used."
+    )
+    memory_share_max: float = Field(
+        0.95, gt=0, le=1, description="Share of a run's memory in use above which caches go and nothing germinates."
+    )
+    collect_every_epochs: int = Field(
+        50, ge=0, description="Epochs after which a run collects garbage and gives back unused memory; 0: never."
+    )
+    latency_budgets: str = Field(
+        "", description="Milliseconds per operation, as in decide=18,fetch=10; also: germinate, blend, measure."
+    )
+    enforce_latency: bool = Field(
+        False, description="Whether overrun latency budgets end fetches and germinations; else they are evidence."
+    )
     kernel_maintenance_seconds: float = Field(
         300.0, gt=0, description="How often Urza looks whether what the catalogue lists is still stored."
     )

@@ -1,6 +1,7 @@
 """Kasmina: seeds on a host. Slots, shadow training, blending, gates, lifecycle, and which commands count."""
 
 from esper.kasmina._alpha import AlphaBlender, AlphaCurve, AlphaSchedule
+from esper.kasmina._budgets import LatencyBudgets
 from esper.kasmina._commands import REASONS as COMMAND_REASONS
 from esper.kasmina._commands import CommandVerdict, CommandVerifier, NonceLedger, RunCommandVerifier
 from esper.kasmina._config import GateLimits, KasminaConfig
@@ -16,6 +17,9 @@ from esper.kasmina._gates import (
     sanity_gate,
     stability_gate,
 )
+from esper.kasmina._governor import MEMORY_PRESSURE, MemoryReading
+from esper.kasmina._household import GraftStall
+from esper.kasmina._kernel_cache import KernelCache
 from esper.kasmina._lifecycle import (
     GUARDS,
     MEASURED_GATES,
@@ -27,6 +31,7 @@ from esper.kasmina._lifecycle import (
 )
 from esper.kasmina._manager import KasminaSeedManager
 from esper.kasmina._ownership import Owner, OwnerKind, OwnershipRegistry
+from esper.kasmina._prefetch import KasminaPrefetchCoordinator
 from esper.kasmina._slots import SlotSpec, discover_slots
 from esper.kasmina._sockets import add_sockets, is_compiled
 
@@ -34,6 +39,7 @@ __all__ = [
     "COMMAND_REASONS",
     "GUARDS",
     "MEASURED_GATES",
+    "MEMORY_PRESSURE",
     "PATHS",
     "TRANSITIONS",
     "AlphaBlender",
@@ -44,12 +50,17 @@ __all__ = [
     "GateLimits",
     "GradientEvidence",
     "GradientRecord",
+    "GraftStall",
     "ImpactEvidence",
     "InterfaceEvidence",
     "KasminaConfig",
     "KasminaLifecycle",
+    "KasminaPrefetchCoordinator",
     "KasminaSeedManager",
+    "KernelCache",
     "KernelEvidence",
+    "LatencyBudgets",
+    "MemoryReading",
     "NonceLedger",
     "Owner",
     "OwnerKind",

@@ -9,11 +9,11 @@ from esper.core.errors import UsageError
 from esper.core.ids import EventId, derive_id
 from esper.core.rng import derive_seed
 from esper.leyline import messages as ly
-from esper.tamiyo._actions import CONTINUE, SEED_OPERATIONS, Action, Head, action_space
+from esper.tamiyo._actions import CONTINUE, GERMINATE, SEED_OPERATIONS, Action, Head, action_space
 from esper.tamiyo._facts import PacketFacts
 from esper.tamiyo._noop import NoopPolicy
 from esper.tamiyo._observation import OBSERVATION_SCHEMA, Observation, observe
-from esper.tamiyo._policy import Policy, Proposal
+from esper.tamiyo._policy import ForeseeingPolicy, Policy, Proposal
 from esper.tamiyo._registry import make_policy
 from esper.tamiyo._state import RunState
 
@@ -64,9 +64,12 @@ def decide(
     policy = policy or policy_of(state, packet)
     forked = state.request.forked_epochs if state.request is not None else 0
     observation = observe(state.history(packet.epoch), state.decisions.values(), forked_epochs=forked)
-    proposal = policy.propose(observation, action_space(observation, policy.options, refused=refused))
+    space = action_space(observation, policy.options, refused=refused)
+    proposal = policy.propose(observation, space)
     decision_id = decision_id_of(state.run_id, packet.event_id)
     command = _command(state.run_id, packet, proposal.action, decision_id)
+    if isinstance(policy, ForeseeingPolicy) and proposal.action.operation != GERMINATE:
+        command.candidates.extend(_germination(action) for action in policy.candidates(observation, space))
     return Decision(made=_made(state.run_id, packet, policy, observation, proposal, command), command=command)
 
 
@@ -83,15 +86,23 @@ def _command(run_id: str, packet: PacketFacts, action: Action, decision_id: Even
     if action.operation == CONTINUE:
         return command
     command.command_type = ly.COMMAND_SEED
-    command.seed_operation.operation = SEED_OPERATIONS[action.operation]
-    command.seed_operation.parameters.update(action.parameters)
     if action.option is not None:
-        command.seed_operation.slot = action.slot
-        command.seed_operation.blueprint_id = action.option.blueprint_id
-        command.seed_operation.parameters.update(action.option.parameters)
+        command.seed_operation.CopyFrom(_germination(action))
     else:
+        command.seed_operation.operation = SEED_OPERATIONS[action.operation]
+        command.seed_operation.parameters.update(action.parameters)
         command.target_seed_id = _seed_in(packet, action.slot)
     return command
+
+
+def _germination(action: Action) -> ly.CommandSeedOperation:
+    assert action.option is not None, "a germination has its blueprint"
+    return ly.CommandSeedOperation(
+        operation=SEED_OPERATIONS[action.operation],
+        slot=action.slot,
+        blueprint_id=action.option.blueprint_id,
+        parameters={**dict(action.parameters), **dict(action.option.parameters)},
+    )
 
 
 def _seed_in(packet: PacketFacts, name: str) -> str:

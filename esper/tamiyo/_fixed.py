@@ -112,6 +112,13 @@ class FixedPolicy:
             return self._answer(space, action, f"{operation} is due from epoch {due} on")
         return self._answer(space, Action(), "nothing is both due and legal")
 
+    def candidates(self, observation: Observation, space: ActionSpace) -> list[Action]:
+        """Return the one germination of the schedule, until it was made."""
+        if observation["seeds_seen"] or self.schedule.slot >= len(space.slots):
+            return []
+        slot = space.slots[self.schedule.slot]
+        return [self._action(GERMINATE, slot)] if slot in space.targets[GERMINATE] else []
+
     def _action(self, operation: str, slot: str) -> Action:
         if operation == GERMINATE:
             return Action(operation, slot, self.options[0])

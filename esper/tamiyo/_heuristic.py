@@ -162,6 +162,13 @@ class HeuristicPolicy:
         why = "growth pays most early" if not observation["seeds_seen"] else "the loss has reached a plateau"
         return Action(GERMINATE, slot, option), f"{slot}: {why}"
 
+    def candidates(self, observation: Observation, space: ActionSpace) -> list[Action]:
+        """Return the germination that would be proposed now if one were due; none where no further seed may start."""
+        chosen = self._slot_and_option(observation, space)
+        if chosen is None or self._too_much(observation):
+            return []
+        return [Action(GERMINATE, *chosen)]
+
     def _too_soon(self, observation: Observation) -> str:
         """Return why no seed is due yet, or nothing."""
         epoch, planned = observation["epoch"], self._planned(observation)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from esper.core.errors import UsageError
 from esper.tamiyo._actions import Action, ActionSpace, BlueprintOption, Head
@@ -56,6 +56,17 @@ class Policy(Protocol):
 
     def propose(self, observation: Observation, space: ActionSpace) -> Proposal:
         """Return the action to take; `space` must be the one of `observation` and `options`."""
+
+
+@runtime_checkable
+class ForeseeingPolicy(Policy, Protocol):
+    """A policy that can say what it may germinate next, so that kernels are fetched before they are ordered."""
+
+    def candidates(self, observation: Observation, space: ActionSpace) -> Sequence[Action]:
+        """Return germinations that may be proposed at one of the next edges, most likely first; a pure function.
+
+        They order nothing, and a proposal may be another.
+        """
 
 
 def canonical_digest(name: str, version: str, configuration: Mapping[str, object]) -> str:

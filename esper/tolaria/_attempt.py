@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from dataclasses import dataclass
@@ -173,6 +174,18 @@ class _Attempt:
             checkpoints=self._checkpoints(past),
         )
         self._trainer = trainer
+        with contextlib.closing(trainer):
+            return self._trained(trainer, setup, start, past, inbox, live)
+
+    def _trained(
+        self,
+        trainer: TolariaTrainer,
+        setup: TrainingSetup,
+        start: ly.CheckpointSaved | None,
+        past: Past,
+        inbox: CommandInbox,
+        live: KafkaJournal,
+    ) -> bool:
         initial_digest = trainer.digest()
         if start is not None and not self._restored(trainer, start, past):
             return False

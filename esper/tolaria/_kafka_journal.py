@@ -15,6 +15,7 @@ from esper.leyline import messages as ly
 from esper.oona import Publisher
 from esper.tolaria._inbox import CommandInbox
 from esper.tolaria._journal import Answer
+from esper.tolaria._packet import priority_of
 
 _log = logging.getLogger("esper.tolaria.journal")
 
@@ -71,7 +72,9 @@ class KafkaJournal:
     def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket) -> None:
         """Hand telemetry to the publisher; nobody waits for it, and one that is refused is only logged."""
         try:
-            self._publisher.submit(packet, key=self._publisher.source, correlation_id=self._run_id)
+            self._publisher.submit(
+                packet, key=self._publisher.source, correlation_id=self._run_id, priority=priority_of(packet)
+            )
         except UsageError as error:
             _log.warning("telemetry of epoch %d of run %s is lost: %s", epoch, self._run_id, error)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,8 @@ from esper.tolaria._setup import TrainingSetup
 
 #: The brief's budget of an epoch's hook; beyond it telemetry carries a warning. It cuts nothing off.
 HOOK_LATENCY_MS_ALERT: Final = 18.0
+#: End of a metric's name -> its unit; other figures are counts and shares.
+_UNITS: Final = {"_ms": "ms", "_bytes": "bytes", "_steps": "steps"}
 _RESTING_STAGES: Final = frozenset(
     {ly.SEED_STAGE_UNKNOWN, ly.SEED_STAGE_DORMANT, ly.SEED_STAGE_CULLED, ly.SEED_STAGE_EMBARGOED}
 )
@@ -108,10 +110,33 @@ def training_multiply_adds(setup: TrainingSetup, controller: MemberGrafts, *, ep
 
 
 def add_figures(telemetry: ly.TelemetryPacket, figures: Mapping[str, float], *, epoch: int, run_id: str) -> None:
-    """Add what the run's controller counts, in the order of the names; none has a unit."""
+    """Add what the run's controller counts, in the order of the names; a name's end says its unit."""
     attributes = {"run_id": run_id, "epoch": str(epoch)}
     for name, value in sorted(figures.items()):
-        telemetry.metrics.add(name=name, value=value, unit="1", attributes=attributes)
+        telemetry.metrics.add(name=name, value=value, unit=_unit(name), attributes=attributes)
+
+
+def _unit(name: str) -> str:
+    return next((unit for end, unit in _UNITS.items() if name.endswith(end)), "1")
+
+
+def add_notices(telemetry: ly.TelemetryPacket, notices: Iterable[ly.TelemetryEvent]) -> None:
+    """Add what the run's controller has to tell, and what the whole packet then says of the run's health.
+
+    Its priority stands among the indicators; whoever publishes the packet gives it that one (`priority_of`).
+    """
+    telemetry.events.extend(notices)
+    telemetry.level = max([telemetry.level, *(event.level for event in telemetry.events)])
+    warned = telemetry.level >= ly.TELEMETRY_LEVEL_WARNING
+    telemetry.system_health.status = ly.HEALTH_STATUS_DEGRADED if warned else ly.HEALTH_STATUS_HEALTHY
+    telemetry.system_health.summary = "; ".join(event.description for event in telemetry.events) or "as planned"
+    telemetry.system_health.indicators["priority"] = ly.MessagePriority.Name(priority_of(telemetry))
+
+
+def priority_of(telemetry: ly.TelemetryPacket) -> ly.MessagePriority:
+    """Return the priority to publish telemetry with: warnings are not sampled away."""
+    warned = telemetry.level >= ly.TELEMETRY_LEVEL_WARNING
+    return ly.MESSAGE_PRIORITY_HIGH if warned else ly.MESSAGE_PRIORITY_NORMAL
 
 
 def epoch_telemetry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -75,9 +76,10 @@ def re_execute(
     with prepared(request) as setup:
         compared = ComparedCheckpoints(request.run_id, checkpoints)
         trainer = TolariaTrainer(setup, controller_factory(setup), RecordedJournal(recording), checkpoints=compared)
-        difference = _repeat(trainer, recording, on_epoch)
-        if difference is None and finished is not None:
-            difference = _end_difference(trainer.result(), finished)
+        with contextlib.closing(trainer):
+            difference = _repeat(trainer, recording, on_epoch)
+            if difference is None and finished is not None:
+                difference = _end_difference(trainer.result(), finished)
         return Comparison(request.run_id, trainer.epochs_finished, difference)
 
 
@@ -138,13 +140,14 @@ def _reached(
     held = HeldCheckpoints(frozenset({epoch}))
     with prepared(request) as setup:
         trainer = TolariaTrainer(setup, controller_factory(setup), RecordedJournal(past.recording), checkpoints=held)
-        if start is not None:
-            with unusable_unless_whole():
-                trainer.resume(content, packets[start.epoch])
-        for following in range(trainer.epochs_finished + 1, epoch + 1):
-            trainer.run_epoch(following)
-            if on_epoch is not None:
-                on_epoch(following)
+        with contextlib.closing(trainer):
+            if start is not None:
+                with unusable_unless_whole():
+                    trainer.resume(content, packets[start.epoch])
+            for following in range(trainer.epochs_finished + 1, epoch + 1):
+                trainer.run_epoch(following)
+                if on_epoch is not None:
+                    on_epoch(following)
     return Restored(held.held[epoch], 0 if start is None else start.epoch)
 
 

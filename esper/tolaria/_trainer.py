@@ -25,7 +25,14 @@ from esper.tolaria._config import learning_rate_at
 from esper.tolaria._edge import EpochEdge
 from esper.tolaria._evaluation import Evaluation, batches, evaluate, hits
 from esper.tolaria._journal import RunInterrupted, TrainingJournal, latency_ms
-from esper.tolaria._packet import EpochStats, add_figures, epoch_telemetry, state_packet, training_multiply_adds
+from esper.tolaria._packet import (
+    EpochStats,
+    add_figures,
+    add_notices,
+    epoch_telemetry,
+    state_packet,
+    training_multiply_adds,
+)
 from esper.tolaria._recording import first_difference
 from esper.tolaria._setup import TrainingSetup
 from esper.tolaria._tasks import Split
@@ -124,10 +131,15 @@ class TolariaTrainer:
             self._setup, stats, packet, hook_latency_ms=hook_latency_ms, now_ns=self._clock.now_ns()
         )
         add_figures(telemetry, self._controller.figures(), epoch=epoch, run_id=packet.training_run_id)
+        add_notices(telemetry, self._controller.notices())
         self._journal.submit_telemetry(epoch, telemetry)
         if checkpoint is not None and self._checkpoints is not None:
             self._checkpoints.keep(checkpoint)
         return outcome
+
+    def close(self) -> None:
+        """Let the controller end what works beside the run; the network stays as it is."""
+        self._controller.close()
 
     def resume(self, content: bytes, packet: ly.SystemStatePacket) -> None:
         """Stand where the checkpoint `content` was taken, hold that against `packet`, and go through its edge again.

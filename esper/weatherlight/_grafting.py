@@ -8,8 +8,16 @@ from functools import cache
 
 from esper.core.kernel import DirectoryBlobStore
 from esper.core.ports import BlueprintRuntime
+from esper.core.settings import Settings
 from esper.karn import catalogue
-from esper.kasmina import KasminaConfig, KasminaSeedManager, RunCommandVerifier, SlotSpec, discover_slots
+from esper.kasmina import (
+    KasminaConfig,
+    KasminaSeedManager,
+    LatencyBudgets,
+    RunCommandVerifier,
+    SlotSpec,
+    discover_slots,
+)
 from esper.leyline import messages as ly
 from esper.oona import Fabric
 from esper.tolaria import ControllerFactory, JudgeFactory, TrainingSetup
@@ -45,7 +53,26 @@ def _slots(setup: TrainingSetup, wanted: tuple[HostSlot, ...]) -> list[SlotSpec]
     return [replace(spec, slot=asked[spec.slot]) for spec in found]
 
 
-def controller(setup: TrainingSetup, runtime: BlueprintRuntime) -> KasminaSeedManager:
+def kasmina_config(settings: Settings, *, kernel_wait_seconds: float) -> KasminaConfig:
+    """Return how Kasmina works under these settings.
+
+    Raises:
+        UsageError: the latency budgets cannot be read.
+    """
+    return KasminaConfig(
+        kernel_wait_seconds=kernel_wait_seconds,
+        cache_bytes_max=settings.kernel_device_bytes,
+        cache_epochs_max=settings.kernel_device_epochs,
+        memory_share_max=settings.memory_share_max,
+        collect_every_epochs=settings.collect_every_epochs,
+        latency_budgets=LatencyBudgets.of(settings.latency_budgets),
+        enforce_latency=settings.enforce_latency,
+    )
+
+
+def controller(
+    setup: TrainingSetup, runtime: BlueprintRuntime, config: KasminaConfig | None = None
+) -> KasminaSeedManager:
     """Return the Kasmina of one attempt at one run."""
     probe = setup.probe
     batches = [
@@ -63,11 +90,14 @@ def controller(setup: TrainingSetup, runtime: BlueprintRuntime) -> KasminaSeedMa
         probe=batches,
         optimizer=setup.optimizer,
         descriptors=descriptors(),
-        config=KasminaConfig(kernel_wait_seconds=setup.config.kernel_wait_seconds),
+        config=config or KasminaConfig(kernel_wait_seconds=setup.config.kernel_wait_seconds),
     )
 
 
 def controller_factory(fabric: Fabric) -> ControllerFactory:
     """Return what makes the controller of one attempt; all attempts of a worker share one runtime."""
-    runtime = kernel_runtime(fabric)
-    return lambda setup: controller(setup, runtime)
+    runtime, settings = kernel_runtime(fabric), fabric.settings
+    LatencyBudgets.of(settings.latency_budgets)  # A worker that cannot read its settings takes no run.
+    return lambda setup: controller(
+        setup, runtime, kasmina_config(settings, kernel_wait_seconds=setup.config.kernel_wait_seconds)
+    )

@@ -86,6 +86,7 @@ def grow(
         supervisor = stack.enter_context(members_for_a_while(current, wanted=_MEMBERS if members else ()))
         await_answering(fabric, supervisor)
         run = GrowRun(model, wishes, fabric)
+        stack.callback(run.close)
         _log.info("run %s is recorded, not re-executable", run.run_id)
         try:
             yield run

@@ -14,7 +14,7 @@ from esper.core.eager import eagerly, uncompiled
 from esper.core.errors import UsageError
 from esper.core.ids import RunId
 from esper.core.numerics import numerics_fingerprint
-from esper.kasmina import KasminaConfig, KasminaSeedManager, add_sockets, discover_slots, is_compiled
+from esper.kasmina import KasminaSeedManager, add_sockets, discover_slots, is_compiled
 from esper.leyline import messages as ly
 from esper.oona import Fabric
 from esper.tolaria import (
@@ -28,7 +28,7 @@ from esper.tolaria import (
     state_event_id,
 )
 from esper.weatherlight._export import Exported, ExportFormat, export_network
-from esper.weatherlight._grafting import descriptors
+from esper.weatherlight._grafting import descriptors, kasmina_config
 from esper.weatherlight._grow._absence import close_gap, journal_for, runtime_for
 from esper.weatherlight._grow._precision import SeedRate, Unscaling, learning_rate
 from esper.weatherlight._grow._record import TASK, GrowRecord
@@ -180,7 +180,7 @@ class GrowRun:
             probe=wishes.probe,
             optimizer=wishes.optimizer,
             descriptors=descriptors(),
-            config=KasminaConfig(kernel_wait_seconds=self._fabric.settings.kernel_wait_seconds),
+            config=kasmina_config(self._fabric.settings, kernel_wait_seconds=self._fabric.settings.kernel_wait_seconds),
         )
         self._controller.before_step()
         self._journal = journal_for(wishes.on_log_loss, self._fabric, self._record)
@@ -279,6 +279,11 @@ class GrowRun:
                 validation_loss=validation.loss,
             )
         )
+
+    def close(self) -> None:
+        """End what works beside the loop; the model stays as it is."""
+        if self._controller is not None:
+            self._controller.close()
 
     def fail(self, detail: str) -> None:
         """Append that the loop did not come to its end."""
