@@ -28,6 +28,8 @@ KEPT = {
 GIVEN_AGAIN = {
     "KasminaSeedManager": {
         "_run_id", "_attempt", "_slots", "_descriptors", "_config", "_bed", "_examiner",
+        # What of it decides anything is recorded; the rest is measured anew.
+        "_house",
         # Empty or zero at every edge, when a checkpoint is taken.
         "_epoch_steps", "_owed", "_prepared", "_return",
     },
