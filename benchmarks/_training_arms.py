@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
-from esper.core.ports import EdgeDecision
 from esper.karn import catalogue
 from esper.kasmina import KasminaConfig, KasminaSeedManager, discover_slots
 from esper.kasmina._passes import Isolation
@@ -90,21 +90,9 @@ def shipped_runtime(blueprint_id: str) -> InMemoryRuntime:
 
 
 class Arm:
-    """A host with its optimiser on one fixed batch; `step` is one step of training.
+    """A bare loop: a host with its optimiser on one fixed batch. `compiled` trains the compiled host."""
 
-    `compiled` trains the compiled host. Without `managed` nothing of Esper is in the loop.
-    """
-
-    def __init__(
-        self,
-        kind: HostKind,
-        device: torch.device,
-        *,
-        managed: bool,
-        compiled: bool = False,
-        config: KasminaConfig | None = None,
-        isolation: Isolation | None = None,
-    ) -> None:
+    def __init__(self, kind: HostKind, device: torch.device, *, compiled: bool = False) -> None:
         torch.manual_seed(0)
         self.device = device
         self.model = kind.make().to(device)
@@ -113,33 +101,12 @@ class Arm:
         self.inputs = torch.randn(kind.batch, device=device)
         self.targets = torch.randint(0, _CLASSES, (kind.batch[0],), device=device)
         self.kind = kind
-        self.manager = self._managed(config, isolation) if managed else None
-        self.epoch = 0
-        self.log: list[EventMessage] = []
-
-    def _managed(self, config: KasminaConfig | None, isolation: Isolation | None) -> KasminaSeedManager:
-        return KasminaSeedManager(
-            self.model,
-            discover_slots(self.model, self.inputs, "auto"),
-            runtime=shipped_runtime(self.kind.blueprint),
-            run_id="benchmark",
-            seed=1,
-            loss_fn=functional.cross_entropy,
-            probe=[(self.inputs, self.targets)],
-            optimizer=self.optimizer,
-            config=replace(config or KasminaConfig(), blend_epochs=1.0),
-            isolation=isolation,
-        )
 
     def step(self) -> None:
         """Take one step; it may still be under way on the device."""
-        if self.manager is not None:
-            self.manager.before_step()
         self.optimizer.zero_grad()
         functional.cross_entropy(self.forward(self.inputs), self.targets).backward()
         self.optimizer.step()
-        if self.manager is not None:
-            self.manager.after_step(self.inputs, self.targets)
 
     def steps(self, count: int) -> None:
         """Take `count` steps and wait for the device."""
@@ -152,10 +119,57 @@ class Arm:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def command(self, operation: ly.SeedOperation, *, seed_id: str = "") -> EdgeDecision:
-        """Close an epoch and carry out one operation at its edge; it must be applied."""
-        assert self.manager is not None, "a plain loop has no seeds"
-        self.close_epoch()
+
+class GrowingArm(Arm):
+    """The same loop with Kasmina at its side."""
+
+    def __init__(
+        self,
+        kind: HostKind,
+        device: torch.device,
+        *,
+        compiled: bool = False,
+        config: KasminaConfig,
+        isolation: Isolation | None = None,
+    ) -> None:
+        super().__init__(kind, device, compiled=compiled)
+        self.manager = KasminaSeedManager(
+            self.model,
+            discover_slots(self.model, self.inputs, "auto"),
+            runtime=shipped_runtime(kind.blueprint),
+            run_id="benchmark",
+            seed=1,
+            loss_fn=functional.cross_entropy,
+            probe=[(self.inputs, self.targets)],
+            optimizer=self.optimizer,
+            config=replace(config, blend_epochs=1.0),
+            isolation=isolation,
+        )
+        self.epoch = 0
+        self.log: list[EventMessage] = []
+
+    def step(self) -> None:
+        """Take one step, the seeds' included; it may still be under way on the device."""
+        self.manager.before_step()
+        super().step()
+        self.manager.after_step(self.inputs, self.targets)
+
+    def edge(self, operation: ly.SeedOperation | None = None, *, seed_id: str = "") -> str:
+        """Close an epoch and carry out one operation at its edge, if any; return the id of its seed.
+
+        Raises:
+            RuntimeError: it was not applied, or a seed had a fault.
+        """
+        self.epoch += 1
+        if self.manager.end_epoch(self.epoch):
+            raise RuntimeError("a seed had a fault")
+        command = None if operation is None else self._command(operation, seed_id)
+        decision = self.manager.handle_command(command, epoch=self.epoch, append=self.log.append)
+        if command is not None and decision.result != ly.COMMAND_RESULT_APPLIED:
+            raise RuntimeError(f"{ly.SeedOperation.Name(command.seed_operation.operation)}: {decision.reason}")
+        return decision.seed_id
+
+    def _command(self, operation: ly.SeedOperation, seed_id: str) -> ly.AdaptationCommand:
         wish = ly.CommandSeedOperation(operation=operation)
         if operation == ly.SEED_OP_GERMINATE:
             wish.slot, wish.blueprint_id = self.kind.slot, self.kind.blueprint
@@ -169,50 +183,25 @@ class Arm:
             seed_operation=wish,
         )
         command.meta.event_id = command.command_id
-        decision = self.manager.handle_command(command, epoch=self.epoch, append=self.log.append)
-        assert decision.result == ly.COMMAND_RESULT_APPLIED, decision.reason
-        return decision
-
-    def close_epoch(self) -> None:
-        """Close an epoch; a seed must not be at fault."""
-        assert self.manager is not None, "a plain loop has no epochs"
-        self.epoch += 1
-        assert not self.manager.end_epoch(self.epoch), "a seed had a fault"
+        return command
 
     def germinate(self) -> str:
         """Germinate a seed, which then trains in shadow; return its id."""
-        return self.command(ly.SEED_OP_GERMINATE).seed_id
+        return self.edge(ly.SEED_OP_GERMINATE)
 
-    def grafted(self, steps: int) -> str:
-        """Germinate a seed and train it until it blends; return its id."""
-        seed_id = self.germinate()
+    def until_grafting(self, steps: int) -> None:
+        """Train as many epochs of `steps` steps as a seed in TRAINING needs before it may blend, but for the edge."""
         for _ in range(_TRAINING_EPOCHS - 1):
             self.steps(steps)
-            self.close_epoch()
+            self.edge()
         self.steps(steps)
-        self.command(ly.SEED_OP_START_GRAFTING, seed_id=seed_id)
-        return seed_id
 
 
-def state_bytes(arm: Arm) -> Mapping[str, bytes]:
-    """Return the host's weights, bit for bit; the seeds' are left out."""
-    state = arm.model.state_dict()
-    return {name: value.cpu().numpy().tobytes() for name, value in state.items() if "esper_" not in name}
-
-
-def share_of_seed(arm: Arm, plain: Arm, steps: int) -> float:
+def share_of_seed(arm: GrowingArm, plain: Arm, steps: int) -> float:
     """Return the multiply-adds of the seed's own passes over those of the host's training, for `steps` steps."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    assert arm.manager is not None
     with FlopCounterMode(display=False) as counter:
         plain.step()
     host = counter.get_total_flops() / 2
     before = arm.manager.multiply_adds
     arm.steps(steps)
     return (arm.manager.multiply_adds - before) / (host * steps)
-
-
-def names(arms: Sequence[Arm]) -> list[str]:
-    """Return what the arms' devices are called."""
-    return sorted({torch.cuda.get_device_name(arm.device) if arm.device.type == "cuda" else "cpu" for arm in arms})

@@ -29,7 +29,7 @@ import torch
 
 from benchmarks._interleaved import detail, interleaved, ratio
 from benchmarks._report import Claim, at_most, report
-from benchmarks._training_arms import Arm, HostKind, host_kinds, share_of_seed
+from benchmarks._training_arms import Arm, GrowingArm, HostKind, host_kinds, share_of_seed
 from esper.kasmina import KasminaConfig
 from esper.kasmina._passes import Isolation
 from esper.leyline import messages as ly
@@ -41,27 +41,32 @@ _SHADOW_EVERY: Final = 4
 _GRAFTS: Final = 7
 _SPARSE: Final = KasminaConfig(shadow_every=_SHADOW_EVERY, embargo_epochs=1)
 
+#: Epochs after which a culled seed must be gone.
+_EPOCHS_MAX: Final = 20
+
 Found = tuple[list[Claim], dict[str, Any]]
 
 
 def overheads(kind: HostKind, device: torch.device, *, compiled: bool, rounds: int, steps: int, name: str) -> Found:
     """Time the steps of all arms of one host in turns."""
 
-    def arm(*, managed: bool, isolation: Isolation | None = None) -> Arm:
-        return Arm(kind, device, managed=managed, compiled=compiled, config=_SPARSE, isolation=isolation)
+    def growing(isolation: Isolation | None = None) -> GrowingArm:
+        return GrowingArm(kind, device, compiled=compiled, config=_SPARSE, isolation=isolation)
 
-    arms = {
-        "bare": arm(managed=False),
-        "bare_again": arm(managed=False),
-        "empty": arm(managed=True),
-        "training": arm(managed=True),
-        "unmonitored": arm(managed=True, isolation=Isolation(monitor=False)),
+    bare, training, unmonitored = Arm(kind, device, compiled=compiled), growing(), growing(Isolation(monitor=False))
+    again = Arm(kind, device, compiled=compiled)
+    arms: dict[str, Arm] = {
+        "bare": bare,
+        "bare_again": again,
+        "empty": growing(),
+        "training": training,
+        "unmonitored": unmonitored,
     }
     for one in arms.values():
         one.steps(3)
-    for grown in ("training", "unmonitored"):
-        arms[grown].germinate()
-    share = share_of_seed(arms["training"], arms["bare"], 2 * _SHADOW_EVERY)
+    training.germinate()
+    unmonitored.germinate()
+    share = share_of_seed(training, bare, 2 * _SHADOW_EVERY)
     times = interleaved(arms, rounds=rounds, steps=steps)
     pairs = {
         "empty": ratio(times, "empty", "bare"),
@@ -84,63 +89,64 @@ def overheads(kind: HostKind, device: torch.device, *, compiled: bool, rounds: i
     return claims, details
 
 
-def _edge_ms(arm: Arm, seed_id: str | None, operation: ly.SeedOperation | None) -> tuple[float, str]:
+def _edge_ms(arm: GrowingArm, operation: ly.SeedOperation | None = None, *, seed_id: str = "") -> tuple[float, str]:
     """Return the milliseconds of an edge that carries out an operation (None: nothing), and the seed it was about."""
-    arm.wait()
     began = time.perf_counter()
-    if operation is None:
-        arm.close_epoch()
-        assert arm.manager is not None
-        arm.manager.handle_command(None, epoch=arm.epoch, append=arm.log.append)
-        found = seed_id or ""
-    else:
-        found = arm.command(operation, seed_id=seed_id or "").seed_id
+    found = arm.edge(operation, seed_id=seed_id)
     arm.wait()
     return (time.perf_counter() - began) * 1000, found
 
 
+def _graft(arm: GrowingArm, *, steps: int) -> dict[str, float]:
+    """Germinate a seed, let it blend and cull it; return the milliseconds of steps and edges on the way."""
+    taken = {"step": statistics.median(_step_ms(arm) for _ in range(steps)), "edge": _edge_ms(arm)[0]}
+    taken["germinate"], seed_id = _edge_ms(arm, ly.SEED_OP_GERMINATE)
+    taken["first_step_in_training"] = _step_ms(arm)
+    arm.until_grafting(steps)
+    taken["edge_in_training"] = _edge_ms(arm)[0]
+    arm.steps(steps)
+    taken["blend"], _ = _edge_ms(arm, ly.SEED_OP_START_GRAFTING, seed_id=seed_id)
+    taken["first_step_of_blend"] = _step_ms(arm)
+    arm.steps(2)
+    arm.edge(ly.SEED_OP_CULL, seed_id=seed_id)
+    _until_free(arm)
+    return taken
+
+
+def _until_free(arm: GrowingArm) -> None:
+    """Train on until the slot of a culled seed is free again."""
+    for _ in range(_EPOCHS_MAX):
+        arm.steps(2)
+        arm.edge()
+        if not any(state.seed_id for state in arm.manager.slot_states()):
+            return
+    raise RuntimeError("the slot of a culled seed did not become free")
+
+
 def stalls(kind: HostKind, device: torch.device, *, compiled: bool, steps: int, name: str) -> Found:
     """Measure what a graft holds training up for, in steps."""
-    arm = Arm(kind, device, managed=True, compiled=compiled, config=_SPARSE)
+    arm = GrowingArm(kind, device, compiled=compiled, config=_SPARSE)
     arm.steps(3)
-    taken: dict[str, list[float]] = {key: [] for key in ("step", "plain", "germinate", "blend", "first", "blended")}
-    for number in range(_GRAFTS + 1):
-        for _ in range(steps):
-            taken["step"].append(_step_ms(arm))
-        taken["plain"].append(_edge_ms(arm, None, None)[0])
-        spent, seed_id = _edge_ms(arm, None, ly.SEED_OP_GERMINATE)
-        taken["germinate"].append(spent)
-        taken["first"].append(_step_ms(arm))
-        for _ in range(2):
-            arm.steps(steps)
-            growing = _edge_ms(arm, seed_id, None)[0]
-        arm.steps(steps)
-        spent, _ = _edge_ms(arm, seed_id, ly.SEED_OP_START_GRAFTING)
-        taken["blend"].append(spent - growing)
-        taken["blended"].append(_step_ms(arm))
-        arm.steps(2)
-        _edge_ms(arm, seed_id, ly.SEED_OP_CULL)
-        for _ in range(3):  # until the slot is free again
-            arm.steps(1)
-            _edge_ms(arm, None, None)
-        if number == 0:  # the first one warms everything up
-            taken = {key: [] for key in taken}
-    middle = {key: statistics.median(values) for key, values in taken.items()}
+    _graft(arm, steps=steps)  # warms everything up
+    grafts = [_graft(arm, steps=steps) for _ in range(_GRAFTS)]
+    middle = {key: statistics.median(each[key] for each in grafts) for key in grafts[0]}
+
+    def stall(key: str, beside: str) -> float:
+        return max(0.0, statistics.median(each[key] - each[beside] for each in grafts))
+
     step = middle["step"]
     claims = [
-        at_most(
-            f"{name}_germination_stall",
-            max(0.0, middle["germinate"] - middle["plain"]),
-            "ms",
-            peer=step,
-            bound=_STALL_STEPS_MAX,
-        ),
-        at_most(f"{name}_blend_stall", max(0.0, middle["blend"]), "ms", peer=step, bound=_STALL_STEPS_MAX),
+        at_most(f"{name}_{what}", stall(key, beside), "ms", peer=step, bound=_STALL_STEPS_MAX)
+        for what, key, beside in (
+            ("germination_stall", "germinate", "edge"),
+            ("blend_stall", "blend", "edge_in_training"),
+            ("stall_of_first_step", "first_step_of_blend", "step"),
+        )
     ]
     return claims, {f"{key}_ms": round(value, 3) for key, value in middle.items()}
 
 
-def _step_ms(arm: Arm) -> float:
+def _step_ms(arm: GrowingArm) -> float:
     began = time.perf_counter()
     arm.steps(1)
     return (time.perf_counter() - began) * 1000
@@ -148,9 +154,9 @@ def _step_ms(arm: Arm) -> float:
 
 def memory_left(kind: HostKind, device: torch.device, *, name: str) -> Found:
     """Compare the device memory in use before a seed was grafted and after it was culled."""
-    arm = Arm(kind, device, managed=True, config=_SPARSE)
+    arm = GrowingArm(kind, device, config=_SPARSE)
     arm.steps(3)
-    _edge_ms(arm, None, None)
+    arm.edge()
 
     def in_use() -> int:
         gc.collect()
@@ -158,13 +164,13 @@ def memory_left(kind: HostKind, device: torch.device, *, name: str) -> Found:
         return torch.cuda.memory_allocated(device)
 
     before = in_use()
-    seed_id = arm.grafted(4)
-    arm.steps(4)
+    seed_id = arm.germinate()
+    arm.until_grafting(4)
+    arm.edge(ly.SEED_OP_START_GRAFTING, seed_id=seed_id)
+    arm.steps(2)
     during = in_use()
-    arm.command(ly.SEED_OP_CULL, seed_id=seed_id)
-    for _ in range(3):  # a ramp may take the next steps; then the slot is reset
-        arm.steps(8)
-        _edge_ms(arm, None, None)
+    arm.edge(ly.SEED_OP_CULL, seed_id=seed_id)
+    _until_free(arm)
     after = in_use()
     claims = [at_most(f"{name}_memory_after_cull", float(after), "bytes", peer=float(before), bound=1.0)]
     return claims, {"before": before, "with_seed": during, "after": after}
