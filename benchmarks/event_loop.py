@@ -24,7 +24,6 @@ from benchmarks._interleaved import detail, interleaved, ratio
 from benchmarks._report import at_most, report
 from benchmarks._system import broker_only
 from benchmarks._training_arms import Arm, host_kinds
-from esper.weatherlight import GrowRun
 
 _OVERHEAD_MAX: Final = 1.03
 _CALIBRATION_STEPS: Final = 20
@@ -53,7 +52,7 @@ class RecordedEpochs:
 
     arm: Arm
     steps_per_epoch: int
-    run: GrowRun
+    run: esper.GrowRun
 
     def steps(self, count: int) -> None:
         """Train `count` epochs and go through the edge of each."""
