@@ -45,7 +45,8 @@ def judge_factory(fabric: Fabric) -> JudgeFactory:
     return lambda run_id: RunCommandVerifier(run_id, window_seconds=window)
 
 
-def _slots(setup: TrainingSetup, wanted: tuple[HostSlot, ...]) -> list[SlotSpec]:
+def slot_specs(setup: TrainingSetup, wanted: tuple[HostSlot, ...]) -> list[SlotSpec]:
+    """Return the wanted slots of a run's host as Kasmina knows them."""
     if not wanted:
         return []
     asked = {f"{slot.module}:{slot.placement}": slot.name for slot in wanted}
@@ -81,7 +82,7 @@ def controller(
     ]
     return KasminaSeedManager(
         setup.model,
-        _slots(setup, setup.slots),
+        slot_specs(setup, setup.slots),
         runtime=runtime,
         run_id=setup.request.run_id,
         attempt=setup.attempt,

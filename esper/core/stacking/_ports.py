@@ -37,6 +37,9 @@ class MemberGrafts(Protocol):
     def seed_states(self) -> list[ly.SeedState]:
         """Return every seed that is on the host."""
 
+    def growth(self) -> ly.GrowthState | None:
+        """Return what holds growth back in the coming epoch; None where nothing does."""
+
     def summaries(self) -> list[ly.SeedSummary]:
         """Return every seed of the run with its last stage."""
 
@@ -44,9 +47,9 @@ class MemberGrafts(Protocol):
 class StackGrafts(Protocol):
     """Grafts on the hosts of a stack. A trainer calls, for each epoch:
 
-    `begin_epoch`; per step `tap`, then host and `leaves` get their gradients and the hosts their step, then
-    `after_step`; `end_epoch`, `decide` and, for every event once the log has it, `fold`; and `commit` when all of an
-    edge are folded. Lists have one entry a member, in order; a member that is over has None for a command.
+    `begin_epoch`; per step `tap`, then hosts and `leaves` get their gradients and the hosts their step, then
+    `after_step`; `close_epoch`, `end_epoch`, `decide`; for every event once the log has it `fold`, and `commit` when all
+    of an edge are folded. Lists have one entry a member, in order; a member that is over has None for a command.
     """
 
     def members(self) -> Sequence[MemberGrafts]:
@@ -68,6 +71,9 @@ class StackGrafts(Protocol):
 
     def after_step(self, x_NB: Tensor, y_NB: Tensor, gradients: Sequence[Tensor]) -> None:
         """Let the seeds learn: those that take part by `gradients` (of `leaves`), the others in their shadows."""
+
+    def close_epoch(self) -> None:
+        """Close the figures of the epoch's steps, before anything is measured; waits for the device."""
 
     def end_epoch(self, epoch: int, held_out: Sequence[float]) -> list[list[EventMessage]]:
         """Measure the seeds; `held_out` are the hosts' losses on the probe. Return the moves that faults force."""

@@ -41,6 +41,9 @@ class StaticStackGrafts:
     def after_step(self, x_NB: Tensor, y_NB: Tensor, gradients: Sequence[Tensor]) -> None:
         """Do nothing: there are no seeds."""
 
+    def close_epoch(self) -> None:
+        """Do nothing: there are no seeds."""
+
     def end_epoch(self, epoch: int, held_out: Sequence[float]) -> list[list[EventMessage]]:
         return [[] for _ in self._members]
 

@@ -95,6 +95,7 @@ class StackTrainer:
             raise RunInterrupted(f"stack {self._setup.first.request.stack.stack_id} was interrupted")
         began = self._clock.monotonic()
         tables = self._steps.epoch(epoch)
+        self._grafts.close_epoch()
         stats = self._steps.stats(epoch, tables, seconds=self._clock.monotonic() - began)
         measured = self._settle_faults(epoch)
         self._end_diverged(epoch, measured)

@@ -1,0 +1,115 @@
+"""One seed of one member of a stack: what of it is no tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esper.kasmina._alpha import AlphaSchedule
+from esper.kasmina._bench import HeldOutLosses
+from esper.kasmina._config import KasminaConfig
+from esper.kasmina._gate_gradients import NO_GRADIENTS, GradientRecord
+from esper.kasmina._gates import relative_trend
+from esper.kasmina._graft import Role
+from esper.kasmina._isolation import NO_LEAKS, Leaks
+from esper.kasmina._lifecycle import SeedRecord
+from esper.kasmina._slots import SlotSpec
+from esper.leyline import messages as ly
+
+
+@dataclass
+class Seedling:
+    """A seed that is on its member's host; its tensors are a row of the group that it is in.
+
+    `steps` counts those of the seed's own optimiser; `age` also those that the host's took for it once it was
+    fossilised, as Adam's own count does.
+    """
+
+    member: int
+    seed_id: str
+    spec: SlotSpec
+    kernel_digest: str
+    parameters: int
+    multiply_adds_per_sample: int
+    role: Role = Role.ISOLATED
+    schedule: AlphaSchedule | None = None
+    blend_step: int = 0
+    steps: int = 0
+    age: int = 0
+    epoch_losses: tuple[float, ...] = ()
+    shadow_steps: int = 0
+    gradients: GradientRecord = NO_GRADIENTS
+    gradient_norm: float | None = None
+    held_out: HeldOutLosses | None = None
+    sound: bool = True
+    leaks: Leaks = NO_LEAKS
+
+    @property
+    def alpha(self) -> float:
+        """Share of the seed that its host hears."""
+        if self.role is Role.FOSSIL:
+            return 1.0
+        return 0.0 if self.schedule is None else self.schedule.at(self.blend_step)
+
+    @property
+    def heard(self) -> bool:
+        """Whether the host's own forward now runs the seed."""
+        return self.role is Role.FOSSIL or (self.role is Role.BLENDED and self.alpha > 0.0)
+
+    @property
+    def joint(self) -> bool:
+        """Whether the seed takes part in the host's forward, be it with alpha 0."""
+        return self.role is not Role.ISOLATED
+
+    def learning_rate(self, config: KasminaConfig, *, after: int = 0) -> float:
+        """Return the rate of the seed's next step, or of that `after` so many more."""
+        share = min(1.0, (self.steps + after + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+        return config.learning_rate * share
+
+    def close_epoch(self, *, steps: int, norms: GradientRecord, last_norm: float | None, sound: bool) -> None:
+        """Take note of an epoch of own steps."""
+        self.steps += steps
+        self.age += steps
+        self.gradients = norms
+        self.gradient_norm = self.gradient_norm if last_norm is None else last_norm
+        self.sound = self.sound and sound
+
+
+def seed_state(record: SeedRecord, seed: Seedling, *, epoch: int, risk: float, config: KasminaConfig) -> ly.SeedState:
+    """Return the seed's state after `epoch`, as a lone run's packet would show it."""
+    state = ly.SeedState(
+        seed_id=record.seed_id,
+        stage=record.stage,
+        learning_rate=0.0 if seed.role is Role.FOSSIL else seed.learning_rate(config),
+        layer_depth=seed.spec.depth,
+        metrics=_metrics(seed),
+        age_epochs=epoch - record.germinated_epoch,
+        risk_score=risk,
+        slot=record.slot,
+        blueprint_id=record.blueprint_id,
+        alpha=seed.alpha,
+        stage_epochs=epoch - record.stage_epoch,
+    )
+    if seed.gradient_norm is not None:
+        state.gradient_norm = seed.gradient_norm
+    return state
+
+
+def _metrics(seed: Seedling) -> dict[str, float]:
+    metrics: dict[str, float] = {
+        "parameters": seed.parameters,
+        "multiply_adds_per_sample": seed.multiply_adds_per_sample,
+        "optimizer_steps": seed.steps,
+        "shadow_steps": seed.shadow_steps,
+        "training_epochs": len(seed.epoch_losses),
+    }
+    losses = seed.epoch_losses
+    if losses:
+        metrics["shadow_loss_first"], metrics["shadow_loss"] = losses[0], losses[-1]
+    if len(losses) > 1:
+        metrics["shadow_loss_trend"] = relative_trend(losses)
+    if seed.held_out is not None:
+        metrics["host_loss"] = seed.held_out.host
+        metrics["loss_seed_on"] = seed.held_out.seed_on
+        metrics["loss_seed_off"] = seed.held_out.seed_off
+        metrics["loss_gain"] = seed.held_out.seed_off - seed.held_out.seed_on
+    return metrics
