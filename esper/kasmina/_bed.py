@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 import torch
 from torch import Tensor
 
+from esper.core.inputs import Inputs, Targets, shapes_of
 from esper.core.rng import derive_seed
 from esper.kasmina._alpha import AlphaSchedule
 from esper.kasmina._bench import LiveSeed, PreparedSeed, SeedBench
@@ -132,26 +133,26 @@ class SeedBed(SeedBench):
         if rising and live.seed.blender is not None:
             live.seed.blender.advance_alpha()
 
-    def train_in_shadow(self, seed_id: str, inputs: Tensor, targets: Tensor, *, step: int) -> None:
+    def train_in_shadow(self, seed_id: str, inputs: Inputs, targets: Targets, *, step: int) -> None:
         """Train the seed by a second forward of the host in which it is heard in full; the host learns nothing."""
         if self.loss_fn is None:
             return
         live = self.live[seed_id]
         with self.monitor.pass_of(seed_id, self._others(seed_id)):
             self.multiply_adds += self._cost(
-                ("shadow", seed_id, tuple(inputs.shape), *self._heard()),
+                ("shadow", seed_id, shapes_of(inputs), *self._heard()),
                 lambda: self._shadow_gradients(live, inputs, targets),
             )
             live.seed.train()
             loss = self._shadow_loss(live, inputs, targets, seed=derive_seed(self._seed, "kasmina", seed_id, step))
             live.trainer.learn_from(loss)
 
-    def _shadow_loss(self, live: LiveSeed, inputs: Tensor, targets: Tensor, *, seed: int) -> Tensor:
+    def _shadow_loss(self, live: LiveSeed, inputs: Inputs, targets: Targets, *, seed: int) -> Tensor:
         assert self.loss_fn is not None, "a shadow needs a loss"
         with self._passes.quiet(seed=seed), self._focus.on(shadowed=live.seed):
             return self.loss_fn(self._passes.forward(inputs), targets)
 
-    def _shadow_gradients(self, live: LiveSeed, inputs: Tensor, targets: Tensor) -> None:
+    def _shadow_gradients(self, live: LiveSeed, inputs: Inputs, targets: Targets) -> None:
         """Do a shadow's work once more to count it, in eval mode, so that nothing of the seed moves."""
         live.seed.eval()
         loss = self._shadow_loss(live, inputs, targets, seed=0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from esper.core.breaker import CircuitBreaker
 from esper.core.errors import UsageError
+from esper.core.inputs import Batch, samples_in, shapes_of
 from esper.core.rng import derive_seed
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina._gate_gradients import GradientEvidence
@@ -28,7 +29,7 @@ from esper.kasmina._seed_training import LossFunction, SeedTrainer
 from esper.kasmina._sensors import inspect_interface, rehearse
 from esper.kasmina._slots import SlotSpec
 
-Probe = Sequence[tuple[Tensor, Tensor]]
+Probe = Sequence[Batch]
 
 _PROBE_BATCH = 2
 #: Costs are kept per batch shape and seed; a host with ever new shapes must not fill the memory.
@@ -85,9 +86,9 @@ class SeedBench:
         self.live: dict[str, LiveSeed] = {}
         self.multiply_adds = 0
         self.loss_fn = loss_fn
-        self.probe = [(inputs, targets) for inputs, targets in probe or () if len(inputs)] or None
+        self.probe = [(inputs, targets) for inputs, targets in probe or () if samples_in(inputs)] or None
         #: The batch that was trained on last: what stands in where there is no probe.
-        self.last_batch: tuple[Tensor, Tensor] | None = None
+        self.last_batch: Batch | None = None
         self._model = model
         self._seed = seed
         self._optimizer = optimizer
@@ -170,7 +171,7 @@ class SeedBench:
         sound = bool(live.seed.sound) and not _values_not_finite(live.seed.body)
         return self.monitor.fault(seed_id) if sound else "non_finite"
 
-    def batch(self) -> tuple[Tensor, Tensor] | None:
+    def batch(self) -> Batch | None:
         """Return a batch to measure on: of the probe, else the one trained on last; None before there is any."""
         return self.probe[0] if self.probe else self.last_batch
 
@@ -218,7 +219,7 @@ class SeedBench:
                 self._model, self._passes, self._focus, spec=live.spec, seed=live.seed, inputs=inputs
             )
 
-        self.multiply_adds += self._cost(("interface", seed_id, tuple(inputs.shape), *self._heard()), work)
+        self.multiply_adds += self._cost(("interface", seed_id, shapes_of(inputs), *self._heard()), work)
         return work()
 
     def reset_evidence(self, seed_id: str) -> ResetEvidence | None:
@@ -253,11 +254,12 @@ class SeedBench:
                 self._focus.on(shadowed=focus.shadowed, muted=focus.muted),
             ):
                 self.multiply_adds += self._cost(
-                    ("probe", name, tuple(inputs.shape), *self._heard()),
+                    ("probe", name, shapes_of(inputs), *self._heard()),
                     lambda batch=inputs: self._passes.forward(batch),  # type: ignore[misc]  # mypy infers no lambda defaults
                 )
                 loss = float(self.loss_fn(self._passes.forward(inputs), targets))
-            total, samples = total + loss * len(inputs), samples + len(inputs)
+            count = samples_in(inputs)
+            total, samples = total + loss * count, samples + count
         return total / samples
 
     def _heard(self) -> tuple[str, ...]:

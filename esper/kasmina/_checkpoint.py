@@ -46,8 +46,11 @@ def capture(lifecycle: KasminaLifecycle, bed: SeedBed, counts: Counts) -> Saved:
             tensors |= named(f"{seed_id}/transient/", transient_buffers(live.seed))
         seeds.append({"seed_id": seed_id, "seed": live.seed.facts(), "trainer": trained.facts, "held_out": _held(live)})
     if bed.probe is None and bed.last_batch is not None:
-        # It stands in for the probe; where there is one, nobody looks at it.
-        tensors["last_batch/inputs"], tensors["last_batch/targets"] = bed.last_batch
+        # It stands in for the probe; where there is one, nobody looks at it. A run that is computed again trains on
+        # plain tensors; in a loop of the user's own the next step brings another batch.
+        inputs, targets = bed.last_batch
+        if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+            tensors["last_batch/inputs"], tensors["last_batch/targets"] = inputs, targets
     facts = {
         "counts": {**asdict(counts), "kernels": {seed_id: counts.kernels[seed_id] for seed_id in bed.live}},
         "multiply_adds": bed.multiply_adds,

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from esper.core.eager import EagerHook, forget_compiled
 from esper.core.errors import IntegrityError
+from esper.core.inputs import Output, main_of, source_of, with_main
 from esper.core.rng import derive_seed
 from esper.kasmina._alpha import AlphaBlender
 from esper.kasmina._passes import forked_rng
@@ -96,6 +97,11 @@ class GraftedSeed(nn.Module):
     def heard(self) -> bool:
         """Whether the host's own forward now runs the seed."""
         return self.role is Role.FOSSIL or (self.role is Role.BLENDED and self.alpha > 0.0)
+
+    def whole_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Output) -> Output:
+        """Be `hook` for whatever the module takes and returns; None leaves its output, the very same object, alone."""
+        heard = self.hook(module, (source_of(args, kwargs),), main_of(output))
+        return None if heard is None else with_main(output, heard)
 
     def hook(self, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Return what the slot's module gives now; None leaves its output, the very same tensor, alone."""
@@ -201,7 +207,7 @@ class _SocketSeat:
 def _seat(module: nn.Module, seed: GraftedSeed) -> _HookSeat | _SocketSeat:
     socket = socket_of(module)
     if socket is None:
-        return _HookSeat(module.register_forward_hook(EagerHook(seed.hook)))
+        return _HookSeat(module.register_forward_hook(EagerHook(seed.whole_hook), with_kwargs=True))
     return _SocketSeat(socket, socket.take(seed.hook))
 
 

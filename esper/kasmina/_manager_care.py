@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor
-
+from esper.core.inputs import Inputs, Targets
 from esper.core.ports import EdgeDecision
 from esper.kasmina._household import GraftStall
 from esper.kasmina._manager_returns import ManagerReturns
@@ -25,7 +24,7 @@ class ManagerCare(ManagerReturns):
         """The latest grafts, oldest first, each with how long training stood still for it."""
         return list(self._house.stalls)
 
-    def after_step(self, inputs: Tensor, targets: Tensor) -> None:
+    def after_step(self, inputs: Inputs, targets: Targets) -> None:
         """Train every seed on this batch and let alpha rise; call it after the host's optimiser step."""
         super().after_step(inputs, targets)
         self._house.step_ended()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from esper.core.inputs import Inputs, Targets, samples_in
 from esper.kasmina._lifecycle import ATTACHED_STAGES
 from esper.kasmina._manager_figures import ManagerFigures
 from esper.leyline import messages as ly
@@ -26,7 +25,7 @@ class ManagerSteps(ManagerFigures):
         for live in self._bed.live.values():
             live.trainer.rate_share = share
 
-    def after_step(self, inputs: Tensor, targets: Tensor) -> None:
+    def after_step(self, inputs: Inputs, targets: Targets) -> None:
         """Train every seed on this batch and let alpha rise; call it after the host's optimiser step."""
         self._step += 1
         self._epoch_steps += 1
@@ -43,4 +42,4 @@ class ManagerSteps(ManagerFigures):
                     self._bed.train_in_shadow(record.seed_id, inputs, targets, step=self._step)
             else:
                 rising = record.stage == ly.SEED_STAGE_BLENDING
-                self._bed.train_jointly(record.seed_id, batch=len(inputs), rising=rising)
+                self._bed.train_jointly(record.seed_id, batch=samples_in(inputs), rising=rising)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
+
+from esper.core.inputs import Inputs, Output, call, detached
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,12 @@ class HostPasses:
                 stack.enter_context(forked_rng(self.devices, seed=seed))
             yield
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Inputs) -> Output:
         """Return the host's outputs for `inputs`; autograd sees none of its parameters, its buffers stay.
 
         Gradients flow only through what a slot's hook puts in. Call it inside `quiet`.
         """
-        state = dict(self._tensors())
-        return functional_call(self._model, state, (inputs.detach(),))  # type: ignore[no-any-return]  # torch says Any
+        return call(self._model, detached(inputs), dict(self._tensors()))
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._model.named_parameters():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Final
 
 import safetensors.torch
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.core.approvals import APPROVAL_REQUIRED, QUARANTINE_ONLY, is_quarantine_only, needs_approval
+from esper.core.inputs import Batch, Inputs, Output, Targets, first_samples, main_of, source_of, with_main
 from esper.core.ports import FetchedKernel
 from esper.core.quarantine import QuarantineLimits, QuarantineReport, Trial, run_in_quarantine
 from esper.kasmina._passes import HostPasses
@@ -89,7 +91,7 @@ def slot_batch(
     model: nn.Module,
     passes: HostPasses,
     spec: SlotSpec,
-    batch: tuple[Tensor, Tensor] | None,
+    batch: Batch | None,
     loss_fn: LossFunction | None,
 ) -> bytes:
     """Return what a seed in this slot reads and what it should come near, as safetensors: copies, on the CPU.
@@ -103,7 +105,7 @@ def slot_batch(
         source_B = torch.randn(_SAMPLES_MAX, *spec.in_shape, generator=generator)
         target_B = torch.randn(_SAMPLES_MAX, *spec.out_shape, generator=generator)
     else:
-        inputs, targets = (tensor[:_SAMPLES_MAX] for tensor in batch)
+        inputs, targets = (first_samples(each, _SAMPLES_MAX) for each in batch)
         source_B, target_B = _captured(model, passes, spec, inputs, targets, loss_fn)
     return safetensors.torch.save({"inputs": _copied(source_B), "targets": _copied(target_B)})
 
@@ -112,20 +114,22 @@ def _captured(
     model: nn.Module,
     passes: HostPasses,
     spec: SlotSpec,
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Inputs,
+    targets: Targets,
     loss_fn: LossFunction | None,
 ) -> tuple[Tensor, Tensor]:
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def watch(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def watch(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Output) -> Output:
         if seen:
             return None
-        heard = output.detach().requires_grad_(True)
-        seen.append(((args[0] if spec.placement == "branch" else output).detach(), heard))
-        return heard
+        main: Tensor = main_of(output)
+        heard = main.detach().requires_grad_(True)
+        source: Tensor = source_of(args, kwargs) if spec.placement == "branch" else main
+        seen.append((source.detach(), heard))
+        return with_main(output, heard)
 
-    handle = model.get_submodule(spec.module).register_forward_hook(watch)
+    handle = model.get_submodule(spec.module).register_forward_hook(watch, with_kwargs=True)
     try:
         with passes.quiet(seed=0), torch.enable_grad():
             outputs = passes.forward(inputs)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from esper.core.checkpoint import Saved, named, optimizer_state, refused, restore_optimizer
+from esper.core.inputs import Output, Targets
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina._gate_gradients import NO_GRADIENTS, GradientRecord
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Output, Targets], Tensor]
 
 #: Keeps the clip factor finite where the gradient is zero (as torch.nn.utils.clip_grad_norm_ does).
 _CLIP_EPSILON = 1e-6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from esper.core.clock import SYSTEM_CLOCK, Clock
+from esper.core.inputs import Batch, Inputs, Output, first_samples, main_of, source_of
 from esper.kasmina._gate_gradients import NO_GRADIENTS, GradientEvidence, GradientRecord
 from esper.kasmina._gate_interface import InterfaceEvidence, Seam, evidence_of
 from esper.kasmina._graft import Graft, GraftedSeed, PassFocus
@@ -31,7 +33,7 @@ def rehearse(
     *,
     spec: SlotSpec,
     seed: GraftedSeed,
-    batch: tuple[Tensor, Tensor],
+    batch: Batch,
     loss_fn: LossFunction,
     rng_seed: int,
 ) -> GradientEvidence:
@@ -40,7 +42,7 @@ def rehearse(
     The host's tensors, gradients and random streams are compared by content before and after. A pass that torch
     refuses (shapes, memory) leaves no gradient, and G1 fails.
     """
-    inputs, targets = (tensor[:_SAMPLES_MAX] for tensor in batch)
+    inputs, targets = (first_samples(each, _SAMPLES_MAX) for each in batch)
     before, streams = _contents(model), random_states(passes.devices)
     parameters = list(seed.parameters())
     graft = Graft(model, spec, "rehearsal", seed)
@@ -85,23 +87,24 @@ def inspect_interface(
     *,
     spec: SlotSpec,
     seed: GraftedSeed,
-    inputs: Tensor,
+    inputs: Inputs,
     clock: Clock = SYSTEM_CLOCK,
 ) -> InterfaceEvidence:
     """Run the seed beside the host at every call of its slot in one forward, and return what fits and what does not."""
     seams: list[Seam] = []
     latencies_ms: list[float] = []
 
-    def watch(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        source = args[0] if spec.placement == "branch" else output
-        _wait_for(output)
+    def watch(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Output) -> None:
+        main = main_of(output)
+        source = source_of(args, kwargs) if spec.placement == "branch" else main
+        _wait_for(main)
         began = clock.monotonic()
         given = _given(seed, source)
-        _wait_for(output)
+        _wait_for(main)
         latencies_ms.append(1e3 * (clock.monotonic() - began))
-        seams.append(_seam(output, given))
+        seams.append(_seam(main, given))
 
-    handle = model.get_submodule(spec.module).register_forward_hook(watch)
+    handle = model.get_submodule(spec.module).register_forward_hook(watch, with_kwargs=True)
     try:
         with torch.no_grad(), passes.quiet(seed=0), focus.on(muted=seed):
             passes.forward(inputs)

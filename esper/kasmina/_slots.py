@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.core.errors import UsageError
+from esper.core.inputs import Inputs, Output, main_of, source_of
 from esper.core.kernel import CHANNELS_FIRST
 from esper.kasmina._passes import HostPasses
 from esper.leyline import messages as ly
@@ -41,6 +42,9 @@ _CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transforme
 @dataclass(frozen=True)
 class SlotSpec:
     """One slot. Shapes are without the batch dimension; `depth` counts the weight layers that run before it.
+
+    Where the module returns a tuple, a seed adds to the first of it; where it takes no positional argument, a seed
+    reads the first tensor among its named ones.
 
     `in_shape` is what a seed reads and `out_shape` what it must return: equal for "residual". `calls` is how
     often one forward of the host runs the module.
@@ -105,10 +109,10 @@ class _Tracer:
         """Note how deep the module lies, the first time it is entered."""
         self.traces.setdefault(self.names[module], _Trace(depth=self.weight_layers_run))
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401 - as hooks get it
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Output) -> None:
         """Note what the module read and returned."""
         name = self.names[module]
-        trace, source = self.traces[name], args[0] if args else None
+        trace, source, output = self.traces[name], source_of(args, kwargs), main_of(output)
         if trace.calls and (_shape(trace.source) != _shape(source) or _shape(trace.output) != _shape(output)):
             trace.consistent = False
         trace.calls += 1
@@ -120,7 +124,7 @@ class _Tracer:
 
 def discover_slots(
     model: nn.Module,
-    sample_inputs: Tensor,
+    sample_inputs: Inputs,
     names: Sequence[str] | Literal["auto"] = "auto",
 ) -> list[SlotSpec]:
     """Return the slots of `model`, in the order in which its forward reaches them.
@@ -130,8 +134,9 @@ def discover_slots(
     "auto" picks every outermost block that holds weights (it looks into Sequential, ModuleList and the like)
     and can take a branch, except the one with the last weight layer, which is the head.
 
-    `sample_inputs`: one batch as the model takes it, [batch, ...]. The model is left as it was: the forward
-    runs without gradients, in eval mode, on copied buffers and a forked random stream.
+    `sample_inputs`: one batch as the model takes it, [batch, ...], or several tensors by position or by name. The
+    model is left as it was: the forward runs without gradients, in eval mode, on copied buffers and a forked random
+    stream.
 
     Raises:
         UsageError: a name is unknown, its module never runs, or it has no tensors that a seed could read
@@ -154,11 +159,11 @@ def discover_slots(
     return sorted(specs, key=lambda spec: (spec.depth, spec.slot))
 
 
-def _trace(model: nn.Module, sample_inputs: Tensor) -> _Tracer:
+def _trace(model: nn.Module, sample_inputs: Inputs) -> _Tracer:
     names = {module: name for name, module in model.named_modules()}
     tracer = _Tracer(names)
     handles = [module.register_forward_pre_hook(tracer.before) for module in names]
-    handles += [module.register_forward_hook(tracer.after) for module in names]
+    handles += [module.register_forward_hook(tracer.after, with_kwargs=True) for module in names]
     passes = HostPasses(model)
     try:
         with torch.no_grad(), passes.quiet(seed=0):
@@ -206,7 +211,7 @@ def _problem(module: nn.Module, trace: _Trace | None, placement: Placement) -> s
     if placement == "residual":
         return ""
     if not isinstance(source, Tensor) or not source.is_floating_point():
-        return f"its first positional argument is {_kind(source)}, not a float tensor"
+        return f"the first that it reads is {_kind(source)}, not a float tensor"
     if source.dim() != output.dim() or source.shape[0] != output.shape[0] or source.dtype != output.dtype:
         return f"it maps {_shape(source)} to {_shape(output)}, which are of different layout or dtype"
     # A strided convolution, say: a seed beside it would have to know how positions become others.

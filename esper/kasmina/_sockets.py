@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from esper.core.eager import forget_compiled
 from esper.core.errors import IntegrityError
+from esper.core.inputs import Output, main_of, source_of, with_main
 from esper.kasmina._slots import SlotSpec
 
 #: (module, its positional arguments, its output) -> what is heard instead; None leaves the output alone.
@@ -60,11 +61,16 @@ class Socket:
     def __reduce__(self) -> tuple[type[Socket], tuple[nn.Module, dict[int, SeedHook]]]:
         return Socket, (self._module, self._seeds)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Output) -> Output:
         """Return what the slot's module gives now, as torch asks a forward hook."""
+        main, source = main_of(output), source_of(args, kwargs)
         if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
-            return self.hear(args, output)
-        source = args[0] if args and isinstance(args[0], Tensor) else output
+            heard = self.hear((source,), main)
+        else:
+            heard = self._in_graph(source if isinstance(source, Tensor) else main, main)
+        return None if heard is None else with_main(output, heard)
+
+    def _in_graph(self, source: Tensor, output: Tensor) -> Tensor:
         kind = output.device.type
         heard, _ = torch.ops.esper.slot(
             output,
@@ -234,6 +240,6 @@ def add_sockets(model: nn.Module, slots: Iterable[SlotSpec]) -> None:
     modules = [model.get_submodule(spec.module) for spec in slots]
     fresh = [module for module in modules if socket_of(module) is None]
     for module in dict.fromkeys(fresh):
-        module.register_forward_hook(Socket(module))
+        module.register_forward_hook(Socket(module), with_kwargs=True)
     if fresh:
         forget_compiled()

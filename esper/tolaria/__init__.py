@@ -6,7 +6,7 @@ from esper.tolaria._claims import ClaimBook, Claimed, RunClaim, claim
 from esper.tolaria._config import TrainingLoopConfig, check_device_name, check_hyperparameters
 from esper.tolaria._edge import EpochEdge, outcome_event_id, state_event_id
 from esper.tolaria._environment import Elsewhere, Environment, differences
-from esper.tolaria._evaluation import Evaluation, evaluate, multiply_adds_per_sample
+from esper.tolaria._evaluation import Evaluation, evaluate, evaluate_batches, multiply_adds_per_sample
 from esper.tolaria._inbox import CommandInbox, CommandJudge, CommandSource, DecisionBreaker, JudgeFactory
 from esper.tolaria._journal import Answer, MemoryJournal, RunFenced, RunInterrupted, TrainingJournal
 from esper.tolaria._kafka_journal import KafkaJournal
@@ -82,6 +82,7 @@ __all__ = [
     "differences",
     "digest_in",
     "evaluate",
+    "evaluate_batches",
     "load_task",
     "multiply_adds_per_sample",
     "outcome_event_id",

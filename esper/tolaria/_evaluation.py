@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from esper.core.inputs import Batch, Inputs, Output, Targets, call, samples_in, scores_of
 from esper.tolaria._tasks import Loss, Split
 
 #: Bounds the memory of one evaluation pass, in predictions; a constant, because another chunking sums in another order.
@@ -49,6 +50,26 @@ def evaluate(module: nn.Module, split: Split, loss: Loss) -> Evaluation:
     return Evaluation(loss=total / len(split), accuracy=correct / split.predictions)
 
 
+def evaluate_batches(
+    module: nn.Module, probe: Sequence[Batch], loss: Callable[[Output, Targets], Tensor]
+) -> Evaluation:
+    """Return mean loss and accuracy over the samples of batches, in eval mode; `module` is left as it was.
+
+    It may read and return whatever `esper.core.inputs` knows. The accuracy is that of the largest score where the
+    targets name one class for each row of scores (the outputs, their `logits`, or the first of a tuple), else 0.
+    """
+    total, samples, correct, predictions = 0.0, 0, 0, 0
+    with evaluating(module):
+        for inputs, targets in probe:
+            outputs = call(module, inputs)
+            count = samples_in(inputs)
+            total, samples = total + float(loss(outputs, targets)) * count, samples + count
+            scores = scores_of(outputs)
+            if scores is not None and isinstance(targets, Tensor) and scores.shape[:-1] == targets.shape:
+                correct, predictions = correct + int(hits(scores, targets)), predictions + targets.numel()
+    return Evaluation(loss=total / samples, accuracy=correct / predictions if predictions else 0.0)
+
+
 def hits(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return how many of `targets` the outputs name (0-d): by their largest value, classes in the last dimension."""
     return (outputs.argmax(dim=-1) == targets).sum()
@@ -59,7 +80,7 @@ def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(torch.split(split.inputs, size), torch.split(split.targets, size), strict=True)
 
 
-def multiply_adds_per_sample(module: nn.Module, sample: Tensor) -> int:
+def multiply_adds_per_sample(module: nn.Module, sample: Inputs) -> int:
     """Return the multiply-adds of one sample's forward; `sample` is a small batch [B, ...] with B >= 1.
 
     Counts what torch's flop counter counts (matrix products, convolutions, attention), two flops each;
@@ -67,5 +88,5 @@ def multiply_adds_per_sample(module: nn.Module, sample: Tensor) -> int:
     """
     counter = FlopCounterMode(display=False)
     with evaluating(module), counter:
-        module(sample)
-    return int(counter.get_total_flops()) // (2 * len(sample))
+        call(module, sample)
+    return int(counter.get_total_flops()) // (2 * samples_in(sample))

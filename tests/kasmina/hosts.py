@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from esper.core.inputs import Batch, Inputs, Output, Targets, call, scores_of
 from esper.kasmina import KasminaConfig, KasminaSeedManager, discover_slots
 from esper.kasmina._passes import Isolation
 from esper.kasmina._seed_training import SeedTrainer
 from tests.kasmina.kernels import RealKernels
 from tests.kasmina.support import CLASSES, INPUTS, RUN_ID, all_bytes, optimizer_bytes, seeded
 
-WIDTH, TOKENS = 8, 11
+WIDTH, TOKENS, SIZE = 8, 11, 16
 
 
 class TiedMlp(nn.Module):
@@ -118,13 +119,22 @@ def mlp() -> nn.Module:
     )
 
 
+def batch(number: int, size: int) -> tuple[Tensor, Tensor]:
+    """Return batch `number` of a three-class problem that no linear map solves."""
+    generator = torch.Generator().manual_seed(5000 + number)
+    x_BF = torch.randn(size, INPUTS, generator=generator)
+    return x_BF, (x_BF[:, 0] * x_BF[:, 1] > 0).long() + (x_BF[:, 2] * x_BF[:, 3] > 0.5).long()
+
+
 @dataclass(frozen=True)
 class HostKind:
-    """A host model and where a seed goes in it."""
+    """A host model, where a seed goes in it, and what it is trained on: batch `number` of `size` samples."""
 
     factory: Callable[[], nn.Module]
     slot: str
     layout: str
+    batch: Callable[[int, int], Batch] = batch
+    loss: Callable[[Output, Targets], Tensor] = functional.cross_entropy
 
 
 HOSTS = {
@@ -155,13 +165,6 @@ REGIMES = {
 }
 
 
-def batch(number: int, size: int = 16) -> tuple[Tensor, Tensor]:
-    """Return batch `number` of a three-class problem that no linear map solves."""
-    generator = torch.Generator().manual_seed(5000 + number)
-    x_BF = torch.randn(size, INPUTS, generator=generator)
-    return x_BF, (x_BF[:, 0] * x_BF[:, 1] > 0).long() + (x_BF[:, 2] * x_BF[:, 3] > 0.5).long()
-
-
 class Training:
     """One host in a loop of its own, alone or with a manager of seeds in `slot`.
 
@@ -173,6 +176,7 @@ class Training:
         self.model = seeded(kind.factory, seed=3)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=40, enabled=regime.mixed)
+        self.kind = kind
         self.regime = regime
         self.zero_late = zero_late
         self.manager: KasminaSeedManager | None = None
@@ -183,12 +187,12 @@ class Training:
         """Give the host a manager of seeds in `slot`, with real kernels."""
         self.manager = KasminaSeedManager(
             self.model,
-            discover_slots(self.model, batch(0)[0], [slot]),
+            discover_slots(self.model, self.kind.batch(0, 2)[0], [slot]),
             runtime=RealKernels(),
             run_id=RUN_ID,
             seed=7,
-            loss_fn=functional.cross_entropy,
-            probe=[batch(-1, size=32)],
+            loss_fn=self.kind.loss,
+            probe=[self.kind.batch(-1, 2 * SIZE)],
             optimizer=self.optimizer,
             config=KasminaConfig(warmup_steps=5, kernel_wait_seconds=1.0),
             isolation=isolation,
@@ -200,14 +204,14 @@ class Training:
 
     def step(self, *, careless: bool = False) -> None:
         """Take one step of the host's optimiser, and let seeds take theirs."""
-        parts = [batch(self.regime.parts * self._steps + part) for part in range(self.regime.parts)]
+        parts = [self.kind.batch(self.regime.parts * self._steps + part, SIZE) for part in range(self.regime.parts)]
         if self.manager is not None:
             self.manager.before_step()
         if not self.zero_late:
             self.optimizer.zero_grad()
         for inputs, targets in parts:
             with self._autocast():
-                loss = functional.cross_entropy(self.model(inputs), targets) / len(parts)
+                loss = self.kind.loss(call(self.model, inputs), targets) / len(parts)
             self.scaler.scale(loss).backward()
             self.losses.append(float(loss.detach()))
         self.scaler.unscale_(self.optimizer)
@@ -224,7 +228,7 @@ class Training:
                 self.manager.after_step(*parts[-1])
         self._steps += 1
 
-    def _clip_all(self, inputs: Tensor, targets: Tensor) -> None:
+    def _clip_all(self, inputs: Inputs, targets: Targets) -> None:
         assert self.manager is not None, "there is nothing else to clip"
         assert self.regime.clip_norm is not None, "there is nothing to clip to"
         with patch.object(SeedTrainer, "step", lambda _: None), self._autocast():
@@ -239,9 +243,11 @@ class Training:
         self.model.train(training)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(1)
-            found: Tensor = torch.func.functional_call(self.model, buffers, (batch(-2, size=32)[0],))
+            found = call(self.model, self.kind.batch(-2, 2 * SIZE)[0], buffers)
         self.model.train(was)
-        return found.numpy().tobytes()
+        scores = scores_of(found)
+        assert scores is not None, "a host gives scores"
+        return scores.numpy().tobytes()
 
     def everything(self) -> dict[str, object]:
         """Return all that the training of the host decides, bit for bit, and the streams that it draws from."""

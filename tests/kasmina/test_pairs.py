@@ -15,7 +15,7 @@ from esper.karn import catalogue
 from esper.kasmina._passes import Isolation
 from esper.leyline import messages as ly
 from tests.campaigns import WHOLE, seed_of
-from tests.kasmina.hosts import HOSTS, REGIMES, Training
+from tests.kasmina.hosts import HOSTS, REGIMES, HostKind, Training
 from tests.kasmina.support import seed_command
 
 STEPS, EPOCH = 200, 50
@@ -48,38 +48,38 @@ class Outcome:
 
 
 @functools.lru_cache(maxsize=64)
-def alone(host: str, regime: str) -> Outcome:
+def alone(kind: HostKind, regime: str, steps: int = STEPS) -> Outcome:
     """Train a host without any seed or manager."""
-    training = Training(HOSTS[host], REGIMES[regime])
-    _train(training)
+    training = Training(kind, REGIMES[regime])
+    _train(training, steps)
     found = training.everything()
     return Outcome(found, {name: found[name] for name in ("outputs", "outputs in training")})
 
 
 def with_seed(
-    host: str,
+    kind: HostKind,
     blueprint_id: str,
     regime: str,
     *,
+    steps: int = STEPS,
     parameters: dict[str, float],
     placement: str = "branch",
     isolation: Isolation | None = None,
     careless: bool = False,
 ) -> Outcome:
     """Train the same host with a seed in TRAINING all along; then let it blend, at alpha 0."""
-    kind = HOSTS[host]
     training = Training(kind, REGIMES[regime], zero_late=isolation is not None)
     slot = f"{kind.slot}:{placement}"
     manager = training.plant(slot, isolation=isolation or Isolation())
     before = training.outputs(training=True)
     command = seed_command(ly.SEED_OP_GERMINATE, epoch=0, slot=slot, blueprint=blueprint_id, parameters=parameters)
     decision = manager.handle_command(command, epoch=0, append=lambda _: None)
-    assert decision.result == ly.COMMAND_RESULT_APPLIED, (host, blueprint_id, decision.reason, list(decision.events))
+    assert decision.result == ly.COMMAND_RESULT_APPLIED, (kind, blueprint_id, decision.reason, list(decision.events))
     assert training.outputs(training=True) == before
     first = {name: tensor.clone() for name, tensor in manager.state().items()}
-    _train(training, careless=careless)
+    _train(training, steps, careless=careless)
     (state,) = manager.seed_states()
-    assert state.stage == ly.SEED_STAGE_TRAINING, (host, blueprint_id)
+    assert state.stage == ly.SEED_STAGE_TRAINING, (kind, blueprint_id)
     moved = any(not torch.equal(first[name], tensor) for name, tensor in manager.state().items())
     found = training.everything()
     manager._bed.blend(decision.seed_id, steps=EPOCH)
@@ -88,10 +88,10 @@ def with_seed(
     return Outcome(found, blending, moved, round(state.metrics["shadow_steps"]))
 
 
-def _train(training: Training, *, careless: bool = False) -> None:
+def _train(training: Training, steps: int, *, careless: bool = False) -> None:
     torch.manual_seed(11)
     training.model.train()
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         training.step(careless=careless)
         if training.manager is not None and step % EPOCH == 0:
             assert training.manager.end_epoch(step // EPOCH) == []
@@ -113,8 +113,8 @@ def test_no_seed_in_training_leaves_a_trace(request: pytest.FixtureRequest, reco
     for host, blueprint_id, regime in pairs:
         placement = chosen.choice(["branch", "residual"])
         parameters = _drawn(blueprint_id, chosen)
-        outcome = with_seed(host, blueprint_id, regime, parameters=parameters, placement=placement)
-        differences = outcome.differences(alone(host, regime))
+        outcome = with_seed(HOSTS[host], blueprint_id, regime, parameters=parameters, placement=placement)
+        differences = outcome.differences(alone(HOSTS[host], regime))
         if differences or not outcome.seed_moved or outcome.shadow_steps != STEPS:
             found.append((host, blueprint_id, regime, placement, parameters, differences, outcome.seed_moved))
         tried.update([host, regime, placement])
@@ -146,9 +146,10 @@ def test_each_negative_control_is_caught(request: pytest.FixtureRequest, record_
     cut = [(control, chosen.choice(hosts)) for control, (_, _, hosts) in CONTROLS.items()]
     missed = []
     for control, host in TRIALS if WHOLE else cut:
-        isolation, careless, _ = CONTROLS[control]
-        outcome = with_seed(host, "BP009", "clipped", parameters={"depth": 2.0}, isolation=isolation, careless=careless)
-        if "weights and buffers" not in outcome.differences(alone(host, "clipped")):
+        kind, (isolation, careless, _) = HOSTS[host], CONTROLS[control]
+        depth = {"depth": 2.0}
+        outcome = with_seed(kind, "BP009", "clipped", parameters=depth, isolation=isolation, careless=careless)
+        if "weights and buffers" not in outcome.differences(alone(kind, "clipped")):
             missed.append((control, host))
     record_property("controls", {name: len(hosts) for name, (_, _, hosts) in CONTROLS.items()})
     record_property("missed", len(missed))

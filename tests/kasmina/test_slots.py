@@ -105,6 +105,13 @@ def test_discovery_leaves_the_host_as_it_was(host: str) -> None:
     assert all(module.training and not module._forward_hooks for module in model.modules())
 
 
+class Wrapped(nn.Linear):
+    """Gives its output by name."""
+
+    def forward(self, x_BF: Tensor) -> dict[str, Tensor]:  # type: ignore[override]  # that is what is odd about it
+        return {"given": super().forward(x_BF)}
+
+
 class Odd(nn.Module):
     """Modules that cannot be slots, each for its own reason."""
 
@@ -112,6 +119,7 @@ class Odd(nn.Module):
         super().__init__()
         self.table = nn.Embedding(5, 6)
         self.attention = nn.MultiheadAttention(6, 1, batch_first=True)
+        self.wrapped = Wrapped(6, 6)
         self.varied = nn.Linear(6, 6)
         self.unused = nn.Linear(6, 6)
         self.head = nn.Linear(6, CLASSES)
@@ -119,7 +127,7 @@ class Odd(nn.Module):
     def forward(self, x_BL: Tensor) -> Tensor:
         h_BLD = self.table(x_BL)
         mixed, _ = self.attention(h_BLD, h_BLD, h_BLD)
-        pooled = self.varied(self.varied(mixed).mean(dim=1))
+        pooled = self.varied(self.varied(self.wrapped(mixed)["given"]).mean(dim=1))
         out: Tensor = self.head(pooled)
         return out
 
@@ -131,7 +139,7 @@ class Odd(nn.Module):
         ("", "no module is called ''"),
         ("unused", "the forward never runs it"),
         ("varied", "runs more than once, on different shapes"),
-        ("attention", "it returns a tuple"),
+        ("wrapped", "it returns a dict"),
         ("table:branch", "is a torch.int64 tensor, not a float tensor"),
         ("head:sideways", "asks for placement 'sideways'"),
     ],
@@ -173,3 +181,21 @@ def test_the_request_describes_the_slot() -> None:
     assert dict(request.parameters) == {"depth": 2.0}
     assert (request.layout, request.dtype) == ("vector", "float32")
     assert (list(request.in_shape), list(request.out_shape)) == ([INPUTS], [8])
+
+
+def test_a_module_that_gives_a_tuple_and_is_called_by_name_is_a_slot() -> None:
+    """Goal: what other people's models do. Method: attention, which gives (output, weights), called by names."""
+
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(6, 1, batch_first=True)
+            self.head = nn.Linear(6, CLASSES)
+
+        def forward(self, *, text_BLD: Tensor, scale: float) -> dict[str, Tensor]:
+            mixed, _ = self.attention(query=text_BLD, key=text_BLD, value=text_BLD)
+            return {"logits": self.head(mixed * scale)}
+
+    inputs = {"text_BLD": torch.randn(2, 4, 6), "scale": 2.0}
+    (spec,) = discover_slots(ByName(), inputs)
+    assert (spec.slot, spec.placement, spec.layout, spec.in_shape) == ("attention", "branch", "sequence", (4, 6))

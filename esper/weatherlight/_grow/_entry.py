@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from esper.core.errors import BrokerUnavailable
+from esper.core.inputs import Batch
 from esper.core.settings import Settings, load_settings
 from esper.oona import Fabric
 from esper.tamiyo import check_policy
 from esper.weatherlight._grow._run import GrowRun
 from esper.weatherlight._grow._wishes import (
     STOP,
-    Batch,
     LogLoss,
     LossFunction,
     LossScaler,
@@ -56,7 +56,8 @@ def grow(
 
     `slots` are module names (":residual" may follow one), or "auto". `optimizer` takes over the seeds that stay;
     `loss_fn(outputs, targets)` trains seeds in shadow; `probe`, held-out batches of (inputs, targets), lets gates
-    measure. What is not given disables the gates that need it, and the refusal names them: without `loss_fn`
+    measure. Inputs are one tensor, or a tuple or mapping of what the model is called with; outputs are whatever it
+    returns. What is not given disables the gates that need it, and the refusal names them: without `loss_fn`
     nothing germinates (G1), without `probe` G2 and G4 cannot pass. `scaler`, the one that scales the loop's
     loss, lets seeds take the scale out of their gradients and skip the steps that overflow; with `scheduler` seeds
     slow down as the host does. `epochs` is how many are planned (0: unknown). `members` starts those members that

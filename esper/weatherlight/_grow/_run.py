@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from esper.core.digest import module_state, state_digest
 from esper.core.eager import eagerly, uncompiled
 from esper.core.errors import UsageError
 from esper.core.ids import RunId
+from esper.core.inputs import Batch, Inputs, first_samples, mapped, samples_in, tensors_of
 from esper.core.numerics import numerics_fingerprint
 from esper.kasmina import KasminaSeedManager, add_sockets, discover_slots, is_compiled
 from esper.leyline import messages as ly
@@ -20,9 +20,8 @@ from esper.oona import Fabric
 from esper.tolaria import (
     EpochEdge,
     Evaluation,
-    Split,
     TrainingJournal,
-    evaluate,
+    evaluate_batches,
     multiply_adds_per_sample,
     outcome_event_id,
     state_event_id,
@@ -32,7 +31,7 @@ from esper.weatherlight._grafting import descriptors, kasmina_config
 from esper.weatherlight._grow._absence import close_gap, journal_for, runtime_for
 from esper.weatherlight._grow._precision import SeedRate, Unscaling, learning_rate
 from esper.weatherlight._grow._record import TASK, GrowRecord
-from esper.weatherlight._grow._wishes import Batch, Metrics, Wishes
+from esper.weatherlight._grow._wishes import Metrics, Wishes
 
 _TRACED_SAMPLES = 2
 
@@ -62,8 +61,7 @@ class GrowRun:
         self._wishes = wishes
         self._fabric = fabric
         self._tally = _Tally()
-        self._probe = _joined(wishes.probe)
-        self._sample: Tensor | None = None
+        self._sample: Inputs | None = None
         self._record = GrowRecord(fabric, wishes, host=type(self._model).__name__)
         self._host_parameters = sum(parameter.numel() for parameter in self._model.parameters())
         self._multiply_adds_per_sample = 0
@@ -72,8 +70,8 @@ class GrowRun:
         self._edge: EpochEdge | None = None
         self._unscaling = Unscaling(wishes.scaler)
         self._rate = SeedRate(wishes.scheduler)
-        if self._probe is not None:
-            self._plant(self._probe.inputs)
+        if wishes.probe:
+            self._plant(wishes.probe[0][0])
 
     @property
     def run_id(self) -> RunId:
@@ -96,7 +94,9 @@ class GrowRun:
         return [parameter for parameter in self._model.parameters() if parameter not in own]
 
     def step(self, batch: Batch) -> None:
-        """Train the seeds on `batch`, (inputs [B, ...], targets [B, ...]), after the optimiser's own step.
+        """Train the seeds on `batch`, (inputs, targets), after the optimiser's own step.
+
+        Inputs are one tensor [B, ...], a tuple of what the model takes by position, or a mapping by name.
 
         Once for each step of the optimiser, after the scaler's update where there is one; where a step gathers
         several batches, any of them will do.
@@ -111,7 +111,7 @@ class GrowRun:
             self._controller.after_step(inputs, targets)
         self._controller.before_step()
         self._tally.steps += 1
-        self._tally.samples += len(targets)
+        self._tally.samples += samples_in(inputs)
 
     def tick(self, metrics: Metrics, *, every: int) -> ly.CommandOutcome | None:
         """Pass an edge when `every` steps were taken since the last one, as `end_epoch` does; else do nothing.
@@ -157,13 +157,19 @@ class GrowRun:
         """
         if self._sample is None:
             raise UsageError("nothing can be exported", cause="no step was taken", next_step="call run.step(batch)")
+        if not isinstance(self._sample, Tensor):
+            raise UsageError(
+                f"{type(self._model).__name__} cannot be exported",
+                cause="its forward takes more than one tensor",
+                next_step="export a module of your own around it that takes and returns one tensor",
+            )
         return export_network(self._model, self._sample, Path(path), to)
 
     # -- the start ------------------------------------------------------------------------------------------
 
-    def _plant(self, inputs: Tensor) -> None:
+    def _plant(self, inputs: Inputs) -> None:
         """Find the slots, now that there is a batch to trace, and say in the log that the run starts."""
-        sample = self._sample = inputs[:_TRACED_SAMPLES].detach().clone()
+        sample = self._sample = mapped(first_samples(inputs, _TRACED_SAMPLES), lambda each: each.detach().clone())
         wishes, run_id = self._wishes, self.run_id
         with eagerly():
             self._multiply_adds_per_sample = multiply_adds_per_sample(self._model, sample)
@@ -186,7 +192,7 @@ class GrowRun:
         self._journal = journal_for(wishes.on_log_loss, self._fabric, self._record)
         self._edge = EpochEdge(run_id=run_id, attempt=1, controller=self._controller, journal=self._journal)
         self._record.started(
-            numerics=numerics_fingerprint(inputs.device),
+            numerics=numerics_fingerprint(tensors_of(inputs)[0].device),
             parameters=self._host_parameters,
             digest=self._digest(self._controller),
         )
@@ -198,8 +204,8 @@ class GrowRun:
 
     def _validation(self) -> Evaluation:
         metrics, wishes = self._tally.metrics, self._wishes
-        if self._probe is not None and wishes.loss_fn is not None and "val_loss" not in metrics:
-            return evaluate(self._model, self._probe, wishes.loss_fn)
+        if wishes.probe and wishes.loss_fn is not None and "val_loss" not in metrics:
+            return evaluate_batches(self._model, wishes.probe, wishes.loss_fn)
         if "val_loss" not in metrics:
             raise UsageError(
                 "end_epoch needs a validation loss",
@@ -288,9 +294,3 @@ class GrowRun:
     def fail(self, detail: str) -> None:
         """Append that the loop did not come to its end."""
         self._record.failed(detail, epochs=self._tally.epoch)
-
-
-def _joined(probe: Sequence[Batch] | None) -> Split | None:
-    if not probe:
-        return None
-    return Split(torch.cat([inputs for inputs, _ in probe]), torch.cat([targets for _, targets in probe]))

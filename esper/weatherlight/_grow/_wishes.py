@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from esper.core.errors import UsageError
+from esper.core.inputs import Batch, Output, Targets
 
-Batch = tuple[Tensor, Tensor]
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Output, Targets], Tensor]
 #: Figures of an epoch, or what gives them when they are wanted.
 Metrics = Mapping[str, float] | Callable[[], Mapping[str, float]]
 
