@@ -149,9 +149,14 @@ class GraftController(Protocol):
         """Measure evidence on the probe; return moves that faults force, to be appended and then folded."""
 
     def decide(
-        self, command: ly.AdaptationCommand | None, *, epoch: int, recorded: ly.CommandOutcome | None = None
+        self,
+        command: ly.AdaptationCommand | None,
+        *,
+        epoch: int,
+        recorded: ly.CommandOutcome | None = None,
+        ruled: EdgeDecision | None = None,
     ) -> EdgeDecision:
-        """Judge `command` without changing anything.
+        """Judge `command` without changing anything; with `ruled`, the trainer's verdict, add the edge's own moves.
 
         With `recorded` (re-execution) the recorded verdict binds: the same kernel digest is taken and
         gates that now measure otherwise raise `IntegrityError`.

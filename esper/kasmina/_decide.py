@@ -20,6 +20,8 @@ from esper.leyline.registry import EventMessage
 
 #: How a rejection for want of a kernel begins; a re-execution takes it from the record, for it cannot measure it.
 KERNEL_UNAVAILABLE = "kernel_unavailable:"
+#: Why a command is refused that nobody knows how to carry out, or that nobody knew when it was recorded.
+UNSUPPORTED = "unsupported_command"
 #: Why seeds are culled by COMMAND_EMERGENCY, as their moves say it.
 EMERGENCY = "emergency"
 
@@ -211,7 +213,7 @@ def recorded_without_measuring(recorded: ly.CommandOutcome) -> EdgeDecision | No
     """Return a recorded verdict that no measurement stands behind; None when it must be measured again."""
     if recorded.result == ly.COMMAND_RESULT_NONE:
         return no_command(recorded.reason)
-    if recorded.result == ly.COMMAND_RESULT_REJECTED and recorded.reason in REASONS:
+    if recorded.result == ly.COMMAND_RESULT_REJECTED and recorded.reason in (*REASONS, UNSUPPORTED):
         return EdgeDecision(result=ly.COMMAND_RESULT_REJECTED, reason=recorded.reason)
     return None
 

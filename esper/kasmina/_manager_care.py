@@ -38,13 +38,18 @@ class ManagerCare(ManagerReturns):
         return events
 
     def decide(
-        self, command: ly.AdaptationCommand | None, *, epoch: int, recorded: ly.CommandOutcome | None = None
+        self,
+        command: ly.AdaptationCommand | None,
+        *,
+        epoch: int,
+        recorded: ly.CommandOutcome | None = None,
+        ruled: EdgeDecision | None = None,
     ) -> EdgeDecision:
         """Judge `command` as `ManagerEdges.decide` does; kernels that it names as candidates are brought near."""
         house = self._house
         house.take_fetch_ms()
         began = house.clock.monotonic()
-        decision = super().decide(command, epoch=epoch, recorded=recorded)
+        decision = super().decide(command, epoch=epoch, recorded=recorded, ruled=ruled)
         decide_ms, fetch_ms = (house.clock.monotonic() - began) * 1000.0, house.take_fetch_ms()
         house.latencies.observe("decide", max(0.0, decide_ms - fetch_ms))
         if recorded is None and command is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from esper.core.errors import IntegrityError
 from esper.core.ports import EdgeDecision
 from esper.kasmina._decide import (
+    UNSUPPORTED,
     check_against_record,
     cull_for_fault,
     cull_in_emergency,
@@ -59,9 +60,16 @@ class ManagerEdges(ManagerSteps):
         return self._owing(cull_for_fault(self._edge(epoch), culled))
 
     def decide(
-        self, command: ly.AdaptationCommand | None, *, epoch: int, recorded: ly.CommandOutcome | None = None
+        self,
+        command: ly.AdaptationCommand | None,
+        *,
+        epoch: int,
+        recorded: ly.CommandOutcome | None = None,
+        ruled: EdgeDecision | None = None,
     ) -> EdgeDecision:
         """Judge `command` at the edge after `epoch`, once; nothing changes before its events are folded.
+
+        With `ruled` the trainer has judged the command: it concerned its optimiser, say.
 
         With `recorded` (re-execution) the recorded command and kernel are taken, and the recorded resets. Without,
         culled seeds whose embargo is over are reset at the same edge, whatever was commanded.
@@ -77,7 +85,7 @@ class ManagerEdges(ManagerSteps):
                 cause=f"the last decided edge is that of epoch {self._decided_epoch}; an edge has one outcome",
                 next_step="append the decision that was returned",
             )
-        decision = self._judged(command, epoch=epoch, recorded=recorded)
+        decision = ruled or self._judged(command, epoch=epoch, recorded=recorded)
         decision = with_resets(self._edge(epoch), decision, self._resets(epoch, recorded))
         if recorded is not None:
             check_against_record(decision, recorded)
@@ -97,7 +105,7 @@ class ManagerEdges(ManagerSteps):
             return no_command()
         judge = self._judges().get(command.command_type)
         if judge is None:
-            return refuse(self._edge(epoch), Refusal("unsupported_command"))
+            return refuse(self._edge(epoch), Refusal(UNSUPPORTED))
         return judge(command, epoch, recorded)
 
     def _judges(self) -> Mapping[ly.CommandType, Judge]:

@@ -7,6 +7,7 @@ from esper.tolaria._config import TrainingLoopConfig, check_device_name, check_h
 from esper.tolaria._edge import EpochEdge, outcome_event_id, state_event_id
 from esper.tolaria._environment import Elsewhere, Environment, differences
 from esper.tolaria._evaluation import Evaluation, evaluate, evaluate_batches, multiply_adds_per_sample
+from esper.tolaria._faults import TrainingDiverged
 from esper.tolaria._inbox import CommandInbox, CommandJudge, CommandSource, DecisionBreaker, JudgeFactory
 from esper.tolaria._journal import Answer, MemoryJournal, RunFenced, RunInterrupted, TrainingJournal
 from esper.tolaria._kafka_journal import KafkaJournal
@@ -26,7 +27,7 @@ from esper.tolaria._service import TolariaService, build_service
 from esper.tolaria._setup import ControllerFactory, TrainingSetup, check_slots, prepared
 from esper.tolaria._static import StaticController
 from esper.tolaria._tasks import Host, SlotSpec, Split, Task
-from esper.tolaria._trainer import TolariaTrainer, TrainingDiverged, TrainingResult
+from esper.tolaria._trainer import TolariaTrainer, TrainingResult
 
 __all__ = [
     "Answer",

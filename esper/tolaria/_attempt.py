@@ -23,14 +23,16 @@ from esper.tolaria._checkpoint_keepers import (
 )
 from esper.tolaria._claims import RUNS_TOPIC, Claimed
 from esper.tolaria._environment import Environment
+from esper.tolaria._faults import TrainingDiverged
 from esper.tolaria._inbox import CommandInbox, JudgeFactory
 from esper.tolaria._journal import RunFenced, RunInterrupted
 from esper.tolaria._kafka_journal import KafkaJournal
 from esper.tolaria._packet import takeover_telemetry
 from esper.tolaria._past import COMMANDS_TOPIC, Past, first_command, read_origin, read_past, starts_of
+from esper.tolaria._points import ReturnPoints
 from esper.tolaria._recording import ForkingJournal, Recording, ResumingJournal
 from esper.tolaria._setup import ControllerFactory, TrainingSetup, prepared
-from esper.tolaria._trainer import TolariaTrainer, TrainingDiverged, TrainingResult
+from esper.tolaria._trainer import TolariaTrainer, TrainingResult
 
 _log = logging.getLogger("esper.tolaria.attempt")
 
@@ -172,6 +174,7 @@ class _Attempt:
             stop=self._stop,
             clock=self._wiring.clock,
             checkpoints=self._checkpoints(past),
+            points=self._points(past),
         )
         self._trainer = trainer
         with contextlib.closing(trainer):
@@ -189,14 +192,25 @@ class _Attempt:
         initial_digest = trainer.digest()
         if start is not None and not self._restored(trainer, start, past):
             return False
-        for epoch in range(trainer.epochs_finished + 1, past.recording.epochs + 1):
-            trainer.run_epoch(epoch)
+        if not self._repeated(trainer, past):
+            return False
         inbox.check()
+        for outcome in past.unsaid_returns():
+            live.append_return(outcome)
         self._publish_started(setup, trainer, initial_digest)
         if self._claimed.attempt > 1:
             self._tell_of_takeover(live, start, epochs=past.recording.epochs)
         self._publish_finished(trainer.run())
         return True
+
+    def _points(self, past: Past) -> ReturnPoints:
+        """Return where this attempt can go back to: what was kept, and what the record of run and origin goes to."""
+        return ReturnPoints(
+            store=self._store,
+            kept=past.checkpoints,
+            recorded={**self._origin.returns(), **past.recording.returns()},
+            repeated_epochs=max(self._origin.epochs, past.recording.epochs),
+        )
 
     def _checkpoints(self, past: Past) -> LoggedCheckpoints:
         fabric = self._wiring.fabric
@@ -215,9 +229,20 @@ class _Attempt:
         packet = past.recording.packets[start.epoch]
         try:
             with unusable_unless_whole():
-                trainer.resume(verified_checkpoint(self._store, start, packet), packet)
+                trainer.resume(verified_checkpoint(self._store, start, packet), packet, past=past.recording)
         except CheckpointUnusable as error:
             _log.warning("run %s: the checkpoint of epoch %d is not used: %s", start.run_id, start.epoch, error)
+            self._unused_checkpoints += 1
+            return False
+        return True
+
+    def _repeated(self, trainer: TolariaTrainer, past: Past) -> bool:
+        """Live again what is recorded; return False where it goes back to a checkpoint that is no longer at hand."""
+        try:
+            for epoch in range(trainer.epochs_finished + 1, past.recording.epochs + 1):
+                trainer.run_epoch(epoch)
+        except CheckpointUnusable as error:
+            _log.warning("run %s: begun again from further back: %s", self._claimed.run_id, error)
             self._unused_checkpoints += 1
             return False
         return True

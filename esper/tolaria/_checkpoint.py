@@ -44,13 +44,21 @@ _CUDA_STREAM: Final = "rng/cuda"
 class RunState:
     """What a trainer consists of, as far as it changes from epoch to epoch."""
 
-    setup: TrainingSetup
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    device: torch.device
     controller: GraftController
-    order: torch.Generator
+    #: Draws the order of the samples; None where that is the loop's own business.
+    order: torch.Generator | None = None
+
+    @classmethod
+    def of(cls, setup: TrainingSetup, controller: GraftController, order: torch.Generator) -> RunState:
+        """Return the state of a run that this trainer trains."""
+        return cls(setup.model, setup.optimizer, setup.config.device, controller, order)
 
     def weights(self) -> dict[str, Tensor]:
         """Return what the state digest covers: the host's state, and the seeds' that it does not hold itself."""
-        host, seeds = module_state(self.setup.model), self.controller.state()
+        host, seeds = module_state(self.model), self.controller.state()
         assert host.keys().isdisjoint(seeds), "a seed's tensors carry names of their own"
         return {**host, **seeds}
 
@@ -61,6 +69,8 @@ class Position:
 
     epoch: int
     seed_events: int
+    #: Returns to a checkpoint that faults had forced by then.
+    faults: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,30 +98,40 @@ def capture_run(state: RunState, position: Position) -> bytes:
     Raises:
         UsageError: the network or its optimiser keeps something that is no plain tensor.
     """
-    setup = state.setup
-    seeds = state.controller.checkpoint()
+    seeds, optimizer = state.controller.checkpoint(), state.optimizer
     tensors = {
         **named(_WEIGHTS, state.weights()),
-        **named(_TRANSIENT, transient_buffers(setup.model)),
-        **named(_OPTIMIZER, optimizer_state(setup.optimizer, _names(setup.model))),
+        **named(_TRANSIENT, transient_buffers(state.model)),
         **named(_CONTROLLER, seeds.tensors),
-        _ORDER: state.order.get_state(),
         _CPU_STREAM: torch.get_rng_state(),
     }
-    if setup.config.device.type == "cuda":
-        tensors[_CUDA_STREAM] = torch.cuda.get_rng_state(setup.config.device)
+    if optimizer is not None:
+        tensors |= named(_OPTIMIZER, optimizer_state(optimizer, _names(state.model)))
+    if state.order is not None:
+        tensors[_ORDER] = state.order.get_state()
+    if state.device.type == "cuda":
+        tensors[_CUDA_STREAM] = torch.cuda.get_rng_state(state.device)
     facts = {
         "epoch": position.epoch,
         "seed_events": position.seed_events,
-        "optimizer": type(setup.optimizer).__name__,
-        "groups": _groups(setup.optimizer),
+        "optimizer": type(optimizer).__name__,
+        "groups": [] if optimizer is None else _groups(optimizer),
         "controller": dict(seeds.facts),
     }
+    if position.faults:
+        facts["faults"] = position.faults
     return write_checkpoint(Saved(facts, tensors))
 
 
-def restore_run(content: bytes, state: RunState) -> Position:
+def position_in(facts: Mapping[str, Any]) -> Position:
+    """Return where a checkpoint with these facts was taken."""
+    return Position(int(facts["epoch"]), int(facts["seed_events"]), int(facts.get("faults", 0)))
+
+
+def restore_run(content: bytes, state: RunState, *, again: bool = False) -> Position:
     """Put a fresh run into the state of a checkpoint and return where that was.
+
+    With `again` it is the run that took it, on whatever seeds it now has: its controller has prepared the return.
 
     After an error the run is in no state to be trained; make a fresh one.
 
@@ -121,7 +141,7 @@ def restore_run(content: bytes, state: RunState) -> Position:
     """
     saved = read_checkpoint(content)
     try:
-        return _restore(saved, state)
+        return _restore(saved, state, again=again)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise refused(f"its facts are not as this version writes them: {type(error).__name__}: {error}") from error
 
@@ -140,21 +160,24 @@ def digest_in(content: bytes) -> Digest:
     return state_digest(weights_in(content))
 
 
-def _restore(saved: Saved, state: RunState) -> Position:
-    setup, facts = state.setup, saved.facts
-    if facts["optimizer"] != type(setup.optimizer).__name__:
-        raise refused(f"it is of {facts['optimizer']}, the run's optimiser is {type(setup.optimizer).__name__}")
+def _restore(saved: Saved, state: RunState, *, again: bool) -> Position:
+    optimizer, facts = state.optimizer, saved.facts
+    if facts["optimizer"] != type(optimizer).__name__:
+        raise refused(f"it is of {facts['optimizer']}, the run's optimiser is {type(optimizer).__name__}")
     # First the seeds: those that joined the host are parts of it, and of its optimiser when they are fossils.
-    state.controller.restore(Saved(facts["controller"], saved.under(_CONTROLLER)))
+    plant = state.controller.rewind if again else state.controller.restore
+    plant(Saved(facts["controller"], saved.under(_CONTROLLER)))
     copy_into(state.weights(), saved.under(_WEIGHTS), what="weights")
-    copy_into(transient_buffers(setup.model), saved.under(_TRANSIENT), what="buffers")
-    restore_optimizer(setup.optimizer, _names(setup.model), saved.under(_OPTIMIZER))
-    _restore_groups(setup.optimizer, facts["groups"])
-    state.order.set_state(saved.tensors[_ORDER])
+    copy_into(transient_buffers(state.model), saved.under(_TRANSIENT), what="buffers")
+    if optimizer is not None:
+        restore_optimizer(optimizer, _names(state.model), saved.under(_OPTIMIZER))
+        _restore_groups(optimizer, facts["groups"])
+    if state.order is not None:
+        state.order.set_state(saved.tensors[_ORDER])
     torch.set_rng_state(saved.tensors[_CPU_STREAM])
-    if setup.config.device.type == "cuda":
-        torch.cuda.set_rng_state(saved.tensors[_CUDA_STREAM], setup.config.device)
-    return Position(int(facts["epoch"]), int(facts["seed_events"]))
+    if state.device.type == "cuda":
+        torch.cuda.set_rng_state(saved.tensors[_CUDA_STREAM], state.device)
+    return position_in(facts)
 
 
 def _names(model: nn.Module) -> dict[Tensor, str]:
@@ -168,5 +191,7 @@ def _groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 def _restore_groups(optimizer: torch.optim.Optimizer, kept: list[Mapping[str, Any]]) -> None:
     for group, options in zip(optimizer.param_groups, kept, strict=True):
+        for key in group.keys() - options.keys() - {"params"}:
+            del group[key]  # What was set since.
         # JSON knows no tuples, and Adam's betas are one.
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})

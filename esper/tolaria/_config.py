@@ -21,8 +21,15 @@ HYPERPARAMETERS: Final[Mapping[str, bool]] = {
     "epoch_budget_seconds": False,
     "gradient_accumulation": True,
     "learning_rate": False,
+    "loss_spike_factor": False,
+    "rollback_rate_factor": False,
+    "rollbacks_max": True,
     "threads": True,
 }
+#: Whole numbers of which 0 is one.
+_FROM_ZERO: Final = frozenset({"rollbacks_max"})
+#: Shares: above 0, at most 1.
+_SHARES: Final = frozenset({"rollback_rate_factor"})
 #: These are switches: 0 or 1.
 _SWITCHES: Final = frozenset({"bfloat16"})
 #: Beyond it threads only cost memory; a request must not be able to exhaust its worker with a number.
@@ -37,6 +44,9 @@ class TrainingLoopConfig:
     before each step (Pascanu et al., 2013); seeds are clipped apart, each by Kasmina. None clips nothing.
     `bfloat16`: training forwards and their loss run under torch's autocast, on CPU and CUDA alike; weights, gradients,
     gates, shadows and evaluation stay in single precision, and no scaler is needed.
+    `loss_spike_factor`: a held-out loss above so many times the median of the last five, and above the first, is a
+    fault, as one is that is not finite; the run then returns to its newest checkpoint, `rollbacks_max` times at most,
+    and trains on with `rollback_rate_factor` of the learning rate that it had there.
     `epoch_budget_seconds`: telemetry warns of an epoch whose steps took longer; nothing is cut off.
     """
 
@@ -50,6 +60,9 @@ class TrainingLoopConfig:
     clip_norm: float | None = None
     bfloat16: bool = False
     epoch_budget_seconds: float | None = None
+    loss_spike_factor: float = 10.0
+    rollbacks_max: int = 3
+    rollback_rate_factor: float = 0.5
     digest_every_epochs: int = 1
     decision_wait_seconds: float = 10.0
     kernel_wait_seconds: float = 10.0
@@ -79,6 +92,9 @@ class TrainingLoopConfig:
             clip_norm=chosen.get("clip_norm"),
             bfloat16=bool(chosen.get("bfloat16", 0)),
             epoch_budget_seconds=chosen.get("epoch_budget_seconds"),
+            loss_spike_factor=chosen.get("loss_spike_factor", 10.0),
+            rollbacks_max=int(chosen.get("rollbacks_max", 3)),
+            rollback_rate_factor=chosen.get("rollback_rate_factor", 0.5),
             device=usable_device(request.device or "cpu"),
             digest_every_epochs=request.digest_every_epochs or 1,
             decision_wait_seconds=request.decision_wait_seconds or decision_wait_seconds,
@@ -147,6 +163,10 @@ def check_hyperparameters(given: Mapping[str, float]) -> dict[str, float]:
     for name, value in given.items():
         if name in _SWITCHES:
             fits, kind = value in {0, 1}, "0 or 1"
+        elif name in _FROM_ZERO:
+            fits, kind = math.isfinite(value) and value >= 0 and value.is_integer(), "a whole number, at least 0"
+        elif name in _SHARES:
+            fits, kind = 0 < value <= 1, "above 0 and at most 1"
         elif HYPERPARAMETERS[name]:
             fits, kind = math.isfinite(value) and value >= 1 and value.is_integer(), "a whole number of at least 1"
         else:

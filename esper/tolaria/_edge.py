@@ -14,6 +14,8 @@ from esper.leyline import EventMessage
 from esper.leyline import messages as ly
 from esper.tolaria._journal import Answer, TrainingJournal, latency_ms
 from esper.tolaria._recording import Difference, NotRepeated
+from esper.tolaria._return_rules import Return
+from esper.tolaria._run_orders import RunOrders
 
 
 def state_event_id(run_id: str, epoch: int) -> EventId:
@@ -40,12 +42,15 @@ class EpochEdge:
         controller: GraftController,
         journal: TrainingJournal,
         clock: Clock = SYSTEM_CLOCK,
+        orders: RunOrders | None = None,
     ) -> None:
         self._run_id = run_id
         self._attempt = attempt
         self._controller = controller
         self._journal = journal
         self._clock = clock
+        #: Judges what concerns the run as a whole; None leaves every command to the controller.
+        self._orders = orders
         #: Seed events of the run so far: what their ids are counted by.
         self.seed_events = 0
 
@@ -64,8 +69,10 @@ class EpochEdge:
         acknowledged = self._clock.monotonic()
         answer = self._journal.await_command(packet)
         epoch = packet.current_epoch
-        decision = self._controller.decide(answer.command, epoch=epoch, recorded=answer.recorded)
+        decision, back = self._decided(packet, answer)
         outcome = outcome_of(packet, answer, decision, attempt=self._attempt)
+        if back is not None:
+            outcome.rolled_back.CopyFrom(back.event)
         outcome.latency_ms = latency_ms(acknowledged, self._clock)
         if answer.recorded is not None:
             check_verdict(outcome, answer.recorded)
@@ -73,9 +80,28 @@ class EpochEdge:
         events = self._named(epoch, decision.events, causation_id=caused_by)
         self._journal.append_seed_events(epoch, events)
         self._journal.append_outcome(outcome)
-        self._fold(events)
-        self._controller.settle(outcome)
+        self._act(outcome, events, back)
         return outcome
+
+    def _decided(self, packet: ly.SystemStatePacket, answer: Answer) -> tuple[EdgeDecision, Return | None]:
+        """Ask who the command concerns, the run as a whole or its seeds; a return to a checkpoint is all of an edge."""
+        ruling = self._orders.rule(packet, answer) if self._orders is not None else None
+        if ruling is not None and ruling.back is not None:
+            return ruling.decision, ruling.back
+        ruled = None if ruling is None else ruling.decision
+        epoch = packet.current_epoch
+        decision = self._controller.decide(answer.command, epoch=epoch, recorded=answer.recorded, ruled=ruled)
+        return decision, None
+
+    def _act(self, outcome: ly.CommandOutcome, events: Iterable[EventMessage], back: Return | None) -> None:
+        """Let the model change as the acknowledged outcome says."""
+        if back is None:
+            self._fold(events)
+        if self._orders is not None:
+            self._orders.settle(outcome, back)
+        self._controller.settle(outcome)
+        if back is not None:
+            self._journal.append_return(outcome)
 
     def _append_and_fold(self, epoch: int, events: Iterable[EventMessage], *, causation_id: str) -> None:
         named = self._named(epoch, events, causation_id=causation_id)

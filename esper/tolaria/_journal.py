@@ -58,6 +58,9 @@ class TrainingJournal(Protocol):
     def append_outcome(self, outcome: ly.CommandOutcome) -> None:
         """Append what became of the epoch's command; the epoch is over when this returns."""
 
+    def append_return(self, outcome: ly.CommandOutcome) -> None:
+        """Append the event of the return to a checkpoint that an appended outcome holds."""
+
     def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket) -> None:
         """Hand over telemetry without waiting for it."""
 
@@ -76,6 +79,7 @@ class MemoryJournal:
     packets: list[ly.SystemStatePacket] = field(default_factory=list)
     outcomes: list[ly.CommandOutcome] = field(default_factory=list)
     seed_events: list[EventMessage] = field(default_factory=list)
+    returns: list[ly.RunRolledBack] = field(default_factory=list)
     telemetry: list[ly.TelemetryPacket] = field(default_factory=list)
 
     def append_seed_events(self, epoch: int, events: Sequence[EventMessage]) -> None:
@@ -90,6 +94,9 @@ class MemoryJournal:
 
     def append_outcome(self, outcome: ly.CommandOutcome) -> None:
         self.outcomes.append(outcome)
+
+    def append_return(self, outcome: ly.CommandOutcome) -> None:
+        self.returns.append(outcome.rolled_back)
 
     def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket) -> None:
         self.telemetry.append(packet)

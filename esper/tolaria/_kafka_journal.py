@@ -69,6 +69,12 @@ class KafkaJournal:
         self._publisher.publish(outcome, key=self._run_id, causation_id=outcome.meta.causation_id)
         self._inbox.fold(outcome)
 
+    def append_return(self, outcome: ly.CommandOutcome) -> None:
+        """Append RunRolledBack: the outcome says it already, this says it to whoever waits for such an event."""
+        event = ly.RunRolledBack()
+        event.CopyFrom(outcome.rolled_back)
+        self._publisher.publish(event, key=self._run_id, causation_id=outcome.meta.event_id)
+
     def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket) -> None:
         """Hand telemetry to the publisher; nobody waits for it, and one that is refused is only logged."""
         try:

@@ -69,7 +69,6 @@ def state_packet(
     request, run_id, epoch = setup.request, setup.request.run_id, stats.epoch
     packet = ly.SystemStatePacket(
         version=1,
-        growth=controller.growth(),
         training_run_id=run_id,
         experiment_name=request.experiment_name,
         attempt=setup.attempt,

@@ -39,6 +39,13 @@ class Past:
     checkpoints: tuple[ly.CheckpointSaved, ...] = ()
     starts: tuple[ly.TrainingRunStarted, ...] = ()
     finished: ly.TrainingRunFinished | None = None
+    #: Epochs at whose edges a RunRolledBack is in the log.
+    returned: frozenset[int] = frozenset()
+
+    def unsaid_returns(self) -> list[ly.CommandOutcome]:
+        """Return the outcomes of returns to a checkpoint whose own event a dead attempt did not append any more."""
+        outcomes = self.recording.outcomes.values()
+        return [one for one in outcomes if one.HasField("rolled_back") and one.epoch not in self.returned]
 
 
 def read_past(fabric: Fabric, claimed: Claimed) -> Past:
@@ -96,6 +103,7 @@ def past_of(events: Iterable[Event]) -> Past:
     checkpoints: list[ly.CheckpointSaved] = []
     starts: list[ly.TrainingRunStarted] = []
     finished: ly.TrainingRunFinished | None = None
+    returned: set[int] = set()
     attempt = 0
     for event in events:
         message = event.message
@@ -111,9 +119,13 @@ def past_of(events: Iterable[Event]) -> Past:
             checkpoints.append(message)
         elif isinstance(message, ly.TrainingRunStarted) and message.attempt >= attempt:
             starts.append(message)
+        elif isinstance(message, ly.RunRolledBack):
+            returned.add(message.from_epoch)
         elif isinstance(message, ly.TrainingRunFinished) and message.attempt >= attempt:
             finished = finished or message
-    return Past(Recording.of(packets, outcomes), seed_events, tuple(checkpoints), tuple(starts), finished)
+    return Past(
+        Recording.of(packets, outcomes), seed_events, tuple(checkpoints), tuple(starts), finished, frozenset(returned)
+    )
 
 
 def starts_of(past: Past) -> tuple[ly.CheckpointSaved | None, ...]:

@@ -84,6 +84,10 @@ class Recording:
         """Epochs that are over: those with an outcome."""
         return len(self.outcomes)
 
+    def returns(self) -> dict[int, ly.RunRolledBack]:
+        """Return every return to a checkpoint, by the epoch at whose edge it was done."""
+        return {epoch: one.rolled_back for epoch, one in self.outcomes.items() if one.HasField("rolled_back")}
+
     def until(self, epoch: int) -> Recording:
         """Return the recording of the epochs up to `epoch`."""
         return Recording(
@@ -134,6 +138,9 @@ class RecordedJournal:
     def append_outcome(self, outcome: ly.CommandOutcome) -> None:
         """Let the recorded outcome pass: it is in the log already."""
 
+    def append_return(self, outcome: ly.CommandOutcome) -> None:
+        """Let the recorded return pass: the outcome says it already."""
+
     def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket) -> None:
         """Say nothing: the epoch was told of when it was lived."""
 
@@ -164,6 +171,9 @@ class ResumingJournal:
 
     def append_outcome(self, outcome: ly.CommandOutcome) -> None:
         self._of_edge(outcome.epoch).append_outcome(outcome)
+
+    def append_return(self, outcome: ly.CommandOutcome) -> None:
+        self._of_edge(outcome.epoch).append_return(outcome)
 
     def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket) -> None:
         self._of_edge(epoch).submit_telemetry(epoch, packet)
@@ -200,6 +210,9 @@ class ForkingJournal:
 
     def append_outcome(self, outcome: ly.CommandOutcome) -> None:
         self._live.append_outcome(outcome)
+
+    def append_return(self, outcome: ly.CommandOutcome) -> None:
+        self._live.append_return(outcome)
 
     def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket) -> None:
         self._live.submit_telemetry(epoch, packet)

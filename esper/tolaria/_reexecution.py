@@ -20,6 +20,7 @@ from esper.tolaria._checkpoint_keepers import (
     verified_checkpoint,
 )
 from esper.tolaria._past import Past
+from esper.tolaria._points import ReturnPoints
 from esper.tolaria._recording import Difference, NotRepeated, RecordedJournal, Recording, RecordingEnded
 from esper.tolaria._setup import ControllerFactory, prepared
 from esper.tolaria._trainer import TolariaTrainer, TrainingResult
@@ -75,7 +76,13 @@ def re_execute(
     recording = Recording.of(packets, outcomes)
     with prepared(request) as setup:
         compared = ComparedCheckpoints(request.run_id, checkpoints)
-        trainer = TolariaTrainer(setup, controller_factory(setup), RecordedJournal(recording), checkpoints=compared)
+        trainer = TolariaTrainer(
+            setup,
+            controller_factory(setup),
+            RecordedJournal(recording),
+            checkpoints=compared,
+            points=ReturnPoints(recorded=recording.returns(), repeated_epochs=recording.epochs),
+        )
         with contextlib.closing(trainer):
             difference = _repeat(trainer, recording, on_epoch)
             if difference is None and finished is not None:
@@ -138,12 +145,19 @@ def _reached(
         if start.epoch == epoch:
             return Restored(Checkpoint(epoch, content, start.weights_digest), start.epoch)
     held = HeldCheckpoints(frozenset({epoch}))
+    points = ReturnPoints(
+        store=store,
+        kept=past.checkpoints,
+        recorded=past.recording.returns(),
+        repeated_epochs=past.recording.epochs,
+    )
     with prepared(request) as setup:
-        trainer = TolariaTrainer(setup, controller_factory(setup), RecordedJournal(past.recording), checkpoints=held)
+        journal = RecordedJournal(past.recording)
+        trainer = TolariaTrainer(setup, controller_factory(setup), journal, checkpoints=held, points=points)
         with contextlib.closing(trainer):
             if start is not None:
                 with unusable_unless_whole():
-                    trainer.resume(content, packets[start.epoch])
+                    trainer.resume(content, packets[start.epoch], past=past.recording)
             for following in range(trainer.epochs_finished + 1, epoch + 1):
                 trainer.run_epoch(following)
                 if on_epoch is not None:

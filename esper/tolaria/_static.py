@@ -59,8 +59,15 @@ class StaticController:
         return []
 
     def decide(
-        self, command: ly.AdaptationCommand | None, *, epoch: int, recorded: ly.CommandOutcome | None = None
+        self,
+        command: ly.AdaptationCommand | None,
+        *,
+        epoch: int,
+        recorded: ly.CommandOutcome | None = None,
+        ruled: EdgeDecision | None = None,
     ) -> EdgeDecision:
+        if ruled is not None:
+            return ruled
         if command is None:
             return EdgeDecision(result=ly.COMMAND_RESULT_NONE)
         if command.command_type == ly.COMMAND_CONTINUE:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -15,7 +13,7 @@ from torch import Tensor
 from esper.core.checkpoint import refused
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.digest import state_digest
-from esper.core.errors import OperationFailed, UsageError
+from esper.core.errors import UsageError
 from esper.core.ids import Digest
 from esper.core.ports import GraftController
 from esper.core.rng import derive_seed
@@ -23,8 +21,9 @@ from esper.leyline import messages as ly
 from esper.tolaria._checkpoint import Checkpoint, CheckpointKeeper, Position, RunState, capture_run, restore_run
 from esper.tolaria._config import learning_rate_at
 from esper.tolaria._edge import EpochEdge
-from esper.tolaria._evaluation import Evaluation, batches, evaluate, hits
+from esper.tolaria._evaluation import Evaluation, batches, evaluate
 from esper.tolaria._journal import RunInterrupted, TrainingJournal, latency_ms
+from esper.tolaria._optimizer_orders import rate_factor
 from esper.tolaria._packet import (
     EpochStats,
     add_figures,
@@ -33,15 +32,15 @@ from esper.tolaria._packet import (
     state_packet,
     training_multiply_adds,
 )
-from esper.tolaria._recording import first_difference
+from esper.tolaria._points import ReturnPoints
+from esper.tolaria._recording import Recording, first_difference
+from esper.tolaria._return_rules import ReturnLimits
+from esper.tolaria._run_orders import RunOrders
 from esper.tolaria._setup import TrainingSetup
+from esper.tolaria._steps import Tally, clip_owner, parts
 from esper.tolaria._tasks import Split
 
 _log = logging.getLogger("esper.tolaria.trainer")
-
-
-class TrainingDiverged(OperationFailed):
-    """The held-out loss is no longer a finite number; nothing after it would mean anything."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ class TolariaTrainer:
         stop: threading.Event | None = None,
         clock: Clock = SYSTEM_CLOCK,
         checkpoints: CheckpointKeeper | None = None,
+        points: ReturnPoints | None = None,
     ) -> None:
         self._setup = setup
         self._checkpoints = checkpoints
@@ -80,15 +80,19 @@ class TolariaTrainer:
         self._journal = journal
         self._stop = stop or threading.Event()
         self._clock = clock
+        self._points = points or ReturnPoints()
+        self._order = torch.Generator().manual_seed(derive_seed(setup.config.seed, "order"))
+        self._state = RunState.of(setup, controller, self._order)
+        run_id, attempt = setup.request.run_id, setup.attempt
+        self._orders = RunOrders(run_id, attempt, self._state, self._points, ReturnLimits.of(setup.config))
         self._edge = EpochEdge(
-            run_id=setup.request.run_id,
-            attempt=setup.attempt,
+            run_id=run_id,
+            attempt=attempt,
             controller=controller,
             journal=journal,
             clock=clock,
+            orders=self._orders,
         )
-        self._order = torch.Generator().manual_seed(derive_seed(setup.config.seed, "order"))
-        self._state = RunState(setup, controller, self._order)
         # Taken before anything is grafted: seeds may become submodules of the host later.
         self._host = tuple(setup.model.parameters())
         self._host_parameters = sum(parameter.numel() for parameter in self._host)
@@ -108,7 +112,7 @@ class TolariaTrainer:
         """Train every planned epoch that is left and return what came of it.
 
         Raises:
-            TrainingDiverged: the held-out loss is not finite any more.
+            TrainingDiverged: the held-out loss is not finite any more, and there is nothing left to return to.
             RunInterrupted: the stop event was set; the run may be taken up again.
             RunFenced, BrokerUnavailable, IntegrityError: from the journal.
         """
@@ -122,7 +126,8 @@ class TolariaTrainer:
         stats = self._train(epoch)
         self._edge.settle_faults(epoch)
         packet = self._packet(stats)
-        checkpoint = self._checkpoint(epoch, packet.weights_digest)
+        faulty = self._orders.see(packet)
+        checkpoint = None if faulty else self._checkpoint(epoch, packet.weights_digest)
         began = self._clock.monotonic()
         outcome = self._edge.close(packet)
         hook_latency_ms = latency_ms(began, self._clock)
@@ -133,16 +138,20 @@ class TolariaTrainer:
         add_figures(telemetry, self._controller.figures(), epoch=epoch, run_id=packet.training_run_id)
         add_notices(telemetry, self._controller.notices())
         self._journal.submit_telemetry(epoch, telemetry)
-        if checkpoint is not None and self._checkpoints is not None:
-            self._checkpoints.keep(checkpoint)
+        if checkpoint is not None:
+            self._points.keep(checkpoint)
+            if self._checkpoints is not None and self._checkpoints.wants(epoch):
+                self._checkpoints.keep(checkpoint)
         return outcome
 
     def close(self) -> None:
         """Let the controller end what works beside the run; the network stays as it is."""
         self._controller.close()
 
-    def resume(self, content: bytes, packet: ly.SystemStatePacket) -> None:
+    def resume(self, content: bytes, packet: ly.SystemStatePacket, *, past: Recording | None = None) -> None:
         """Stand where the checkpoint `content` was taken, hold that against `packet`, and go through its edge again.
+
+        `past` is what led there: faults are measured against it.
 
         For a trainer that has not trained yet. `packet` is the recorded one of the checkpoint's epoch; the journal
         must have that epoch's outcome. After an error this trainer is of no further use.
@@ -155,7 +164,13 @@ class TolariaTrainer:
         position = restore_run(content, self._state)
         self._edge.seed_events = position.seed_events
         self._check_restored(packet, epoch=position.epoch)
+        self._orders.faults = position.faults
+        if past is not None:
+            earlier = past.until(position.epoch - 1)
+            self._orders.recall(earlier.packets.values(), earlier.outcomes.values())
+        self._orders.see(packet)
         self._edge.close(packet)
+        self._points.keep(Checkpoint(position.epoch, content, packet.weights_digest))
         self.epochs_finished = position.epoch
 
     def _check_restored(self, packet: ly.SystemStatePacket, *, epoch: int) -> None:
@@ -179,10 +194,11 @@ class TolariaTrainer:
 
     def _checkpoint(self, epoch: int, weights_digest: str) -> Checkpoint | None:
         """Return the state as the packet of `epoch` has it, if it is to be kept."""
-        if self._checkpoints is None or not self._checkpoints.wants(epoch):
+        kept = self._checkpoints is not None and self._checkpoints.wants(epoch)
+        if not (kept or self._points.wants(epoch)):
             return None
         try:
-            content = capture_run(self._state, Position(epoch, self._edge.seed_events))
+            content = capture_run(self._state, Position(epoch, self._edge.seed_events, self._orders.faults))
         except UsageError as error:  # A network that cannot be kept can be trained all the same.
             _log.warning("run %s: no checkpoint of epoch %d: %s", self._setup.request.run_id, epoch, error)
             return None
@@ -191,14 +207,8 @@ class TolariaTrainer:
     def _packet(self, stats: EpochStats) -> ly.SystemStatePacket:
         setup = self._setup
         validation = evaluate(setup.model, setup.probe, setup.loss)
-        if not math.isfinite(validation.loss):
-            raise TrainingDiverged(
-                f"run {setup.request.run_id} diverged in epoch {stats.epoch}",
-                cause=f"the held-out loss is {validation.loss}",
-                next_step="Ask for a lower learning_rate",
-            )
         hashed = setup.config.is_hashed(stats.epoch)
-        return state_packet(
+        packet = state_packet(
             setup,
             self._controller,
             stats,
@@ -206,6 +216,10 @@ class TolariaTrainer:
             parameters=self._host_parameters,
             weights_digest=self.digest() if hashed else "",
         )
+        held = self._controller.growth()
+        if held is not None:
+            packet.growth.CopyFrom(held)
+        return packet
 
     def _train(self, epoch: int) -> EpochStats:
         """Train on every sample once, in an order of the epoch's own."""
@@ -214,13 +228,14 @@ class TolariaTrainer:
         torch.manual_seed(derive_seed(config.seed, "epoch", epoch))
         setup.model.train()
         began = self._clock.monotonic()
-        tally = _Tally()
+        tally = Tally()
         first_step = (epoch - 1) * setup.steps_per_epoch
         rate = config.learning_rate
         for step, (inputs, targets) in enumerate(batches(self._shuffled(), config.batch_size), first_step):
             if self._stop.is_set():
                 raise RunInterrupted(f"run {setup.request.run_id} was interrupted in epoch {epoch}")
             rate = learning_rate_at(step, steps=config.epochs * setup.steps_per_epoch, top=config.learning_rate)
+            rate *= rate_factor(setup.optimizer)
             self._step(inputs, targets, rate, tally)
         return tally.stats(
             epoch=epoch,
@@ -230,14 +245,14 @@ class TolariaTrainer:
             seconds=self._clock.monotonic() - began,
         )
 
-    def _step(self, inputs: Tensor, targets: Tensor, rate: float, tally: _Tally) -> None:
+    def _step(self, inputs: Tensor, targets: Tensor, rate: float, tally: Tally) -> None:
         """Take one optimiser step on a batch, in `gradient_accumulation` equal parts, and let seeds take theirs."""
         setup = self._setup
         for group in setup.optimizer.param_groups:
             group["lr"] = rate
         self._controller.before_step()
         setup.optimizer.zero_grad()
-        for part_inputs, part_targets in _parts(inputs, targets, setup.config.gradient_accumulation):
+        for part_inputs, part_targets in parts(inputs, targets, setup.config.gradient_accumulation):
             with self._precision():
                 outputs = setup.model(part_inputs)
                 loss = setup.loss(outputs, part_targets)
@@ -278,52 +293,4 @@ class TolariaTrainer:
             multiply_adds_per_sample=setup.multiply_adds_per_sample + controller.multiply_adds_per_sample(),
             digest=self.digest(),
             seeds=tuple(controller.summaries()),
-        )
-
-
-def clip_owner(optimizer: torch.optim.Optimizer, norm: float) -> None:
-    """Scale the gradients of all that `optimizer` trains down to the L2 norm `norm` of all of them together.
-
-    By the optimiser's own list and not the model's: seeds that blend are submodules of the model, and have their own.
-    """
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    torch.nn.utils.clip_grad_norm_(trained, norm)
-
-
-def _parts(inputs: Tensor, targets: Tensor, count: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """Return a batch in at most `count` parts of equal size (the last may be short)."""
-    if count == 1:
-        return ((inputs, targets),)
-    return batches(Split(inputs, targets), math.ceil(len(targets) / count))
-
-
-class _Tally:
-    """Adds up an epoch without waiting for the device at every step."""
-
-    def __init__(self) -> None:
-        self._losses: list[Tensor] = []
-        self._correct: list[Tensor] = []
-        self._counts: list[int] = []
-        self._predictions = 0
-
-    def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        self._losses.append(loss)
-        self._correct.append(hits(outputs, targets))
-        self._counts.append(len(targets))
-        self._predictions += targets.numel()
-
-    def stats(
-        self, *, epoch: int, steps: int, gradient_norm: float, learning_rate: float, seconds: float
-    ) -> EpochStats:
-        samples = sum(self._counts)
-        losses = torch.stack(self._losses).tolist()
-        return EpochStats(
-            epoch=epoch,
-            steps=steps,
-            samples=samples,
-            loss=math.fsum(loss * count for loss, count in zip(losses, self._counts, strict=True)) / samples,
-            accuracy=int(torch.stack(self._correct).sum()) / self._predictions,
-            gradient_norm=gradient_norm,
-            learning_rate=learning_rate,
-            seconds=seconds,
         )

@@ -79,6 +79,39 @@ class Exploding(nn.Module):
         return out
 
 
+class Fragile(Noisy):
+    """A host whose weights are spoilt now and then in training: in some epochs of some seeds, and in these always.
+
+    Which they are follows from the epoch's own random stream, whatever grows on the host.
+    """
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        if self.training and float(torch.rand(())) < 0.01:
+            with torch.no_grad():
+                self.head.weight.mul_(self.factor)
+        return super().forward(x_BF)
+
+
+class Doomed(Noisy):
+    """A host that leaves the finite numbers at its 25th batch, however often it comes by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        if self.training:
+            self.batches.add_(1)
+            if float(self.batches) == 25:
+                with torch.no_grad():
+                    self.head.weight.fill_(float("nan"))
+        return super().forward(x_BF)
+
+
 def _noisy() -> Host:
     return Host(Noisy(), (SlotSpec("body"),))
 
@@ -101,6 +134,9 @@ def rings() -> Task:
         classes=2,
         hosts={
             "mlp": _noisy,
+            "fragile_nan": lambda: Host(Fragile(float("nan")), (SlotSpec("body"),)),
+            "fragile_spike": lambda: Host(Fragile(3e3), (SlotSpec("body"),)),
+            "doomed": lambda: Host(Doomed()),
             "deaf": lambda: Host(Deaf()),
             "breaking": lambda: Host(Breaking()),
             "exploding": lambda: Host(Exploding()),
@@ -214,11 +250,16 @@ class NudgingController(StaticController):
         return [self._move(epoch, "fault")] if epoch in self.faults else []
 
     def decide(
-        self, command: ly.AdaptationCommand | None, *, epoch: int, recorded: ly.CommandOutcome | None = None
+        self,
+        command: ly.AdaptationCommand | None,
+        *,
+        epoch: int,
+        recorded: ly.CommandOutcome | None = None,
+        ruled: EdgeDecision | None = None,
     ) -> EdgeDecision:
         self.calls.append("decide")
         if command is None or command.command_type != ly.COMMAND_SEED:
-            return super().decide(command, epoch=epoch, recorded=recorded)
+            return super().decide(command, epoch=epoch, recorded=recorded, ruled=ruled)
         events: list[EventMessage] = [
             ly.GateEvaluated(run_id=self.setup.request.run_id, epoch=epoch, passed=True),
             self._move(epoch, "command"),

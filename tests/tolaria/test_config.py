@@ -41,12 +41,20 @@ def test_a_request_overrides_the_task() -> None:
         ({"hyperparameters": {"clip_norm": 0}}, "clip_norm = 0 cannot be used: it must be a finite number above 0"),
         ({"hyperparameters": {"learning_rate": -1}}, "learning_rate = -1 cannot be used: it must be a finite number"),
         ({"hyperparameters": {"learning_rate": math.nan}}, "learning_rate = nan cannot be used"),
+        (
+            {"hyperparameters": {"rollbacks_max": -1}},
+            "rollbacks_max = -1 cannot be used: it must be a whole number, at least 0",
+        ),
+        (
+            {"hyperparameters": {"rollback_rate_factor": 1.5}},
+            "rollback_rate_factor = 1.5 cannot be used: it must be above 0",
+        ),
         ({"device": "abacus"}, "'abacus' names no device"),
         ({"device": "meta"}, "'meta' cannot train: runs train on cpu or cuda"),
         ({"device": "cuda:77"}, "there is no device 'cuda:77': this machine has"),
         (
             {"host": "huge"},
-            "the task 'rings' has no host 'huge': it has breaking, deaf, exploding, failing",
+            "the task 'rings' has no host 'huge': it has breaking, deaf, doomed, exploding, failing",
         ),
         ({"host": "deaf"}, r"the host 'deaf' does not take the samples of 'rings': RuntimeError: .*shape \(B, 2\)"),
         ({"host": "raising"}, "its factory failed with ZeroDivisionError: in the user's host"),

@@ -135,7 +135,7 @@ def test_a_broken_host_is_named_with_its_package_and_cause(plugin: ModuleType, n
         pass
     with prepared(request()) as setup:
         assert setup.task.distributions == ()
-    with pytest.raises(UsageError, match=r"it has breaking, deaf, exploding, .*raising, thing\. Name"):
+    with pytest.raises(UsageError, match=r"it has breaking, deaf, doomed, exploding, .*raising, thing\. Name"):
         check_task(TASK, "things")
 
 

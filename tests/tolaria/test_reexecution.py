@@ -181,11 +181,16 @@ def test_gates_that_measure_otherwise_are_a_difference(recorded: Recorded) -> No
 
     class Refusing(NudgingController):
         def decide(
-            self, command: ly.AdaptationCommand | None, *, epoch: int, recorded: ly.CommandOutcome | None = None
+            self,
+            command: ly.AdaptationCommand | None,
+            *,
+            epoch: int,
+            recorded: ly.CommandOutcome | None = None,
+            ruled: EdgeDecision | None = None,
         ) -> EdgeDecision:
             if epoch == 4:
                 raise IntegrityError("the gate G0 fails now and passed then")
-            return super().decide(command, epoch=epoch, recorded=recorded)
+            return super().decide(command, epoch=epoch, recorded=recorded, ruled=ruled)
 
     comparison = verify(recorded, factory=lambda setup: Refusing(setup, faults=frozenset({3})))
     assert comparison.epochs == 3

@@ -149,7 +149,7 @@ def test_events_have_the_ids_that_every_attempt_gives_them() -> None:
 
 def test_each_epoch_has_exactly_one_outcome_that_says_what_became_of_its_command() -> None:
     """Goal: applied, rejected and none are told apart. Method: one epoch of each."""
-    _, journal, _ = train(scripted(SEED, None, ly.COMMAND_ROLLBACK))
+    _, journal, _ = train(scripted(SEED, None, ly.COMMAND_STRUCTURAL_PRUNING))
     applied, none, rejected = journal.outcomes
     assert (applied.result, applied.reason, applied.seed_id) == (ly.COMMAND_RESULT_APPLIED, "", "body.1")
     assert (applied.command_id, applied.decision_id) == ("command-1", "decision-1")

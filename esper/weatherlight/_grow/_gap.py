@@ -77,6 +77,10 @@ class GapJournal:
         """Append what became of the epoch's command, now or later."""
         self._say(lambda journal: journal.append_outcome(outcome))
 
+    def append_return(self, outcome: ly.CommandOutcome) -> None:
+        """Append the event of a return to a checkpoint, now or later."""
+        self._say(lambda journal: journal.append_return(outcome))
+
     def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket) -> None:
         """Hand over telemetry; in a gap it is dropped."""
         if self._live is not None:
