@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Callable, Mapping
 
 import torch
@@ -102,3 +103,36 @@ def bypass(*, width: int, dropout: float = 0.0) -> KernelFactory:
         return nn.Sequential(*layers, zero_linear(width, request.out_shape[-1]))
 
     return build
+
+
+class ForeseeingRuntime(InMemoryRuntime):
+    """An in-memory runtime whose kernels are made ahead: each after `looks` prefetches; `PrefetchingRuntime`.
+
+    `failing`: blueprint id -> reason with which its prefetch fails, though its fetch may not.
+    """
+
+    def __init__(
+        self, factories: Mapping[str, KernelFactory], *, looks: int = 1, failing: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(factories)
+        self._looks = looks
+        self._failing = dict(failing or {})
+        self._lock = threading.Lock()
+        #: Blueprint of every call of `prefetch`, in order.
+        self.looked: list[str] = []
+
+    def prefetch(self, request: ly.KernelRequestSpec, *, run_id: str) -> FetchedKernel | None:
+        """Return the kernel from the `looks`th call for its blueprint on."""
+        with self._lock:
+            self.looked.append(request.blueprint_id)
+            if request.blueprint_id in self._failing:
+                reason = self._failing[request.blueprint_id]
+                raise KernelUnavailable(f"no kernel of {request.blueprint_id!r} ahead", reason=reason)
+            if self.looked.count(request.blueprint_id) < self._looks:
+                return None
+            return super().fetch_kernel(request, run_id=run_id, wait_seconds=0.0)
+
+    def fetch_kernel(self, request: ly.KernelRequestSpec, *, run_id: str, wait_seconds: float) -> FetchedKernel:
+        """Return the kernel at once, whether it was foreseen or not."""
+        with self._lock:
+            return super().fetch_kernel(request, run_id=run_id, wait_seconds=wait_seconds)

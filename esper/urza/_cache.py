@@ -69,6 +69,13 @@ class ArtifactCache(Generic[A]):
             self._drop(name)
         return len(expired)
 
+    def clear(self) -> int:
+        """Drop everything; return how many bytes that were."""
+        freed = self._bytes
+        for name in list(self._held):
+            self._drop(name)
+        return freed
+
     def __len__(self) -> int:
         return len(self._held)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from esper.core.breaker import CircuitBreaker
@@ -19,7 +20,7 @@ from esper.core.kernel import (
     verify_artifact,
 )
 from esper.leyline import messages as ly
-from esper.oona import MemberMetrics
+from esper.oona import MemberMetrics, Publisher
 from esper.urza import _metrics as names
 from esper.urza._cache import ArtifactCache, OpenedArtifact
 from esper.urza._catalog import KernelEntry
@@ -102,10 +103,17 @@ class UrzaLibrary:
         self._metrics.count(names.INTEGRITY_FAILURES)
         self._teller.tell(name, artifact_ref, error)
 
-    def maintain(self) -> None:
-        """Drop what has expired from the cache."""
-        self._cache.expire()
+    def maintain(self) -> int:
+        """Drop what has expired from the cache; return how many artifacts."""
+        expired = self._cache.expire()
         self._report()
+        return expired
+
+    def release(self) -> int:
+        """Drop all that is held; return its bytes."""
+        freed = self._cache.clear()
+        self._report()
+        return freed
 
     def _read(self, artifact_ref: str, *, allowed: bool) -> OpenedArtifact:
         began = self._clock.monotonic()
@@ -180,3 +188,8 @@ def _check_entry(artifact: OpenedArtifact, artifact_ref: str, entry: KernelEntry
         cause="the digests of its weights or of its guard differ from the manifest's",
         next_step="have the kernel compiled again",
     )
+
+
+def publish_refusals(publisher: Publisher | None) -> Callable[[ly.KernelIntegrityFailed, str], object] | None:
+    """Return what appends a refusal to kernel-store as this publisher; None without one."""
+    return None if publisher is None else lambda event, key: publisher.publish(event, key=key)

@@ -20,7 +20,7 @@ from esper.oona import BlueprintBoard, Event, Fabric, is_stale
 from esper.urza import _metrics as names
 from esper.urza._cache import ArtifactCache
 from esper.urza._catalog import KernelEntry
-from esper.urza._library import StoreSpared, UrzaLibrary
+from esper.urza._library import StoreSpared, UrzaLibrary, publish_refusals
 from esper.urza._maintenance import UrzaMaintenance
 from esper.urza._requests import (
     SOURCE,
@@ -33,7 +33,6 @@ from esper.urza._requests import (
     reply_id,
     request_id_of,
 )
-from esper.urza._runtime import publish_refusals
 
 _logger = logging.getLogger("esper.urza")
 

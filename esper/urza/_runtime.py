@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
 from typing import Final, Literal
 
 from esper.core import approvals
 from esper.core.approvals import Approvals
 from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
-from esper.core.errors import EsperError, IntegrityError, UsageError
-from esper.core.ids import new_event_id
-from esper.core.kernel import SPEC, ArtifactRefused, BlobMissing, BlobStore, RefusalTeller, kernel_id, refused_as
-from esper.core.ports import FetchedKernel, KernelUnavailable
+from esper.core.errors import EsperError, IntegrityError
+from esper.core.kernel import SPEC, ArtifactRefused, BlobMissing, BlobStore, RefusalTeller, refused_as
+from esper.core.ports import FetchedKernel
 from esper.leyline import messages as ly
-from esper.oona import Event, Fabric, MemberMetrics, Publisher, is_stale
+from esper.oona import Event, Fabric, MemberMetrics, Publisher
+from esper.urza._asked import KernelRequests, artifact_of, name_of, unavailable
 from esper.urza._cache import ArtifactCache, OpenedArtifact
 from esper.urza._catalog import KernelEntry, fold_catalogue
-from esper.urza._library import StoreSpared, UrzaLibrary
+from esper.urza._library import StoreSpared, UrzaLibrary, publish_refusals
 from esper.urza._metrics import library_metrics
 from esper.urza._parts import CompiledParts
 
@@ -27,12 +27,12 @@ _CATALOG: Final = "kernel-catalog"
 _REPLIES: Final = "kernel-replies"
 _BLUEPRINTS: Final = "blueprints"
 _POLL_SECONDS: Final = 0.1
-
-_Reply = ly.KernelArtifactReady | ly.KernelArtifactError
+#: How long one look of a prefetch may hold up a fetch.
+_LOOK_SECONDS: Final = 0.2
 
 
 class UrzaRuntime:
-    """Implements `esper.core.ports.BlueprintRuntime` over the log and a blob store; one thread at a time.
+    """Implements `esper.core.ports.PrefetchingRuntime` over the log and a blob store; callers take turns.
 
     The catalogue is folded in memory, so a kernel that is there costs no round trip. With a publisher (of
     source "kasmina") a kernel that is not there is asked for; without one it is unavailable. What people said of
@@ -71,7 +71,6 @@ class UrzaRuntime:
         self._parts = CompiledParts(store, home_id=fabric.home.home_id, on_refusal=on_refusal) if compiled else None
         self._approvals: Approvals = {}
         self._catalogue: dict[str, KernelEntry] = {}
-        self._pending: dict[str, _Reply | None] = {}
         starts: dict[str, Literal["begin", "end"]] = {_CATALOG: "begin", _BLUEPRINTS: "begin", _REPLIES: "end"}
         self._log = fabric.reader(
             {
@@ -81,7 +80,9 @@ class UrzaRuntime:
             },
             rejects=publisher,
         )
-        self._window_seconds = settings.kernel_window_seconds
+        self._asked = KernelRequests(publisher, self._log, window_seconds=settings.kernel_window_seconds, clock=clock)
+        #: Whoever trains and whoever prefetches take turns.
+        self._turn = threading.RLock()
 
     @property
     def metrics(self) -> MemberMetrics:
@@ -102,34 +103,65 @@ class UrzaRuntime:
         """
         began = self._clock.monotonic()
         deadline = Deadline(wait_seconds, clock=self._clock)
-        try:
-            name = kernel_id(request)
-        except UsageError as error:
-            raise _unavailable(request.blueprint_id, "usage_error", str(error)) from error
-        self._read_catalogue(deadline, request)
-        try:
-            return self._fetch(request, name, run_id, deadline, began)
-        except StoreSpared as error:
-            raise _unavailable(request.blueprint_id, "store_spared", str(error)) from error
-        finally:
-            self._emit()
-
-    def _fetch(
-        self, request: ly.KernelRequestSpec, name: str, run_id: str, deadline: Deadline, began: float
-    ) -> FetchedKernel:
-        entry = self._catalogue.get(name, KernelEntry())
-        if entry.artifact_ref:
+        name = name_of(request)
+        with self._turn:
+            self._read_catalogue(deadline, request)
             try:
-                return self._judged(
-                    self._library.open(entry.artifact_ref, name, entry=entry), entry.artifact_ref, began
-                )
-            except (BlobMissing, ArtifactRefused) as error:
-                _logger.warning("kernel %s cannot be used, asking for it again: %s", name, error)
-        artifact_ref = self._ask(request, name, run_id, deadline)
+                kernel = self._catalogued(name, began)
+                if kernel is not None:
+                    return kernel
+                return self._delivered(request, name, self._await_reply(request, name, run_id, deadline), began)
+            except StoreSpared as error:
+                raise unavailable(request.blueprint_id, "store_spared", str(error)) from error
+            finally:
+                self._emit()
+
+    def prefetch(self, request: ly.KernelRequestSpec, *, run_id: str) -> FetchedKernel | None:
+        """Bring the kernel for `request` near: return it as `fetch_kernel` would, or None while it is being made.
+
+        The first call asks for a kernel that is not there, the next ones look for the reply; a fetch meanwhile waits
+        for that same reply. Any thread may call it. What a caller does not come back for stays asked for.
+
+        Raises:
+            KernelUnavailable: as `fetch_kernel`, but never "timeout".
+            BrokerUnavailable: no broker answered for `settings.broker_retry_seconds`.
+        """
+        began = self._clock.monotonic()
+        name = name_of(request)
+        with self._turn:
+            if not self._catch_up(Deadline(_LOOK_SECONDS, clock=self._clock)):
+                return None
+            try:
+                return self._looked(request, name, run_id, began)
+            except StoreSpared as error:
+                raise unavailable(request.blueprint_id, "store_spared", str(error)) from error
+
+    def _looked(self, request: ly.KernelRequestSpec, name: str, run_id: str, began: float) -> FetchedKernel | None:
+        if not self._asked.is_open(name):
+            kernel = self._catalogued(name, began)
+            if kernel is None:
+                self._asked.ask(request, name, run_id)
+            return kernel
+        reply = self._asked.taken(name)
+        return None if reply is None else self._delivered(request, name, artifact_of(request, reply), began)
+
+    def _catalogued(self, name: str, began: float) -> FetchedKernel | None:
+        """Return the kernel that the catalogue lists; None where there is none, or none that can be used."""
+        entry = self._catalogue.get(name, KernelEntry())
+        if not entry.artifact_ref:
+            return None
+        try:
+            return self._judged(self._library.open(entry.artifact_ref, name, entry=entry), entry.artifact_ref, began)
+        except (BlobMissing, ArtifactRefused) as error:
+            _logger.warning("kernel %s cannot be used, asking for it again: %s", name, error)
+            return None
+
+    def _delivered(self, request: ly.KernelRequestSpec, name: str, artifact_ref: str, began: float) -> FetchedKernel:
+        """Return the kernel that a reply named."""
         try:
             return self._judged(self._library.open(artifact_ref, name, fresh=True), artifact_ref, began)
         except (BlobMissing, IntegrityError) as error:
-            raise _unavailable(request.blueprint_id, "artifact_unusable", str(error)) from error
+            raise unavailable(request.blueprint_id, "artifact_unusable", str(error)) from error
 
     def fetch_by_digest(self, artifact_ref: str) -> FetchedKernel:
         """Return the very kernel of this digest, with parameters of its own; asks nobody, whatever was said since.
@@ -139,34 +171,50 @@ class UrzaRuntime:
             IntegrityError: what is stored under the digest is something else.
         """
         began = self._clock.monotonic()
-        try:
-            return self._built(self._library.open(artifact_ref, None), artifact_ref, began)
-        except BlobMissing as error:
-            raise _unavailable(artifact_ref, "artifact_missing", str(error)) from error
-        except StoreSpared as error:
-            raise _unavailable(artifact_ref, "store_spared", str(error)) from error
+        with self._turn:
+            try:
+                return self._built(self._library.open(artifact_ref, None), artifact_ref, began)
+            except BlobMissing as error:
+                raise unavailable(artifact_ref, "artifact_missing", str(error)) from error
+            except StoreSpared as error:
+                raise unavailable(artifact_ref, "store_spared", str(error)) from error
+
+    def close_epoch(self, _epoch: int) -> int:
+        """Drop opened artifacts that have expired; return how many. They can be opened again."""
+        with self._turn:
+            return self._library.maintain()
+
+    def clear(self) -> int:
+        """Drop every opened artifact, for memory's sake; return how many bytes that were."""
+        with self._turn:
+            return self._library.release()
 
     def close(self) -> None:
         """Release the connection to the log."""
-        self._emit(last=True)
-        self._log.close()
+        with self._turn:
+            self._emit(last=True)
+            self._log.close()
 
     def _read_catalogue(self, deadline: Deadline, request: ly.KernelRequestSpec) -> None:
         """Fold what the log holds by now; the first time that is the whole catalogue."""
+        if not self._catch_up(deadline):
+            raise unavailable(request.blueprint_id, "timeout", "the kernel catalogue could not be read in time")
+
+    def _catch_up(self, deadline: Deadline) -> bool:
+        """Fold what the log holds by now; return whether that was done by the deadline."""
         while True:  # ends at the end of the log or at the deadline
             events = self._log.read(0.0 if self._log.at_end() else _POLL_SECONDS)
             for event in events:
                 self._fold(event)
             if self._log.at_end() and not events:
-                return
+                return True
             if deadline.expired:
-                raise _unavailable(request.blueprint_id, "timeout", "the kernel catalogue could not be read in time")
+                return False
 
     def _fold(self, event: Event) -> None:
         message = event.message
         if isinstance(message, ly.KernelArtifactReady | ly.KernelArtifactError):
-            if message.request_id in self._pending:
-                self._take_reply(event, message)
+            self._asked.fold(event, message)
         elif event.topic == _BLUEPRINTS:
             self._approvals = approvals.fold(self._approvals, message)
         else:
@@ -174,48 +222,18 @@ class UrzaRuntime:
             if self._parts is not None:
                 self._parts.fold(message)
 
-    def _take_reply(self, event: Event, reply: _Reply) -> None:
-        """Keep the reply to a pending request: the first that is its effect and was not sat on."""
-        if is_stale(event, window_seconds=self._window_seconds):
-            detail = f"the reply to request {reply.request_id} came too late"
-            self._log.set_aside(event, reason=ly.DEAD_LETTER_REASON_STALE, detail=detail)
-        elif self._pending[reply.request_id] is not None:
-            detail = f"request {reply.request_id} has its reply already"
-            self._log.set_aside(event, reason=ly.DEAD_LETTER_REASON_REPLAYED, detail=detail)
-        elif event.meta.causation_id == reply.request_id:
-            self._pending[reply.request_id] = reply
-
-    def _ask(self, request: ly.KernelRequestSpec, name: str, run_id: str, deadline: Deadline) -> str:
-        """Ask for the kernel and return the digest of its artifact once Urza says that it is there."""
-        if self._publisher is None:
-            raise _unavailable(request.blueprint_id, "not_in_catalogue", f"nobody made kernel {name} yet")
-        request_id = new_event_id()
-        wanted = ly.KernelPrefetchRequest(
-            request_id=request_id,
-            blueprint_id=request.blueprint_id,
-            training_run_id=run_id,
-            kernel_id=name,
-            request=request,
-        )
-        wanted.issued_at.FromNanoseconds(self._clock.now_ns())
-        self._pending[request_id] = None
+    def _await_reply(self, request: ly.KernelRequestSpec, name: str, run_id: str, deadline: Deadline) -> str:
+        """Return the digest that Urza names once the kernel is there, asking for it unless it is asked for already."""
+        self._asked.ask(request, name, run_id)
         try:
-            self._publisher.publish(wanted, key=name, correlation_id=run_id, event_id=request_id)
-            reply = self._await_reply(request_id, deadline)
+            while (reply := self._asked.reply(name)) is None:
+                if deadline.expired:
+                    raise unavailable(request.blueprint_id, "timeout", f"no reply about kernel {name} in time")
+                for event in self._log.read(min(_POLL_SECONDS, deadline.remaining_seconds)):
+                    self._fold(event)
+            return artifact_of(request, reply)
         finally:
-            del self._pending[request_id]
-        if reply is None:
-            raise _unavailable(request.blueprint_id, "timeout", f"no reply to request {request_id} in time")
-        if isinstance(reply, ly.KernelArtifactError):
-            word, _, detail = reply.reason.partition(": ")
-            raise _unavailable(request.blueprint_id, word, detail)
-        return reply.artifact_ref
-
-    def _await_reply(self, request_id: str, deadline: Deadline) -> _Reply | None:
-        while self._pending[request_id] is None and not deadline.expired:
-            for event in self._log.read(min(_POLL_SECONDS, deadline.remaining_seconds)):
-                self._fold(event)
-        return self._pending[request_id]
+            self._asked.forget(name)
 
     def _judged(self, opened: OpenedArtifact, artifact_ref: str, began: float) -> FetchedKernel:
         """Return the kernel as far as the log's word on its blueprint lets anybody have it."""
@@ -279,17 +297,3 @@ class UrzaRuntime:
             self._publisher.submit(self._metrics.packet(), key=self._metrics.source)
         except EsperError as error:
             _logger.warning("the metrics of the library were not emitted: %s", error)
-
-
-def publish_refusals(publisher: Publisher | None) -> Callable[[ly.KernelIntegrityFailed, str], object] | None:
-    """Return what appends a refusal to kernel-store as this publisher; None without one."""
-    return None if publisher is None else lambda event, key: publisher.publish(event, key=key)
-
-
-def _unavailable(subject: str, reason: str, cause: str) -> KernelUnavailable:
-    return KernelUnavailable(
-        f"no kernel for {subject!r}",
-        reason=reason,
-        cause=f"{reason}: {cause}",
-        next_step="the seed contributes nothing; `esper status` shows whether urza and tezzeret run",
-    )

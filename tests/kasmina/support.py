@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.ports import EdgeDecision
 from esper.kasmina import KasminaConfig, KasminaSeedManager, discover_slots
+from esper.kasmina._governor import MemorySensor
 from esper.kasmina._passes import Isolation
 from esper.kasmina.testing import InMemoryRuntime, bypass
 from esper.leyline import EventMessage
@@ -133,6 +135,8 @@ class Loop:
         descriptors: Mapping[str, ly.BlueprintDescriptor] | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         owned: bool = True,
+        memory: MemorySensor | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.model = model
         self.optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -148,6 +152,8 @@ class Loop:
             descriptors=descriptors,
             config=config or KasminaConfig(warmup_steps=5, blend_epochs=1.0),
             isolation=isolation,
+            memory=memory,
+            clock=clock,
         )
         self.log: list[EventMessage] = []
         self.outcomes: list[ly.CommandOutcome] = []
