@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Final
 
+from esper.core.errors import UsageError
 from esper.core.ids import RunId, new_event_id
 from esper.leyline import messages as ly
 
-_RUN_HEX = 12
+#: Why the runs of a stack end that nobody computes any more: none of them can be gone on with by itself.
+STACK_LOST: Final = "stack_lost"
+#: How the names of members begin that train stacks.
+COLLECTOR: Final = "collector-"
+_RUN_HEX: Final = 12
 
 
 def new_stack_id() -> str:
@@ -30,3 +36,14 @@ def stack_of(request: ly.TrainingRunRequested) -> list[RunId]:
     if not is_stacked(request):
         return [RunId(request.run_id)]
     return [member_run_id(request.stack.stack_id, index) for index in range(request.stack.size)]
+
+
+def check_alone(request: ly.TrainingRunRequested, what: str) -> None:
+    """Raise UsageError for a member of a stack: `what` says what only a lone run can be."""
+    if is_stacked(request):
+        place = request.stack
+        raise UsageError(
+            what,
+            cause=f"it was computed as member {place.index} of the stack {place.stack_id} of {place.size}",
+            next_step="Ask for a lone run with the same task, host, policy and seed",
+        )

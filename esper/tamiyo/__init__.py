@@ -10,6 +10,7 @@ from esper.tamiyo._observation import OBSERVATION_SCHEMA, Observation, SlotView,
 from esper.tamiyo._policy import BadPolicyParameters, Policy, Proposal, UnknownPolicy
 from esper.tamiyo._registry import check_policy, known_policies, make_policy
 from esper.tamiyo._service import TamiyoService, build_service
+from esper.tamiyo._stack import StackDecider
 from esper.tamiyo._state import RunState, fold
 from esper.tamiyo._store import FieldReportStore
 
@@ -34,6 +35,7 @@ __all__ = [
     "Proposal",
     "RunState",
     "SlotView",
+    "StackDecider",
     "TamiyoService",
     "UnknownPolicy",
     "action_space",

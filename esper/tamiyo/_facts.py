@@ -109,6 +109,8 @@ class RequestFacts:
     parameters: tuple[tuple[str, float], ...]
     #: Epochs that a fork takes from another run, decisions and all; nobody decides them again.
     forked_epochs: int = 0
+    #: Whether the run is a member of a stack, which is decided where the stack is trained.
+    stacked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,7 @@ def request_facts(request: ly.TrainingRunRequested) -> RequestFacts:
         policy=request.policy,
         parameters=tuple(sorted(request.policy_parameters.items())),
         forked_epochs=request.forked_epochs,
+        stacked=request.HasField("stack"),
     )
 
 

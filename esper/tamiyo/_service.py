@@ -11,7 +11,6 @@ import logging
 import threading
 from collections.abc import Collection, Iterable, Sequence
 
-from esper.core.approvals import UNREGISTERED, refusal
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import NotReadyError
 from esper.leyline import messages as ly
@@ -20,6 +19,7 @@ from esper.tamiyo._decide import SOURCE, decide
 from esper.tamiyo._due import command_to_send, packet_to_decide, reports_due
 from esper.tamiyo._facts import DecisionFacts, PacketFacts
 from esper.tamiyo._ledger import RunLedger
+from esper.tamiyo._refused import refused_blueprints
 from esper.tamiyo._state import RunState
 from esper.tamiyo._telemetry import decision_telemetry
 
@@ -102,7 +102,7 @@ class TamiyoService:
                 cause="the run is over",
                 next_step="Ask about a run that goes on",
             )
-        decision = decide(state, state.packets[packet.current_epoch], refused=self._refused())
+        decision = decide(state, state.packets[packet.current_epoch], refused=refused_blueprints(self._board))
         return decision.made, decision.command
 
     def _ledger(self, partition: int) -> RunLedger:
@@ -185,6 +185,9 @@ class TamiyoService:
             self._read_requests()
             state = ledger.state(run_id) or state
             packet = packet_to_decide(state)
+        if state.request is not None and state.request.stacked:  # Decided where the stack is trained.
+            ledger.close_if_settled(run_id)
+            return
         decided = self._append_decision(ledger, state, packet) if packet is not None else None
         state = ledger.state(run_id) or state
         unsent = command_to_send(state)
@@ -199,20 +202,11 @@ class TamiyoService:
     def _append_decision(self, ledger: RunLedger, state: RunState, packet: PacketFacts) -> ly.TelemetryPacket:
         """Decide, wait until the log has the decision, and return what to tell about it."""
         began = self._clock.monotonic()
-        made = decide(state, packet, refused=self._refused()).made
+        made = decide(state, packet, refused=refused_blueprints(self._board)).made
         inference_ms = (self._clock.monotonic() - began) * 1000.0
         self._publisher.publish(made, key=state.run_id, causation_id=packet.event_id)
         ledger.fold(made)
         return decision_telemetry(state, packet.epoch, policy=made.policy, inference_ms=inference_ms)
-
-    def _refused(self) -> frozenset[str]:
-        """Return the blueprints that people withdrew or did not approve, as far as the log has told by now.
-
-        One that nobody registered is not among them: whether it exists is for the makers of kernels to say.
-        """
-        said = self._board.latest()
-        refusals = [found for name in said if (found := refusal(said, name)) is not None]
-        return frozenset(found.blueprint_id for found in refusals if found.reason != UNREGISTERED)
 
     def _append_command(self, ledger: RunLedger, state: RunState, decision: DecisionFacts) -> None:
         command = ly.AdaptationCommand.FromString(decision.proposed)

@@ -31,6 +31,7 @@ from esper.tolaria._packet import takeover_telemetry
 from esper.tolaria._past import COMMANDS_TOPIC, Past, first_command, read_origin, read_past, starts_of
 from esper.tolaria._points import ReturnPoints
 from esper.tolaria._recording import ForkingJournal, Recording, ResumingJournal
+from esper.tolaria._run_events import finished_event, started_event
 from esper.tolaria._setup import ControllerFactory, TrainingSetup, prepared
 from esper.tolaria._trainer import TolariaTrainer, TrainingResult
 
@@ -70,14 +71,16 @@ def execute(wiring: Wiring, claimed: Claimed, stop: threading.Event) -> None:
         if error.retriable:
             raise
         _log.warning("run %s failed: %s", claimed.run_id, error)
-        attempt.fail(_reason_of(error), str(error))
+        attempt.fail(reason_of(error), str(error))
     except Exception as error:  # noqa: BLE001 - the user's own host and loss run in there
         _log.exception("run %s failed", claimed.run_id)
         attempt.fail("crashed", f"{type(error).__name__}: {error} (the worker's log holds the traceback)")
 
 
-def publish_failure(publisher: Publisher, *, run_id: str, attempt: int, reason: str, detail: str, epochs: int) -> None:
-    """Append the end of a run that did not come to its end."""
+def publish_failure(
+    publisher: Publisher, *, run_id: str, attempt: int, reason: str, detail: str, epochs: int
+) -> ly.TrainingRunFailed:
+    """Append the end of a run that did not come to its end, and return the event."""
     failed = ly.TrainingRunFailed(
         run_id=run_id,
         attempt=attempt,
@@ -86,9 +89,11 @@ def publish_failure(publisher: Publisher, *, run_id: str, attempt: int, reason: 
         epochs=epochs,
     )
     publisher.publish(failed, key=run_id, event_id=derive_id(run_id, "failed", attempt))
+    return failed
 
 
-def _reason_of(error: EsperError) -> str:
+def reason_of(error: EsperError) -> str:
+    """Return the word for what ended a run."""
     if isinstance(error, UsageError):
         return "task_unusable"
     if isinstance(error, TrainingDiverged):
@@ -268,15 +273,12 @@ class _Attempt:
         live.submit_telemetry(epochs, telemetry)
 
     def _publish_started(self, setup: TrainingSetup, trainer: TolariaTrainer, initial_digest: str) -> None:
-        request, here = self._claimed.request, Environment.here(setup)
-        started = ly.TrainingRunStarted(
-            run_id=request.run_id,
+        request = self._claimed.request
+        started = started_event(
+            request,
+            Environment.here(setup),
             attempt=self._claimed.attempt,
             worker=self._wiring.worker,
-            numerics=here.numerics,
-            code_version=here.code_version,
-            dependencies_digest=here.dependencies_digest,
-            data_digest=here.data_digest,
             parameters=trainer.host_parameters,
             initial_digest=initial_digest,
             resumed_epochs=trainer.epochs_finished,
@@ -290,20 +292,7 @@ class _Attempt:
 
     def _publish_finished(self, result: TrainingResult) -> None:
         run_id = self._claimed.run_id
-        finished = ly.TrainingRunFinished(
-            run_id=run_id,
-            attempt=self._claimed.attempt,
-            epochs=result.epochs,
-            accuracy=result.test.accuracy,
-            loss=result.test.loss,
-            parameters=result.parameters,
-            multiply_adds=result.multiply_adds,
-            multiply_adds_per_sample=result.multiply_adds_per_sample,
-            digest=result.digest,
-            seeds=result.seeds,
-            validation_accuracy=result.validation.accuracy,
-            validation_loss=result.validation.loss,
-        )
+        finished = finished_event(run_id, result, attempt=self._claimed.attempt)
         self._wiring.publisher.publish(
             finished, key=run_id, event_id=derive_id(run_id, "finished", self._claimed.attempt)
         )

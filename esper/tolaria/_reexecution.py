@@ -86,7 +86,7 @@ def re_execute(
         with contextlib.closing(trainer):
             difference = _repeat(trainer, recording, on_epoch)
             if difference is None and finished is not None:
-                difference = _end_difference(trainer.result(), finished)
+                difference = end_difference(trainer.result(), finished)
         return Comparison(request.run_id, trainer.epochs_finished, difference)
 
 
@@ -182,7 +182,8 @@ def _repeat(trainer: TolariaTrainer, recording: Recording, on_epoch: Callable[[i
     return None
 
 
-def _end_difference(result: TrainingResult, finished: ly.TrainingRunFinished) -> Difference | None:
+def end_difference(result: TrainingResult, finished: ly.TrainingRunFinished) -> Difference | None:
+    """Return in what an end that was computed again differs from the recorded one; None where it does not."""
     pairs = (
         ("digest", finished.digest, result.digest),
         ("accuracy", finished.accuracy, result.test.accuracy),

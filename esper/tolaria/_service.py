@@ -9,6 +9,7 @@ from typing import Final
 from esper.core.clock import Deadline
 from esper.core.errors import IntegrityError
 from esper.core.home import live_members
+from esper.core.stacks import STACK_LOST, is_stacked
 from esper.leyline import messages as ly
 from esper.oona import Consumer, Event, Fabric
 from esper.tolaria._attempt import Wiring, execute, publish_failure
@@ -112,6 +113,12 @@ class _Worker:
         except IntegrityError as error:
             self._give_up(unfinished, reason="request_lost", detail=str(error))
             return
+        message = request.message
+        assert isinstance(message, ly.TrainingRunRequested), "the topic carries requests only"
+        if is_stacked(message):
+            detail = f"{unfinished.worker}, which trained its stack {message.stack.stack_id}, is gone"
+            self._give_up(unfinished, reason=STACK_LOST, detail=detail)
+            return
         claimed = self._claim(request, attempt=attempt + 1)
         if claimed is not None:
             execute(self._wiring, claimed, self._stop)
@@ -166,6 +173,9 @@ class _Worker:
         assert isinstance(request, ly.TrainingRunRequested), "the handler is called for requests only"
         if not request.re_executable:
             _log.info("run %s is trained by its user's own loop", request.run_id)
+            return
+        if is_stacked(request):
+            _log.info("run %s is trained by whoever collects its stack", request.run_id)
             return
         self._book.catch_up()
         known = self._book.run(request.run_id)

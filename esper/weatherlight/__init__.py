@@ -1,6 +1,8 @@
 """Weatherlight: the composition root. Wires subsystems together and keeps their processes alive."""
 
 from esper.weatherlight._cancel import cancel_run
+from esper.weatherlight._collect import KERNEL_MAKERS, check_collection, collect
+from esper.weatherlight._collecting import Collection
 from esper.weatherlight._compiling import MAKERS, Compiled, compile_kernels
 from esper.weatherlight._doctor import Check, examine
 from esper.weatherlight._export_runs import export_run
@@ -29,11 +31,13 @@ from esper.weatherlight._training import (
 from esper.weatherlight._verify_runs import Verified, restore_run, verify_run
 
 __all__ = [
+    "KERNEL_MAKERS",
     "MAKERS",
     "READY_SECONDS",
     "SUBSYSTEMS",
     "BlueprintPipeline",
     "Check",
+    "Collection",
     "Compiled",
     "ForkRequest",
     "Member",
@@ -47,8 +51,10 @@ __all__ = [
     "absent",
     "await_outcome",
     "cancel_run",
+    "check_collection",
     "check_request",
     "check_subsystem",
+    "collect",
     "compare_runs",
     "compile_kernels",
     "examine",

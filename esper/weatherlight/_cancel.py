@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from esper.core.home import live_members
+from esper.core.stacks import COLLECTOR, check_alone
 from esper.leyline import messages as ly
 from esper.oona import Fabric
 from esper.weatherlight._run_log import check_open, read_run_log
@@ -26,4 +28,7 @@ def cancel_run(fabric: Fabric, run_id: str) -> None:
     """
     run = read_run_log(fabric, run_id)
     check_open(run, f"run {run_id} cannot be cancelled")
+    if run.request is not None and any(one.name.startswith(COLLECTOR) for one in live_members(fabric.home)):
+        # Of a stack that nobody trains any more, each run may be ended by hand.
+        check_alone(run.request, f"run {run_id} cannot be cancelled")
     end_run(fabric, run_id, "cancelled", epochs=run.epochs)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esper.core.errors import IntegrityError, UsageError
+from esper.core.stacks import check_alone
 from esper.oona import Fabric
 from esper.weatherlight._run_record import OtherEnvironment, elsewhere, read_record, recording_factory
 
@@ -36,6 +37,7 @@ def export_run(
     check_target(path, to)
     record = read_record(fabric, run_id)
     check_re_executable(record.request)
+    check_alone(record.request, f"run {run_id} cannot be exported")
     past = record.past
     if not past.recording.epochs:
         raise UsageError(f"run {run_id} cannot be exported", cause="no epoch of it is over")

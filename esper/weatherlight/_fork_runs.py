@@ -9,6 +9,7 @@ from typing import Any, Final
 from esper.core.errors import UsageError
 from esper.core.ids import RunId
 from esper.core.settings import Settings
+from esper.core.stacks import check_alone
 from esper.leyline import messages as ly
 from esper.oona import Fabric
 from esper.weatherlight._run_record import read_record
@@ -71,6 +72,7 @@ def fork_request(
 
     record = read_record(fabric, run_id)
     check_re_executable(record.request)
+    check_alone(record.request, f"run {run_id} cannot be forked")
     known = record.past.recording.epochs
     if not 1 <= epoch <= known:
         raise UsageError(

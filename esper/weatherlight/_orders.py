@@ -10,6 +10,7 @@ from esper.core.approvals import registered
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import OperationFailed, UsageError
 from esper.core.ids import new_event_id
+from esper.core.stacks import check_alone
 from esper.leyline import messages as ly
 from esper.oona import BlueprintBoard, Event, Fabric
 from esper.weatherlight._run_log import RunLog, check_open, read_run_log
@@ -57,6 +58,8 @@ def order_run(fabric: Fabric, run_id: str, order: RunOrder, *, clock: Clock = SY
     """
     run = read_run_log(fabric, run_id)
     check_open(run, f"run {run_id} takes no commands")
+    if run.request is not None:
+        check_alone(run.request, f"run {run_id} takes no commands")
     first, last = _epochs(run, order.epochs)
     wish = _seed_operation(fabric, run, order)
     command = ly.AdaptationCommand(

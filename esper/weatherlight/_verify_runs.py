@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 from esper.core.clock import SYSTEM_CLOCK
 from esper.core.errors import IntegrityError, UsageError
 from esper.core.files import write_atomically
+from esper.core.stacks import is_stacked
 from esper.oona import Fabric
-from esper.weatherlight._run_record import OtherEnvironment, elsewhere, read_record, recording_factory
+from esper.weatherlight._run_record import OtherEnvironment, RunRecord, elsewhere, read_record, recording_factory
+from esper.weatherlight._stack_records import compare_member, member_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from esper.tolaria import Comparison, Elsewhere
 
 Tell = Callable[[int], None]
 
@@ -43,23 +47,14 @@ def verify_run(fabric: Fabric, run_id: str, *, anyway: bool = False, on_epoch: T
         IntegrityError: the log lacks an epoch of it.
         KernelUnavailable: no store holds a kernel that was grafted.
     """
-    from esper.tolaria import check_re_executable, re_execute
+    from esper.tolaria import check_re_executable
 
     record = read_record(fabric, run_id)
     check_re_executable(record.request)
-    others = elsewhere(record)
-    if others and not anyway:
-        raise OtherEnvironment(run_id, others)
-    past = record.past
-    comparison = re_execute(
-        record.request,
-        past.recording.outcomes.values(),
-        past.recording.packets.values(),
-        recording_factory(fabric),
-        finished=past.finished,
-        checkpoints=past.checkpoints,
-        on_epoch=on_epoch,
-    )
+    if is_stacked(record.request):
+        comparison, others = compare_member(fabric, record, anyway=anyway, on_epoch=on_epoch)
+    else:
+        comparison, others = _compare(fabric, record, anyway=anyway, on_epoch=on_epoch)
     difference = comparison.first_difference
     if difference is not None and others:
         found = f"epoch {difference.epoch} does not repeat: {difference.field} is {difference.repeated} now"
@@ -71,6 +66,26 @@ def verify_run(fabric: Fabric, run_id: str, *, anyway: bool = False, on_epoch: T
         "first_difference": None if difference is None else asdict(difference),
     }
     return Verified(document, tuple(map(str, others)))
+
+
+def _compare(
+    fabric: Fabric, record: RunRecord, *, anyway: bool, on_epoch: Tell | None
+) -> tuple[Comparison, tuple[Elsewhere, ...]]:
+    from esper.tolaria import re_execute
+
+    others, past = elsewhere(record), record.past
+    if others and not anyway:
+        raise OtherEnvironment(record.run_id, others)
+    comparison = re_execute(
+        record.request,
+        past.recording.outcomes.values(),
+        past.recording.packets.values(),
+        recording_factory(fabric),
+        finished=past.finished,
+        checkpoints=past.checkpoints,
+        on_epoch=on_epoch,
+    )
+    return comparison, others
 
 
 def restore_run(fabric: Fabric, run_id: str, epoch: int, to: Path, *, on_epoch: Tell | None = None) -> dict[str, Any]:
@@ -86,8 +101,7 @@ def restore_run(fabric: Fabric, run_id: str, epoch: int, to: Path, *, on_epoch: 
         IntegrityError: it does not, although they are the same.
         KernelUnavailable: no store holds a kernel that was grafted.
     """
-    from esper.core.kernel import DirectoryBlobStore
-    from esper.tolaria import NotRepeated, state_at, weights_in
+    from esper.tolaria import NotRepeated
 
     record = read_record(fabric, run_id)
     packet = record.past.recording.packets.get(epoch)
@@ -99,33 +113,45 @@ def restore_run(fabric: Fabric, run_id: str, epoch: int, to: Path, *, on_epoch: 
             next_step=f"`esper runs show {run_id}` lists its epochs",
         )
     began = SYSTEM_CLOCK.monotonic()
-    store = DirectoryBlobStore(fabric.home.blobs)
     try:
-        found = state_at(record.request, record.past, epoch, recording_factory(fabric), store=store, on_epoch=on_epoch)
+        weights, digest, from_epoch = _restored(fabric, record, epoch, on_epoch)
     except NotRepeated as error:
         others = elsewhere(record)
         if others:
             raise OtherEnvironment(run_id, others, found=error.cause) from error
         raise
     seconds = SYSTEM_CLOCK.monotonic() - began
-    if packet.weights_digest not in ("", found.checkpoint.weights_digest):
+    if packet.weights_digest not in ("", digest):
         raise IntegrityError(
             f"epoch {epoch} of run {run_id} is not restored",
-            cause=f"its digest is {found.checkpoint.weights_digest}, the log says {packet.weights_digest}",
+            cause=f"its digest is {digest}, the log says {packet.weights_digest}",
             next_step="`esper verify` shows whether records were altered",
         )
-    weights = weights_in(found.checkpoint.content)
-    _write(to, weights, {"run_id": run_id, "epoch": str(epoch), "weights_digest": found.checkpoint.weights_digest})
+    _write(to, weights, {"run_id": run_id, "epoch": str(epoch), "weights_digest": digest})
     return {
         "run_id": run_id,
         "epoch": epoch,
-        "digest": found.checkpoint.weights_digest,
+        "digest": digest,
         "file": str(to),
         "tensors": len(weights),
-        "from_epoch": found.from_epoch,
-        "repeated_epochs": epoch - found.from_epoch,
+        "from_epoch": from_epoch,
+        "repeated_epochs": epoch - from_epoch,
         "seconds": seconds,
     }
+
+
+def _restored(
+    fabric: Fabric, record: RunRecord, epoch: int, on_epoch: Tell | None
+) -> tuple[dict[str, Tensor], str, int]:
+    """Return the weights of an epoch, their digest, and the epoch of the checkpoint that they were computed from."""
+    from esper.core.kernel import DirectoryBlobStore
+    from esper.tolaria import state_at, weights_in
+
+    if is_stacked(record.request):
+        return *member_weights(fabric, record, epoch, on_epoch=on_epoch), 0
+    store = DirectoryBlobStore(fabric.home.blobs)
+    found = state_at(record.request, record.past, epoch, recording_factory(fabric), store=store, on_epoch=on_epoch)
+    return weights_in(found.checkpoint.content), found.checkpoint.weights_digest, found.from_epoch
 
 
 def _write(to: Path, weights: Mapping[str, Tensor], facts: dict[str, str]) -> None:

@@ -48,7 +48,7 @@ class StackGrafts(Protocol):
     """Grafts on the hosts of a stack. A trainer calls, for each epoch:
 
     `begin_epoch`; per step `tap`, then hosts and `leaves` get their gradients and the hosts their step, then
-    `after_step`; `close_epoch`, `end_epoch`, `decide`; for every event once the log has it `fold`, and `commit` when all
+    `after_step`; `close_epoch`, `end_epoch`, `decide`; for every event that the log has `fold`, and `commit` when all
     of an edge are folded. Lists have one entry a member, in order; a member that is over has None for a command.
     """
 

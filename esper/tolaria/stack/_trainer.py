@@ -90,6 +90,11 @@ class StackTrainer:
 
     def run_epoch(self, epoch: int) -> None:
         """Train one epoch and go through its edge; epochs come in order, from 1."""
+        self._close(self.train_epoch(epoch))
+        self.epochs_finished = epoch
+
+    def train_epoch(self, epoch: int) -> dict[int, ly.SystemStatePacket]:
+        """Train one epoch and settle faults; return the packets of those that go on, which are not appended yet."""
         assert epoch == self.epochs_finished + 1, "epochs come in order, each once"
         if self._stop.is_set():
             raise RunInterrupted(f"stack {self._setup.first.request.stack.stack_id} was interrupted")
@@ -99,8 +104,7 @@ class StackTrainer:
         stats = self._steps.stats(epoch, tables, seconds=self._clock.monotonic() - began)
         measured = self._settle_faults(epoch)
         self._end_diverged(epoch, measured)
-        self._close(self._packets(stats, measured))
-        self.epochs_finished = epoch
+        return self._packets(stats, measured)
 
     def _evaluated(self) -> list[Evaluation]:
         return evaluate_stack(self._setup.host, self._setup.first.probe, self._grafts.quiet_tap())
