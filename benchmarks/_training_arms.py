@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from esper.karn import catalogue
-from esper.kasmina import KasminaConfig, KasminaSeedManager, discover_slots
+from esper.kasmina import KasminaConfig, KasminaSeedManager, add_sockets, discover_slots
 from esper.kasmina._passes import Isolation
 from esper.kasmina.testing import InMemoryRuntime
 from esper.leyline import EventMessage
@@ -60,8 +60,8 @@ def host_kinds(device: torch.device) -> dict[str, HostKind]:
     """Return hosts whose step takes 5 ms or more on such a device."""
     if device.type == "cuda":
         return {
-            "mlp": HostKind(lambda: wide_mlp(4096), (4096, 4096), "1", "BP003"),
-            "transformer": HostKind(lambda: SmallTransformer(512, 8), (64, 128, 512), "layers.3", "BP003"),
+            "mlp": HostKind(lambda: wide_mlp(4096), (2048, 4096), "1", "BP003"),
+            "transformer": HostKind(lambda: SmallTransformer(512, 8), (32, 128, 512), "layers.3", "BP003"),
         }
     return {
         "mlp": HostKind(lambda: wide_mlp(768), (128, 768), "1", "BP003"),
@@ -133,9 +133,12 @@ class GrowingArm(Arm):
         isolation: Isolation | None = None,
     ) -> None:
         super().__init__(kind, device, compiled=compiled)
+        slots = discover_slots(self.model, self.inputs, "auto")
+        if compiled:
+            add_sockets(self.model, slots)
         self.manager = KasminaSeedManager(
             self.model,
-            discover_slots(self.model, self.inputs, "auto"),
+            slots,
             runtime=shipped_runtime(kind.blueprint),
             run_id="benchmark",
             seed=1,

@@ -1,6 +1,6 @@
 """What it costs a loop to be event-sourced: epochs of a second under `esper.grow`, in turns with the bare loop.
 
-python -m benchmarks.event_loop [--device cpu] [--pairs 30] [--seconds 1.0] [--json]
+python -m benchmarks.event_loop [--device cpu] [--pairs 30] [--seconds 1.0] [--digest-every 1] [--json]
 
 Both loops train the same network and look at the same held-out batch at each epoch's end; the one under `grow` (policy
 "noop") also appends its state to a real broker, waits for the policy's command in another process, and appends the
@@ -71,6 +71,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=1.0, help="how long an epoch takes")
+    parser.add_argument("--digest-every", type=int, default=1, help="epochs between two digests of the weights")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -89,6 +90,7 @@ def main() -> int:
             loss_fn=functional.cross_entropy,
             probe=[(recorded.inputs, recorded.targets)],
             policy="noop",
+            digest_every_epochs=arguments.digest_every,
             settings=fabric.settings,
         ) as run,
     ):
@@ -99,8 +101,16 @@ def main() -> int:
         }
         times = interleaved(arms, rounds=arguments.pairs, steps=1)
     found, noise = ratio(times, "recorded", "bare"), ratio(times, "bare_again", "bare")
+    weights_mb = sum(each.nbytes for each in recorded.model.parameters()) / 1e6
     claims = [at_most("event_sourced_epoch", found.median, "x", peer=1.0, bound=_OVERHEAD_MAX)]
-    details = {"steps_per_epoch": steps, "recorded": detail(found), "again": detail(noise), "pairs": arguments.pairs}
+    details = {
+        "steps_per_epoch": steps,
+        "recorded": detail(found),
+        "again": detail(noise),
+        "pairs": arguments.pairs,
+        "digest_every_epochs": arguments.digest_every,
+        "weights_mb": weights_mb,
+    }
     return report(f"event_loop_{device.type}", claims, details, as_json=arguments.json)
 
 

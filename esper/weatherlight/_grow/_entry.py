@@ -23,6 +23,7 @@ from esper.weatherlight._grow._wishes import (
     LossScaler,
     RateSchedule,
     Wishes,
+    check_digests,
     check_helpers,
 )
 from esper.weatherlight._readiness import await_answering
@@ -49,6 +50,7 @@ def grow(
     seed: int = 0,
     name: str = "",
     on_log_loss: str = STOP,
+    digest_every_epochs: int = 1,
     members: bool = True,
     settings: Settings | None = None,
 ) -> Iterator[GrowRun]:
@@ -61,7 +63,8 @@ def grow(
     nothing germinates (G1), without `probe` G2 and G4 cannot pass. `scaler`, the one that scales the loop's
     loss, lets seeds take the scale out of their gradients and skip the steps that overflow; with `scheduler` seeds
     slow down as the host does. `epochs` is how many are planned (0: unknown). `members` starts those members that
-    are missing for the time of the block.
+    are missing for the time of the block. `digest_every_epochs`: at which edges the weights are hashed into the log,
+    which for a large model takes as long as reading it from its device and hashing it (some 0.4 s for 270 MB).
 
     `on_log_loss` says what to do when no broker answers: "stop" raises after `broker_retry_seconds`,
     "hold:SECONDS" after a while of its own, and "degrade" trains on without growth and records the epochs of the
@@ -78,8 +81,11 @@ def grow(
     """
     check_policy(policy)
     check_helpers(optimizer, scaler, scheduler)
+    check_digests(digest_every_epochs)
     loss = LogLoss.of(on_log_loss)
-    wishes = Wishes(slots, optimizer, loss_fn, probe, scaler, scheduler, policy, epochs, seed, name, loss)
+    wishes = Wishes(
+        slots, optimizer, loss_fn, probe, scaler, scheduler, policy, epochs, seed, name, loss, digest_every_epochs
+    )
     current = settings or load_settings()
     if loss.hold_seconds is not None:
         current = current.model_copy(update={"broker_retry_seconds": loss.hold_seconds})

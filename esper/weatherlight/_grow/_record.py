@@ -43,7 +43,7 @@ class GrowRecord:
             experiment_name=wishes.name,
             re_executable=False,
             slots=[] if wishes.slots == "auto" else list(wishes.slots),
-            digest_every_epochs=1,
+            digest_every_epochs=wishes.digest_every_epochs,
         )
         with contextlib.closing(self._fabric.publisher("grow")) as requests:
             requests.publish(request, key=self.run_id)

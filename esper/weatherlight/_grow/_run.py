@@ -238,7 +238,7 @@ class GrowRun:
             seed_states=controller.seed_states(),
             slots=controller.slot_states(),
             growth=controller.growth(),
-            weights_digest=self._digest(controller),
+            weights_digest=self._digest(controller) if epoch % wishes.digest_every_epochs == 0 else "",
             policy=wishes.policy,
             parameters=self._host_parameters + controller.parameters(),
             multiply_adds=self._multiply_adds(controller),

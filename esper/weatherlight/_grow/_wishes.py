@@ -86,6 +86,17 @@ class Wishes:
     seed: int
     name: str
     on_log_loss: LogLoss
+    #: The state digest costs reading every weight once.
+    digest_every_epochs: int = 1
+
+
+def check_digests(every_epochs: int) -> None:
+    """Raise UsageError when the weights cannot be hashed that often."""
+    if every_epochs < 1:
+        raise UsageError(
+            f"digest_every_epochs={every_epochs} cannot be used",
+            next_step="give a number of epochs, at least 1; 1 hashes the weights at every edge",
+        )
 
 
 def check_helpers(
