@@ -177,6 +177,8 @@ class GrowingArm(Arm):
         if operation == ly.SEED_OP_GERMINATE:
             wish.slot, wish.blueprint_id = self.kind.slot, self.kind.blueprint
             wish.parameters.update(lowest_parameters(self.kind.blueprint))
+        elif operation == ly.SEED_OP_CULL:
+            wish.parameters["fall_steps"] = 0.0
         command = ly.AdaptationCommand(
             command_id=f"command-{self.epoch}",
             command_type=ly.COMMAND_SEED,

@@ -96,6 +96,8 @@ class EdgeDecision:
     kernel_digest: str = ""
     events: Sequence[EventMessage] = ()
     gate_verdicts: Mapping[str, bool] = field(default_factory=dict)
+    #: What was chosen that request and command left open, by name; a re-execution takes it from the outcome.
+    choices: Mapping[str, float] = field(default_factory=dict)
 
 
 class GraftController(Protocol):

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from esper.core.errors import UsageError
+from esper.leyline import messages as ly
 
 AlphaCurve = Literal["linear", "cosine", "sigmoid"]
 ALPHA_CURVES: Final[tuple[str, ...]] = get_args(AlphaCurve)
+#: The contract's word for each curve.
+CURVE_WORDS: Final[Mapping[AlphaCurve, ly.AlphaCurve]] = {
+    "linear": ly.ALPHA_CURVE_LINEAR,
+    "cosine": ly.ALPHA_CURVE_COSINE,
+    "sigmoid": ly.ALPHA_CURVE_SIGMOID,
+}
+
+CURVE_NAMES: Final[Mapping[ly.AlphaCurve, AlphaCurve]] = {word: name for name, word in CURVE_WORDS.items()}
 
 #: At +-6 the logistic function is within 0.25 % of its limits; the curve is rescaled to meet them exactly.
 _SIGMOID_REACH: Final = 6.0
@@ -25,7 +34,7 @@ def _logistic(x: float) -> float:
 
 @dataclass(frozen=True)
 class AlphaSchedule:
-    """A monotone rise from exactly 0.0 at step 0 to exactly 1.0 at step `steps`.
+    """A monotone way from exactly `start` at step 0 to exactly `end` at step `steps`; a rise from 0 to 1 by default.
 
     Curves: linear; cosine, (1 - cos(pi t)) / 2; sigmoid, the logistic function rescaled to its ends.
 
@@ -35,6 +44,8 @@ class AlphaSchedule:
 
     curve: AlphaCurve
     steps: int
+    start: float = 0.0
+    end: float = 1.0
 
     def __post_init__(self) -> None:
         if self.curve not in ALPHA_CURVES:
@@ -44,15 +55,17 @@ class AlphaSchedule:
                 next_step="choose one of them",
             )
         if self.steps < 1:
-            raise UsageError(f"alpha cannot rise in {self.steps} steps", next_step="give at least 1")
+            raise UsageError(f"alpha cannot move in {self.steps} steps", next_step="give at least 1")
 
     def at(self, step: int) -> float:
-        """Return alpha after `step` steps; 0.0 before the first and 1.0 from the last on."""
+        """Return alpha after `step` steps; `start` before the first and `end` from the last on."""
         if step <= 0:
-            return 0.0
+            return self.start
         if step >= self.steps:
-            return 1.0
-        t = step / self.steps
+            return self.end
+        return self.start + (self.end - self.start) * self._way(step / self.steps)
+
+    def _way(self, t: float) -> float:
         if self.curve == "linear":
             return t
         if self.curve == "cosine":
@@ -78,7 +91,7 @@ class AlphaBlender(nn.Module):
         self._step = 0
 
     def begin(self, schedule: AlphaSchedule) -> None:
-        """Start to rise along `schedule` from 0."""
+        """Start to move along `schedule`, from where it starts."""
         self._schedule = schedule
         self._step = 0
         self._set(schedule.at(0))
@@ -90,16 +103,20 @@ class AlphaBlender(nn.Module):
             self._set(self._schedule.at(self._step))
         return self.value
 
+    @property
+    def curve(self) -> AlphaCurve | None:
+        """The curve that alpha moves along, or moved last; None before it began."""
+        return None if self._schedule is None else self._schedule.curve
+
     def facts(self) -> dict[str, Any]:
-        """Return how far alpha has risen, for a checkpoint."""
-        schedule = self._schedule
-        rise = None if schedule is None else {"curve": schedule.curve, "steps": schedule.steps}
+        """Return how far alpha has come, for a checkpoint."""
+        rise = None if self._schedule is None else asdict(self._schedule)
         return {"value": self.value, "step": self._step, "schedule": rise}
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Go on from where `facts` says that alpha had come to."""
         rise = facts["schedule"]
-        self._schedule = None if rise is None else AlphaSchedule(rise["curve"], rise["steps"])
+        self._schedule = None if rise is None else AlphaSchedule(**rise)
         self._step = int(facts["step"])
         self._set(float(facts["value"]))
 

@@ -7,21 +7,25 @@ from collections.abc import Set as AbstractSet
 import torch
 from torch import Tensor
 
+from esper.core.errors import IntegrityError
 from esper.core.inputs import Inputs, Targets, shapes_of
 from esper.core.rng import derive_seed
-from esper.kasmina._alpha import AlphaSchedule
-from esper.kasmina._bench import LiveSeed, PreparedSeed, SeedBench
+from esper.kasmina._alpha import AlphaCurve, AlphaSchedule
+from esper.kasmina._bench import LiveSeed, PreparedSeed
+from esper.kasmina._folding import apply_fold
 from esper.kasmina._graft import Graft, Role, anchor_of, submodule_name
+from esper.kasmina._held_out import ProbeBench
 from esper.kasmina._ownership import HOST, seed_owner
 from esper.kasmina._remains import Remains
-from esper.kasmina._seed_training import SeedTrainer
+from esper.kasmina._seed_training import SeedTrainer, release
 from esper.kasmina._slots import SlotSpec
+from esper.leyline import messages as ly
 
 #: Forward and backward of a trained module against its forward: the usual count (forward + 2x backward).
 _TRAINING_FACTOR = 3
 
 
-class SeedBed(SeedBench):
+class SeedBed(ProbeBench):
     """Plants, trains and removes. No decision is made here, and no event is known."""
 
     # -- what changes the host ------------------------------------------------------------------------------
@@ -39,12 +43,35 @@ class SeedBed(SeedBench):
             multiply_adds_per_sample=prepared.multiply_adds_per_sample,
         )
 
-    def blend(self, seed_id: str, *, steps: int) -> None:
+    def blend(
+        self,
+        seed_id: str,
+        *,
+        steps: int,
+        mode: ly.BlendMode = ly.BLEND_MODE_RESIDUAL,
+        curve: AlphaCurve | None = None,
+    ) -> None:
         """Let the seed join the host's forward; alpha rises from 0 to 1 over `steps` steps."""
         live = self.live[seed_id]
         assert live.seed.blender is not None, "a seed that begins to blend has its blender"
         live.graft.join()
-        live.seed.blender.begin(AlphaSchedule(self._config.alpha_curve, steps))
+        live.seed.mode = mode
+        live.seed.blender.begin(AlphaSchedule(curve or self._config.alpha_curve, steps))
+
+    def fall(self, seed_id: str, *, steps: int) -> None:
+        """Let alpha fall to 0 over `steps` steps, from where it is; the seed learns nothing more."""
+        live = self.live[seed_id]
+        live.held_out = None  # It is not measured any more.
+        blender = live.seed.blender
+        assert blender is not None, "a seed that falls has its blender"
+        curve = blender.curve or self._config.alpha_curve
+        blender.begin(AlphaSchedule(curve, steps, start=blender.value, end=0.0))
+
+    def sink(self, seed_id: str) -> None:
+        """Take one step of a fall."""
+        live = self.live[seed_id]
+        assert live.seed.blender is not None, "a seed that falls has its blender"
+        live.seed.blender.advance_alpha()
 
     def fossilize(self, seed_id: str) -> None:
         """Make the seed a part of the host for good: no alpha, and its parameters the host optimiser's."""
@@ -54,6 +81,34 @@ class SeedBed(SeedBench):
             beside = list(self._model.get_submodule(live.spec.module).parameters())
             live.trainer.hand_over(self._optimizer, beside=beside)
             self.registry.transfer(seed_owner(seed_id), HOST)
+
+    def fold(self, seed_id: str) -> None:
+        """Make the seed a part of its layer's weights, and take it off.
+
+        Raises:
+            IntegrityError: it cannot be folded now.
+        """
+        fold = self.fold_of(seed_id)
+        if isinstance(fold, str):
+            raise IntegrityError(
+                f"the seed {seed_id!r} cannot be folded",
+                cause=f"its move says that it was, and now: {fold}",
+                next_step="compare the numerics fingerprints of both attempts",
+            )
+        apply_fold(fold, self._optimizer)
+        self.uproot(seed_id)
+        self.forget(seed_id)
+        self.registry.accept(HOST)
+
+    def prune(self, seed_id: str) -> None:
+        """Take a fossilised seed off the host; its parameters leave the host's optimiser."""
+        live = self.live[seed_id]
+        parameters = list(live.seed.parameters())
+        if self._optimizer is not None:
+            release(self._optimizer, parameters)
+            self.registry.drop(HOST, parameters)
+        self.uproot(seed_id)
+        self.forget(seed_id)
 
     def uproot(self, seed_id: str) -> None:
         """Take the seed off the host; hook, parameters and optimiser state go with the last reference."""

@@ -19,7 +19,7 @@ from esper.kasmina._gate_gradients import GradientEvidence
 from esper.kasmina._gate_interface import InterfaceEvidence
 from esper.kasmina._gate_reset import ResetEvidence
 from esper.kasmina._gates import KernelEvidence
-from esper.kasmina._graft import Graft, GraftedSeed, PassFocus, Role
+from esper.kasmina._graft import Graft, GraftedSeed, PassFocus
 from esper.kasmina._isolation import IsolationMonitor, Leaks
 from esper.kasmina._ownership import HOST, OwnershipRegistry
 from esper.kasmina._passes import HostPasses, Isolation, count_multiply_adds, forked_rng
@@ -161,6 +161,7 @@ class SeedBench:
             device=self._device(spec),
             rng_seed=rng_seed,
             focus=self._focus,
+            layout=spec.layout,
         )
 
     # -- evidence --------------------------------------------------------------------------------------------
@@ -202,6 +203,12 @@ class SeedBench:
         self.monitor.breach(seed_id, Leaks(host_changes=evidence[0].host_changes))
         return evidence[0]
 
+    def prepared_again(self, seed_id: str) -> tuple[SlotSpec, PreparedSeed]:
+        """Return a seed that is on the host, as it was prepared; its body is the seed's own."""
+        live = self.live[seed_id]
+        known = KernelEvidence(0, True, 0.0)
+        return live.spec, PreparedSeed(live.seed.body, known, live.parameters, live.multiply_adds_per_sample)
+
     def gradient_evidence(self, seed_id: str) -> GradientEvidence:
         """Return what the last epoch showed of a seed in TRAINING."""
         leaks = self.monitor.leaks(seed_id)
@@ -226,41 +233,6 @@ class SeedBench:
         """Return what is left of a culled seed; None where nothing was kept to tell."""
         remains = self._remains.get(seed_id)
         return None if remains is None else remains.evidence(self.registry, self._optimizer)
-
-    def measure(self, seed_ids: Sequence[str], *, epoch: int) -> None:
-        """Measure each seed's held-out losses on the probe, if there are a probe and a loss."""
-        if self.probe is None or self.loss_fn is None or not seed_ids:
-            return
-        as_it_is = self._held_out_loss("as-is", PassFocus())
-        for seed_id in seed_ids:
-            live = self.live[seed_id]
-            if live.seed.role is Role.ISOLATED:
-                live.seed.eval()
-                on = self._held_out_loss(seed_id, PassFocus(shadowed=live.seed))
-                live.held_out = HeldOutLosses(epoch, as_it_is, seed_on=on, seed_off=as_it_is)
-            else:
-                off = self._held_out_loss(seed_id, PassFocus(muted=live.seed))
-                live.held_out = HeldOutLosses(epoch, as_it_is, seed_on=as_it_is, seed_off=off)
-
-    def _held_out_loss(self, name: str, focus: PassFocus) -> float:
-        """Return the mean loss over the probe's samples, with the host in eval mode."""
-        assert self.probe is not None, "held-out losses need a probe"
-        assert self.loss_fn is not None, "held-out losses need a loss"
-        total, samples = 0.0, 0
-        for inputs, targets in self.probe:
-            with (
-                torch.no_grad(),
-                self._passes.quiet(seed=0),
-                self._focus.on(shadowed=focus.shadowed, muted=focus.muted),
-            ):
-                self.multiply_adds += self._cost(
-                    ("probe", name, shapes_of(inputs), *self._heard()),
-                    lambda batch=inputs: self._passes.forward(batch),  # type: ignore[misc]  # mypy infers no lambda defaults
-                )
-                loss = float(self.loss_fn(self._passes.forward(inputs), targets))
-            count = samples_in(inputs)
-            total, samples = total + loss * count, samples + count
-        return total / samples
 
     def _heard(self) -> tuple[str, ...]:
         return tuple(seed_id for seed_id, live in self.live.items() if live.seed.heard)

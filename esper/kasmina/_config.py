@@ -26,6 +26,8 @@ class GateLimits:
     gradient_norm_max: float = 1e4
     #: Below it, in the whole epoch, the gradient has vanished: the seed cannot learn.
     gradient_norm_min: float = 1e-12
+    #: The held-out loss may rise by this share when a fossilised seed is taken off again.
+    prune_rise_max: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class KasminaConfig:
     #: Epochs that alpha takes from 0 to 1; `blend_steps`, when given, counts steps instead.
     blend_epochs: float = 2.0
     blend_steps: int | None = None
+    #: Epochs that alpha takes from where it is to 0 when a seed that is heard is culled; 0: at once.
+    cull_epochs: float = 1.0
+    #: Whether a fossilised seed that is a linear map beside or after a linear layer becomes a part of its weights.
+    fold: bool = True
     #: How long an epoch's edge waits for a kernel.
     kernel_wait_seconds: float = 10.0
     #: Epochs for which the slot of a culled seed stays barred before it is reset.
@@ -76,8 +82,10 @@ class KasminaConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise _unusable(name, value, "a finite number above 0")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise _unusable("weight_decay", self.weight_decay, "a finite number, at least 0")
+        for name in ("weight_decay", "cull_epochs"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise _unusable(name, value, "a finite number, at least 0")
         if self.warmup_steps < 0:
             raise _unusable("warmup_steps", self.warmup_steps, "at least 0")
         for name in (
@@ -104,6 +112,12 @@ class KasminaConfig:
         if epochs is None and self.blend_steps is not None:
             return self.blend_steps
         return max(1, round((self.blend_epochs if epochs is None else epochs) * steps_per_epoch))
+
+    def fall_steps_at(self, steps_per_epoch: int, *, steps: float | None, epochs: float | None) -> int:
+        """Return how many steps alpha takes to fall to 0; 0: it is not waited for."""
+        if steps is not None:
+            return round(steps)
+        return math.ceil((self.cull_epochs if epochs is None else epochs) * steps_per_epoch)
 
 
 def _unusable(name: str, value: object, expected: str) -> UsageError:

@@ -13,8 +13,8 @@ from esper.core.errors import IntegrityError
 from esper.core.ids import derive_id
 from esper.core.ports import EdgeDecision
 from esper.kasmina._commands import REASONS
-from esper.kasmina._lifecycle import GUARDS, SeedRecord, gate_label, gate_name
-from esper.kasmina._orders import Order, Refusal
+from esper.kasmina._lifecycle import FALLING_STAGES, GUARDS, SeedRecord, gate_label, gate_name
+from esper.kasmina._orders import RATE_FACTOR, TUNE_EPOCHS, Order, Refusal
 from esper.leyline import messages as ly
 from esper.leyline.registry import EventMessage
 
@@ -47,6 +47,17 @@ class Findings:
     metrics: Mapping[str, float] = field(default_factory=dict)
     #: How the kernel fared in quarantine, where it was not even tried on the host.
     quarantined: ly.KernelQuarantined | None = None
+    #: The stages on the way, where they are not the order's own.
+    path: tuple[ly.SeedLifecycleStage, ...] | None = None
+    #: What was chosen that request and command left open, by name.
+    choices: Mapping[str, float] = field(default_factory=dict)
+    #: Of a blend: how, and along which curve.
+    blend_mode: ly.BlendMode = ly.BLEND_MODE_UNSPECIFIED
+    alpha_curve: ly.AlphaCurve = ly.ALPHA_CURVE_UNSPECIFIED
+
+
+#: What may happen to a seed at an edge.
+SeedEvent = ly.GateEvaluated | ly.SeedStageChanged | ly.SeedMoveRejected | ly.SeedTuned | ly.KernelQuarantined
 
 
 class EdgeEvents:
@@ -56,7 +67,7 @@ class EdgeEvents:
         self._edge = edge
         self.events: list[EventMessage] = []
 
-    def add(self, event: ly.GateEvaluated | ly.SeedStageChanged | ly.SeedMoveRejected | ly.KernelQuarantined) -> str:
+    def add(self, event: SeedEvent) -> str:
         """Append `event`, stamped with run, attempt, epoch and id; return the id."""
         edge = self._edge
         if isinstance(event, ly.KernelQuarantined):
@@ -91,7 +102,8 @@ def decide_order(edge: Edge, order: Order, findings: Findings) -> EdgeDecision:
     """Return what becomes of a legal order given what was measured for it.
 
     Applied: one event per gate, then one per stage on the way. Refused by a problem or a failed gate: the gates
-    that were measured, what was found in quarantine, then one rejection.
+    that were measured, what was found in quarantine, then one rejection. An order without a path changes how the
+    seed learns, where it stands.
     """
     collected = EdgeEvents(edge)
     gate_ids = {gate.gate: _add_gate(collected, order, gate) for gate in findings.gates}
@@ -101,8 +113,10 @@ def decide_order(edge: Edge, order: Order, findings: Findings) -> EdgeDecision:
         _add_quarantine(collected, order, findings.quarantined)
     if reason:
         _add_rejection(collected, order, reason, gate_ids.values())
-    else:
+    elif order.path:
         _add_moves(collected, order, findings, gate_ids)
+    else:
+        _add_tuning(collected, order)
     return EdgeDecision(
         result=ly.COMMAND_RESULT_REJECTED if reason else ly.COMMAND_RESULT_APPLIED,
         reason=reason,
@@ -110,6 +124,7 @@ def decide_order(edge: Edge, order: Order, findings: Findings) -> EdgeDecision:
         kernel_digest=findings.kernel_digest,
         events=collected.events,
         gate_verdicts={gate_name(gate.gate): gate.passed for gate in findings.gates},
+        choices={} if reason else findings.choices,
     )
 
 
@@ -133,7 +148,7 @@ def _add_rejection(collected: EdgeEvents, order: Order, reason: str, gate_ids: I
         ly.SeedMoveRejected(
             seed_id=order.seed_id,
             from_stage=order.from_stage,
-            to_stage=order.path[0],
+            to_stage=order.to_stage,
             reason=reason,
             command_id=order.command_id,
             gate_event_ids=gate_ids,
@@ -145,29 +160,44 @@ def _add_moves(
     collected: EdgeEvents, order: Order, findings: Findings, gate_ids: Mapping[ly.SeedLifecycleGate, str]
 ) -> None:
     stage = order.from_stage
-    for following in order.path:
+    for following in order.path if findings.path is None else findings.path:
         guards = GUARDS.get(following, ())
-        collected.add(
-            ly.SeedStageChanged(
-                seed_id=order.seed_id,
-                slot=order.slot,
-                blueprint_id=order.blueprint_id,
-                from_stage=stage,
-                to_stage=following,
-                reason=order.reason,
-                command_id=order.command_id,
-                alpha=findings.alpha,
-                gate_event_ids=[gate_ids[guard] for guard in guards if guard in gate_ids],
-                gates_not_measured=[guard for guard in guards if guard not in gate_ids],
-                metrics=dict(findings.metrics),
-            )
+        move = ly.SeedStageChanged(
+            seed_id=order.seed_id,
+            slot=order.slot,
+            blueprint_id=order.blueprint_id,
+            from_stage=stage,
+            to_stage=following,
+            reason=order.reason,
+            command_id=order.command_id,
+            alpha=findings.alpha,
+            gate_event_ids=[gate_ids[guard] for guard in guards if guard in gate_ids],
+            gates_not_measured=[guard for guard in guards if guard not in gate_ids],
+            metrics=dict(findings.metrics),
         )
+        if following == ly.SEED_STAGE_BLENDING:
+            move.blend_mode, move.alpha_curve = findings.blend_mode, findings.alpha_curve
+        collected.add(move)
         stage = following
 
 
-def cull_for_fault(edge: Edge, faults: Sequence[tuple[SeedRecord, str, float]]) -> list[EventMessage]:
-    """Return the moves that take seeds with a fault (record, fault, alpha) off the host and bar their slots."""
-    return _culled(edge, [(record, f"fault:{fault}", alpha) for record, fault, alpha in faults])
+def _add_tuning(collected: EdgeEvents, order: Order) -> None:
+    """Add what FINE_TUNE asks for, or the end of it that CANCEL asks for."""
+    collected.add(
+        ly.SeedTuned(
+            seed_id=order.seed_id,
+            stage=order.from_stage,
+            rate_factor=order.parameters.get(RATE_FACTOR, 1.0),
+            epochs=round(order.parameters.get(TUNE_EPOCHS, 1.0)) if order.operation == ly.SEED_OP_FINE_TUNE else 0,
+            reason=order.reason,
+            command_id=order.command_id,
+        )
+    )
+
+
+def forced_off(edge: Edge, seeds: Sequence[tuple[SeedRecord, str, float]]) -> list[EventMessage]:
+    """Return the moves that take seeds (record, reason, alpha) off the host at once and bar their slots."""
+    return _culled(edge, seeds)
 
 
 def cull_in_emergency(
@@ -180,13 +210,14 @@ def cull_in_emergency(
 def _culled(edge: Edge, seeds: Sequence[tuple[SeedRecord, str, float]], *, command_id: str = "") -> list[EventMessage]:
     collected = EdgeEvents(edge)
     for record, reason, alpha in seeds:
+        falling = record.stage in FALLING_STAGES
         order = Order(
             operation=ly.SEED_OP_CULL,
             seed_id=record.seed_id,
             slot=record.slot,
             blueprint_id=record.blueprint_id,
             from_stage=record.stage,
-            path=(ly.SEED_STAGE_CULLED, ly.SEED_STAGE_EMBARGOED),
+            path=(ly.SEED_STAGE_EMBARGOED,) if falling else (ly.SEED_STAGE_CULLED, ly.SEED_STAGE_EMBARGOED),
             command_id=command_id,
         )
         before = len(collected.events)
@@ -228,6 +259,9 @@ def check_against_record(decision: EdgeDecision, recorded: ly.CommandOutcome) ->
     for name in sorted(set(decision.gate_verdicts) | set(recorded_verdicts)):
         if decision.gate_verdicts.get(name) != recorded_verdicts.get(name):
             raise _differs(recorded, name, decision.gate_verdicts.get(name), recorded_verdicts.get(name))
+    for name in sorted(recorded.choices):
+        if decision.choices.get(name) != recorded.choices[name]:
+            raise _differs(recorded, name, decision.choices.get(name), recorded.choices[name])
     if decision.result != recorded.result:
         raise _differs(
             recorded,

@@ -1,4 +1,4 @@
-"""Gathers what the gates of an order look at: fetches the kernel, measures losses, reads alpha."""
+"""Gathers what the gates of an order look at; for a germination it fetches the kernel and tries it out."""
 
 from __future__ import annotations
 
@@ -12,30 +12,22 @@ from esper.core.errors import IntegrityError, UsageError
 from esper.core.ports import BlueprintRuntime, FetchedKernel, KernelUnavailable
 from esper.core.rng import derive_seed
 from esper.kasmina._bed import SeedBed
-from esper.kasmina._bench import HeldOutLosses, PreparedSeed
+from esper.kasmina._bench import PreparedSeed
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._decide import KERNEL_UNAVAILABLE, Findings, is_measured, unavailable
-from esper.kasmina._gate_gradients import gradient_gate
-from esper.kasmina._gate_interface import interface_gate
+from esper.kasmina._decide import KERNEL_UNAVAILABLE, Findings, is_measured
 from esper.kasmina._gates import (
-    ImpactEvidence,
     SanityEvidence,
-    StabilityEvidence,
-    impact_gate,
     sanity_gate,
-    stability_gate,
 )
 from esper.kasmina._household import HOUSE_REASONS, Household
 from esper.kasmina._lifecycle import KasminaLifecycle
-from esper.kasmina._orders import BLEND_EPOCHS, BLEND_STEPS, Order
+from esper.kasmina._move_examiner import ISOLATION_OPEN, MoveExaminer
+from esper.kasmina._orders import Order
 from esper.kasmina._quarantine import QUARANTINED, REFUSED, hold_trial, reason_of, recorded_event, refusal_of
 from esper.kasmina._slots import SlotSpec
 from esper.leyline import messages as ly
 
 logger = logging.getLogger("esper.kasmina")
-
-#: Why nothing germinates while the breaker of the isolation monitor is open.
-ISOLATION_OPEN = "breaker_open:isolation"
 
 
 @dataclass(frozen=True)
@@ -46,8 +38,8 @@ class Examination:
     prepared: PreparedSeed | None = None
 
 
-class Examiner:
-    """Measures; it judges nothing itself and leaves the host as it was."""
+class Examiner(MoveExaminer):
+    """Examines germinations as well: fetches the kernel, tries it out."""
 
     def __init__(
         self,
@@ -60,13 +52,12 @@ class Examiner:
         config: KasminaConfig,
         seed: int,
     ) -> None:
-        self._bed = bed
+        super().__init__(bed, config=config)
         self._seed = seed
         self._runtime = runtime
         self._house = house
         self._slots = slots
         self._descriptors = descriptors
-        self._config = config
 
     def examine(
         self,
@@ -85,14 +76,7 @@ class Examiner:
         """
         if order.operation == ly.SEED_OP_GERMINATE:
             return self._germination(order, lifecycle, recorded)
-        alpha = self._bed.live[order.seed_id].seed.alpha
-        if order.operation == ly.SEED_OP_START_GRAFTING:
-            return Examination(self._grafting(order, epoch, steps_per_epoch, recorded))
-        if order.operation == ly.SEED_OP_STABILIZE:
-            return Examination(self._stabilising(order, alpha, recorded))
-        if order.operation in (ly.SEED_OP_EVALUATE, ly.SEED_OP_FOSSILIZE):
-            return Examination(self._impact(order.seed_id, epoch, alpha))
-        return Examination(Findings(alpha=alpha))
+        return Examination(self._move(order, epoch=epoch, steps_per_epoch=steps_per_epoch, recorded=recorded))
 
     def _germination(
         self, order: Order, lifecycle: KasminaLifecycle, recorded: ly.CommandOutcome | None
@@ -145,13 +129,12 @@ class Examiner:
         sane: ly.GateEvaluated,
         recorded: ly.CommandOutcome | None,
     ) -> tuple[list[ly.GateEvaluated], str]:
-        """Return G0 and, of a kernel that passes it, G1 of a rehearsal; or why G1 cannot be measured."""
-        if not (sane.passed and is_measured(ly.SEED_GATE_G1_GRADIENT_HEALTH, recorded)):
+        """Return G0 and, of a kernel that passes it and is to train, G1 of a rehearsal; or why G1 is not measured."""
+        held = ly.SEED_STAGE_TRAINING not in order.path
+        if held or not (sane.passed and is_measured(ly.SEED_GATE_G1_GRADIENT_HEALTH, recorded)):
             return [sane], ""
-        evidence = self._bed.rehearsal(order.seed_id, spec, prepared)
-        if evidence is None:
-            return [sane], unavailable(ly.SEED_GATE_G1_GRADIENT_HEALTH)
-        return [sane, gradient_gate(evidence, self._config.limits)], ""
+        rehearsed = self._rehearsed(order.seed_id, spec, prepared)
+        return ([sane], rehearsed) if isinstance(rehearsed, str) else ([sane, rehearsed], "")
 
     def _refused(self, order: Order, spec: SlotSpec, kernel: FetchedKernel, refusal: str) -> Findings:
         """Try out in quarantine what may not be grafted; without the kernel's bytes there is only the refusal."""
@@ -203,49 +186,6 @@ class Examiner:
         with self._bed.apart():
             return _module_of(self._runtime.fetch_by_digest(kernel_digest))
 
-    def _held_out(self, seed_id: str, epoch: int) -> HeldOutLosses | None:
-        """Return the seed's losses at this very epoch; None where nothing can measure them."""
-        live = self._bed.live[seed_id]
-        if live.held_out is None or live.held_out.epoch != epoch:
-            live.held_out = None  # An older measurement must not stand in for one that cannot be made now.
-            self._bed.measure([seed_id], epoch=epoch)
-        return live.held_out
-
-    def _stabilising(self, order: Order, alpha: float, recorded: ly.CommandOutcome | None) -> Findings:
-        if alpha != 1.0:
-            return Findings(problem="alpha_below_one", alpha=alpha)
-        if not is_measured(ly.SEED_GATE_G3_INTERFACE, recorded):
-            return Findings(alpha=alpha)
-        evidence = self._bed.interface(order.seed_id)
-        if evidence is None:
-            return _unavailable(ly.SEED_GATE_G3_INTERFACE, alpha=alpha)
-        metrics = {"interface_latency_ms": evidence.latency_ms}
-        return Findings(gates=[interface_gate(evidence)], alpha=alpha, metrics=metrics)
-
-    def _grafting(self, order: Order, epoch: int, steps_per_epoch: int, recorded: ly.CommandOutcome | None) -> Findings:
-        losses = self._held_out(order.seed_id, epoch)
-        if losses is None:
-            return _unavailable(ly.SEED_GATE_G2_STABILITY, alpha=0.0)
-        evidence = StabilityEvidence(
-            epoch_losses=self._bed.live[order.seed_id].trainer.shadow.epoch_losses,
-            loss_seed_on=losses.seed_on,
-            loss_seed_off=losses.seed_off,
-        )
-        steps = order.parameters.get(BLEND_STEPS)
-        if steps is None:
-            steps = self._config.blend_steps_at(steps_per_epoch, epochs=order.parameters.get(BLEND_EPOCHS))
-        gates = [stability_gate(evidence, self._config.limits)]
-        if is_measured(ly.SEED_GATE_G1_GRADIENT_HEALTH, recorded):
-            gates.insert(0, gradient_gate(self._bed.gradient_evidence(order.seed_id), self._config.limits))
-        return Findings(gates=gates, metrics={**_loss_metrics(losses), BLEND_STEPS: max(1.0, round(steps))})
-
-    def _impact(self, seed_id: str, epoch: int, alpha: float) -> Findings:
-        losses = self._held_out(seed_id, epoch)
-        if losses is None:
-            return _unavailable(ly.SEED_GATE_G4_SYSTEM_IMPACT, alpha=alpha)
-        gate = impact_gate(ImpactEvidence(losses.seed_on, losses.seed_off), self._config.limits)
-        return Findings(gates=[gate], alpha=alpha, metrics=_loss_metrics(losses))
-
 
 def _recorded_refusal(recorded: ly.CommandOutcome) -> Findings:
     """Return what a recorded rejection said; nothing of such a kernel runs again."""
@@ -260,11 +200,3 @@ def _module_of(kernel: FetchedKernel) -> nn.Module:
             next_step="`esper blueprints show` says what holds for its blueprint",
         )
     return kernel.module
-
-
-def _unavailable(gate: ly.SeedLifecycleGate, *, alpha: float) -> Findings:
-    return Findings(problem=unavailable(gate), alpha=alpha)
-
-
-def _loss_metrics(losses: HeldOutLosses) -> dict[str, float]:
-    return {"loss_seed_on": losses.seed_on, "loss_seed_off": losses.seed_off}

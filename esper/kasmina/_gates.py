@@ -156,5 +156,17 @@ def impact_gate(evidence: ImpactEvidence, limits: GateLimits) -> ly.GateEvaluate
     )
 
 
+def pruning_gate(evidence: ImpactEvidence, rise_max: float) -> ly.GateEvaluated:
+    """Judge G4 for a fossilised seed that is to go: without it the held-out loss rises by no more than that share."""
+    rise = evidence.loss_seed_off - evidence.loss_seed_on
+    return verdict(
+        ly.SEED_GATE_G4_SYSTEM_IMPACT,
+        [
+            check("losses_not_finite", _not_finite(evidence.loss_seed_on, evidence.loss_seed_off), "==", 0.0),
+            check("loss_rise", rise, "<=", rise_max * abs(evidence.loss_seed_on)),
+        ],
+    )
+
+
 def _not_finite(*values: float) -> float:
     return float(sum(not math.isfinite(value) for value in values))

@@ -23,9 +23,11 @@ from esper.core.errors import IntegrityError
 from esper.core.inputs import Output, main_of, source_of, with_main
 from esper.core.rng import derive_seed
 from esper.kasmina._alpha import AlphaBlender
+from esper.kasmina._blend import channel_dim, mixed, share
 from esper.kasmina._passes import forked_rng
-from esper.kasmina._slots import Placement, SlotSpec
+from esper.kasmina._slots import Layout, Placement, SlotSpec
 from esper.kasmina._sockets import Socket, socket_of
+from esper.leyline import messages as ly
 
 #: Modules that run all their children: a seed registered there would run as one more layer.
 _RUNS_ITS_CHILDREN: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -52,37 +54,51 @@ class PassFocus:
     muted: GraftedSeed | None = None
     #: Whether the shadowed seed's activations are detached; only tests say no.
     detach: bool = True
+    #: The shadowed seed is heard instead of its slot's module, as a seed in mode CONVEX will be.
+    instead: bool = False
 
     @contextmanager
-    def on(self, *, shadowed: GraftedSeed | None = None, muted: GraftedSeed | None = None) -> Iterator[None]:
+    def on(
+        self, *, shadowed: GraftedSeed | None = None, muted: GraftedSeed | None = None, instead: bool = False
+    ) -> Iterator[None]:
         """Make the block's passes about these seeds, and about none afterwards."""
-        self.shadowed, self.muted = shadowed, muted
+        self.shadowed, self.muted, self.instead = shadowed, muted, instead
         try:
             yield
         finally:
-            self.shadowed = self.muted = None
+            self.shadowed, self.muted, self.instead = None, None, False
 
 
 class GraftedSeed(nn.Module):
     """A kernel's module with what it takes to hear it: alpha, the forward hook, a random stream of its own.
 
     `body` maps [batch, *in_shape] to [batch, *out_shape]. In the joint stages the host hears
-    `output + alpha * body(source)`; where that contribution is not finite the host hears its own output, its
-    activations get no gradient from the seed, and `sound` turns False. All of it without waiting for a device.
+    `output + alpha * body(source)`, or what its blend mode makes of the two (`_blend`); where that is not finite the
+    host hears its own output, its activations get no gradient from the seed, and `sound` turns False. All of it
+    without waiting for a device.
     """
 
     sound: Tensor
 
     def __init__(
-        self, body: nn.Module, *, placement: Placement, device: torch.device, rng_seed: int, focus: PassFocus
+        self,
+        body: nn.Module,
+        *,
+        placement: Placement,
+        device: torch.device,
+        rng_seed: int,
+        focus: PassFocus,
+        layout: Layout = "vector",
     ) -> None:
         super().__init__()
         self.body = body
         self.blender: AlphaBlender | None = AlphaBlender(device=device)
         self.role = Role.ISOLATED
+        self.mode: ly.BlendMode = ly.BLEND_MODE_RESIDUAL
         # Not persistent: the host's state does not change because a flag exists.
         self.register_buffer("sound", torch.ones((), dtype=torch.bool, device=device), persistent=False)
         self._placement = placement
+        self._channel_dim = channel_dim(layout)
         self._rng_seed = rng_seed
         self._devices = (device,) if device.type == "cuda" else ()
         self._focus = focus
@@ -111,25 +127,36 @@ class GraftedSeed(nn.Module):
         if self._focus.muted is self or not self.heard:
             return None
         if self.role is Role.FOSSIL:
-            return self._plus_body(source, output)
+            return self._in_full(source, output)
         return self._blended(source, output)
 
     def _in_shadow(self, source: Tensor, output: Tensor) -> Tensor:
         if self._focus.detach:
             source, output = source.detach(), output.detach()
-        return self._plus_body(source, output)
+        heard: Tensor = self.body(source)
+        return heard if self._focus.instead else output + heard
 
-    def _plus_body(self, source: Tensor, output: Tensor) -> Tensor:
-        heard: Tensor = output + self.body(source)
-        return heard
+    def _in_full(self, source: Tensor, output: Tensor) -> Tensor:
+        heard: Tensor = self.body(source)
+        return heard if self.mode == ly.BLEND_MODE_CONVEX else output + heard
 
     def _blended(self, source: Tensor, output: Tensor) -> Tensor:
         assert self.blender is not None, "a blended seed has its blender"
-        contribution = self.blender(self._drawing_apart(self._guarded(source)))
+        given = self._drawing_apart(self._guarded(source))
+        if self.mode == ly.BLEND_MODE_CONVEX:
+            return torch.where(self._checked(given), mixed(self.blender.alpha, output, given), output)
+        if self.mode == ly.BLEND_MODE_RESIDUAL:
+            contribution = self.blender(given)
+        else:
+            contribution = given * share(self.mode, self.blender.alpha, output, dim=self._channel_dim)
+        return output + torch.where(self._checked(contribution), contribution, torch.zeros_like(contribution))
+
+    def _checked(self, contribution: Tensor) -> Tensor:
+        """Return whether all of it is finite, 0-d, and remember where it is not."""
         finite = torch.isfinite(contribution).all()
         if not torch.compiler.is_exporting():  # An exported network has nobody who would ask.
             self.sound.logical_and_(finite)
-        return output + torch.where(finite, contribution, torch.zeros_like(contribution))
+        return finite
 
     def _guarded(self, source: Tensor) -> Tensor:
         """Return `source` such that a gradient from the seed that is not finite ends here."""
@@ -149,11 +176,12 @@ class GraftedSeed(nn.Module):
     def facts(self) -> dict[str, Any]:
         """Return what of the seed no tensor says, for a checkpoint."""
         blender = None if self.blender is None else self.blender.facts()
-        return {"role": self.role.value, "draws": self._draws, "blender": blender}
+        return {"role": self.role.value, "draws": self._draws, "blender": blender, "mode": int(self.mode)}
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Go on from `facts`; the seed already has its role."""
         self._draws = int(facts["draws"])
+        self.mode = facts.get("mode", ly.BLEND_MODE_RESIDUAL)
         if self.blender is not None:
             self.blender.restore(facts["blender"])
 

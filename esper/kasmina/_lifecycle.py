@@ -40,6 +40,7 @@ GUARDS: Final[Mapping[ly.SeedLifecycleStage, tuple[ly.SeedLifecycleGate, ...]]] 
     ly.SEED_STAGE_SHADOWING: (ly.SEED_GATE_G3_INTERFACE,),
     ly.SEED_STAGE_PROBATIONARY: (ly.SEED_GATE_G4_SYSTEM_IMPACT,),
     ly.SEED_STAGE_FOSSILIZED: (ly.SEED_GATE_G4_SYSTEM_IMPACT,),
+    ly.SEED_STAGE_TERMINATED: (ly.SEED_GATE_G4_SYSTEM_IMPACT,),
     ly.SEED_STAGE_DORMANT: (ly.SEED_GATE_G5_RESET,),
 }
 
@@ -47,15 +48,25 @@ GUARDS: Final[Mapping[ly.SeedLifecycleStage, tuple[ly.SeedLifecycleGate, ...]]] 
 #: recorded before the gate had its sensor.
 MEASURED_GATES: Final = frozenset(gate for gates in GUARDS.values() for gate in gates)
 
-#: The stages that each supported operation leads through, in order, within one epoch's edge.
+#: The stages that each operation leads through, in order, within one epoch's edge; FINE_TUNE moves nothing. A seed
+#: that is heard is not EMBARGOED at once: it stays CULLED while alpha falls. A germination may be told to stop at
+#: GERMINATED, and CANCEL to end a fine-tuning only.
 PATHS: Final[Mapping[ly.SeedOperation, tuple[ly.SeedLifecycleStage, ...]]] = {
     ly.SEED_OP_GERMINATE: (ly.SEED_STAGE_GERMINATED, ly.SEED_STAGE_TRAINING),
+    ly.SEED_OP_START_TRAINING: (ly.SEED_STAGE_TRAINING,),
     ly.SEED_OP_START_GRAFTING: (ly.SEED_STAGE_BLENDING,),
     ly.SEED_OP_STABILIZE: (ly.SEED_STAGE_SHADOWING,),
     ly.SEED_OP_EVALUATE: (ly.SEED_STAGE_PROBATIONARY,),
+    ly.SEED_OP_FINE_TUNE: (),
     ly.SEED_OP_FOSSILIZE: (ly.SEED_STAGE_FOSSILIZED,),
     ly.SEED_OP_CULL: (ly.SEED_STAGE_CULLED, ly.SEED_STAGE_EMBARGOED),
+    ly.SEED_OP_CANCEL: (ly.SEED_STAGE_CULLED, ly.SEED_STAGE_EMBARGOED),
 }
+
+#: Metric of a move to FOSSILIZED, and name of the choice in its outcome: 1.0 where the seed was folded.
+FOLDED: Final = "folded"
+#: Metric of a move to CULLED, and name of the choice: the steps in which alpha falls to 0.
+FALL_STEPS: Final = "fall_steps"
 
 #: Where a culled seed goes once its embargo is over, within one epoch's edge; the last step is guarded by G5.
 RESET_PATH: Final = (ly.SEED_STAGE_RESETTING, ly.SEED_STAGE_DORMANT)
@@ -76,8 +87,10 @@ GROWING_STAGES: Final = frozenset(
 )
 #: Stages whose seed takes part in the real forward.
 JOINT_STAGES: Final = frozenset({ly.SEED_STAGE_BLENDING, ly.SEED_STAGE_SHADOWING, ly.SEED_STAGE_PROBATIONARY})
-#: Stages whose seed has a module at all.
-ATTACHED_STAGES: Final = GROWING_STAGES | {ly.SEED_STAGE_FOSSILIZED}
+#: Stages whose seed is on its way off the host: it is heard less with each step, and learns nothing more.
+FALLING_STAGES: Final = frozenset({ly.SEED_STAGE_CULLED})
+#: Stages whose seed is on the host, as a module or, folded, in its weights.
+ATTACHED_STAGES: Final = GROWING_STAGES | FALLING_STAGES | {ly.SEED_STAGE_FOSSILIZED}
 
 
 def stage_name(stage: ly.SeedLifecycleStage) -> str:
@@ -113,7 +126,11 @@ def illegal_step(
 
 @dataclass(frozen=True)
 class SeedRecord:
-    """One seed as the events so far tell it; epochs are those of its germination and of its last move."""
+    """One seed as the events so far tell it; epochs are those of its germination and of its last move.
+
+    `tuned_until` is the last epoch in which it learns with another rate than its own; `folded` says that it is no
+    module of its own any more.
+    """
 
     seed_id: str
     slot: str
@@ -121,13 +138,15 @@ class SeedRecord:
     stage: ly.SeedLifecycleStage
     germinated_epoch: int
     stage_epoch: int
+    tuned_until: int = 0
+    folded: bool = False
 
 
 @dataclass(frozen=True)
 class KasminaLifecycle:
     """Every seed of a run, folded from the run's seed events.
 
-    `events` counts all of them (moves, gates, rejections and quarantines): the index from which event ids are derived.
+    `events` counts all of them (moves, tunings, gates, rejections, quarantines): event ids are derived from it.
     """
 
     seeds: Mapping[str, SeedRecord] = field(default_factory=dict)
@@ -168,11 +187,14 @@ class KasminaLifecycle:
         if isinstance(event, ly.SeedStageChanged):
             moved = {**self.seeds, event.seed_id: _moved(self.seeds.get(event.seed_id), event)}
             return replace(self, seeds=moved, events=self.events + 1)
+        if isinstance(event, ly.SeedTuned):
+            tuned = {**self.seeds, event.seed_id: _tuned(self.seeds.get(event.seed_id), event)}
+            return replace(self, seeds=tuned, events=self.events + 1)
         if isinstance(event, ly.GateEvaluated | ly.SeedMoveRejected | ly.KernelQuarantined):
             return replace(self, events=self.events + 1)
         raise IntegrityError(
             f"a {type(event).__name__} was folded into the seeds' lifecycle",
-            cause="only SeedStageChanged, GateEvaluated, SeedMoveRejected and KernelQuarantined belong there",
+            cause="only SeedStageChanged, SeedTuned, GateEvaluated, SeedMoveRejected, KernelQuarantined belong there",
             next_step="fold the events that decide and end_epoch returned, in their order",
         )
 
@@ -194,4 +216,15 @@ def _moved(record: SeedRecord | None, event: ly.SeedStageChanged) -> SeedRecord:
         return SeedRecord(
             event.seed_id, event.slot, event.blueprint_id, event.to_stage, int(event.epoch), int(event.epoch)
         )
-    return replace(record, stage=event.to_stage, stage_epoch=int(event.epoch))
+    folded = event.to_stage == ly.SEED_STAGE_FOSSILIZED and bool(event.metrics.get(FOLDED, 0.0))
+    return replace(record, stage=event.to_stage, stage_epoch=int(event.epoch), tuned_until=0, folded=folded)
+
+
+def _tuned(record: SeedRecord | None, event: ly.SeedTuned) -> SeedRecord:
+    if record is None or record.stage != event.stage:
+        raise IntegrityError(
+            f"the fine-tuning of seed {event.seed_id!r} cannot be folded",
+            cause=f"the event finds it in {stage_name(event.stage)}, where it is not",
+            next_step="the log holds an event out of order; `esper verify` names the records",
+        )
+    return replace(record, tuned_until=int(event.epoch) + int(event.epochs) if event.epochs else 0)

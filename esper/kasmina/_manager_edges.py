@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from esper.core.errors import IntegrityError
 from esper.core.ports import EdgeDecision
+from esper.kasmina._alpha import CURVE_NAMES
 from esper.kasmina._decide import (
     UNSUPPORTED,
     check_against_record,
-    cull_for_fault,
     cull_in_emergency,
     decide_order,
+    forced_off,
     no_command,
     recorded_without_measuring,
     refuse,
 )
 from esper.kasmina._gate_reset import reset_gate
 from esper.kasmina._growth import problem_of
-from esper.kasmina._lifecycle import GROWING_STAGES, SeedRecord
+from esper.kasmina._lifecycle import FALL_STEPS, FALLING_STAGES, GROWING_STAGES, SeedRecord
 from esper.kasmina._manager_steps import ManagerSteps
-from esper.kasmina._orders import BLEND_STEPS, Refusal, read_command
+from esper.kasmina._orders import BLEND_STEPS, Refusal, read_command, read_pruning
 from esper.kasmina._resets import recorded_resets, with_resets
 from esper.leyline import messages as ly
 from esper.leyline.registry import EventMessage
 
 logger = logging.getLogger("esper.kasmina")
+
+#: Why a culled seed is taken off: the host does not hear it any more.
+FADED: Final = "faded_out"
 
 #: Judges commands of one type at the edge after an epoch. The outcome is the recorded one of a re-execution.
 Judge = Callable[[ly.AdaptationCommand, int, ly.CommandOutcome | None], EdgeDecision]
@@ -39,7 +44,8 @@ class ManagerEdges(ManagerSteps):
         """Close the epoch's figures, measure held-out losses, and return the moves that faults force.
 
         A seed whose loss, gradient or values are not finite is culled; the host has heard none of it. So is one that
-        was not isolated, once the breaker of the isolation monitor is open.
+        was not isolated, once the breaker of the isolation monitor is open. A culled seed whose alpha came to 0 is
+        taken off, and its embargo begins.
 
         Raises:
             IntegrityError: events of the last edge were not folded.
@@ -52,12 +58,31 @@ class ManagerEdges(ManagerSteps):
             for record in growing:
                 self._bed.live[record.seed_id].trainer.close_epoch()
         self._bed.close_isolation(epoch)
-        faults = [(record, fault) for record in growing if (fault := self._bed.faults(record.seed_id))]
-        faulty = {record.seed_id for record, _ in faults}
-        self._bed.measure([record.seed_id for record in growing if record.seed_id not in faulty], epoch=epoch)
-        alphas = [self._bed.live[record.seed_id].seed.alpha for record, _ in faults]
-        culled = [(record, fault, alpha) for (record, fault), alpha in zip(faults, alphas, strict=True)]
-        return self._owing(cull_for_fault(self._edge(epoch), culled))
+        faults = {record.seed_id: fault for record in growing if (fault := self._bed.faults(record.seed_id))}
+        self._bed.measure([record.seed_id for record in growing if record.seed_id not in faults], epoch=epoch)
+        self._end_tunings(growing, epoch)
+        reasons = {seed_id: f"fault:{fault}" for seed_id, fault in faults.items()} | self._fallen()
+        culled = [
+            (record, reasons[record.seed_id], self._bed.live[record.seed_id].seed.alpha)
+            for record in self.lifecycle.in_stages(GROWING_STAGES | FALLING_STAGES)
+            if record.seed_id in reasons
+        ]
+        return self._owing(forced_off(self._edge(epoch), culled))
+
+    def _fallen(self) -> dict[str, str]:
+        """Return the culled seeds that are to be taken off now, with the reason: alpha came to 0, or a fault."""
+        reasons = {}
+        for record in self.lifecycle.in_stages(FALLING_STAGES):
+            fault = self._bed.faults(record.seed_id)
+            if fault or self._bed.live[record.seed_id].seed.alpha == 0.0:
+                reasons[record.seed_id] = f"fault:{fault}" if fault else FADED
+        return reasons
+
+    def _end_tunings(self, growing: Sequence[SeedRecord], epoch: int) -> None:
+        """Give the seeds whose fine-tuning ends with this epoch their own rate back."""
+        for record in growing:
+            if record.tuned_until <= epoch:
+                self._bed.live[record.seed_id].trainer.rate_factor = 1.0
 
     def decide(
         self,
@@ -116,6 +141,7 @@ class ManagerEdges(ManagerSteps):
             ly.COMMAND_PAUSE: self._judge_growth_command,
             ly.COMMAND_CIRCUIT_BREAKER: self._judge_growth_command,
             ly.COMMAND_EMERGENCY: self._judge_growth_command,
+            ly.COMMAND_STRUCTURAL_PRUNING: self._judge_pruning,
         }
 
     def _judge_growth_command(
@@ -126,7 +152,7 @@ class ManagerEdges(ManagerSteps):
             return refuse(self._edge(epoch), Refusal(problem))
         if command.command_type != ly.COMMAND_EMERGENCY:
             return EdgeDecision(result=ly.COMMAND_RESULT_APPLIED)
-        growing = self.lifecycle.in_stages(GROWING_STAGES)
+        growing = self.lifecycle.in_stages(GROWING_STAGES | FALLING_STAGES)
         alphas = [(record, self._bed.live[record.seed_id].seed.alpha) for record in growing]
         events = cull_in_emergency(self._edge(epoch), alphas, command_id=command.command_id)
         return EdgeDecision(result=ly.COMMAND_RESULT_APPLIED, events=events)
@@ -134,7 +160,7 @@ class ManagerEdges(ManagerSteps):
     def _judge_seed_command(
         self, command: ly.AdaptationCommand, epoch: int, recorded: ly.CommandOutcome | None
     ) -> EdgeDecision:
-        order = read_command(command, self.lifecycle)
+        order = read_command(command, self.lifecycle, epoch=epoch)
         if isinstance(order, Refusal):
             return refuse(self._edge(epoch), order)
         held = self._growth.refusal(order.operation, epoch=epoch)
@@ -147,6 +173,16 @@ class ManagerEdges(ManagerSteps):
             self._prepared = {order.seed_id: examination.prepared}
             self._kernels[order.seed_id] = examination.findings.kernel_digest
         return decide_order(self._edge(epoch), order, examination.findings)
+
+    def _judge_pruning(
+        self, command: ly.AdaptationCommand, epoch: int, _recorded: ly.CommandOutcome | None
+    ) -> EdgeDecision:
+        order = read_pruning(command, self.lifecycle)
+        if isinstance(order, Refusal):
+            return refuse(self._edge(epoch), order)
+        wanted = command.structural_pruning
+        rise_max = wanted.loss_rise_max if wanted.HasField("loss_rise_max") else None
+        return decide_order(self._edge(epoch), order, self._examiner.pruning(order, epoch, rise_max=rise_max))
 
     def _resets(self, epoch: int, recorded: ly.CommandOutcome | None) -> list[tuple[SeedRecord, ly.GateEvaluated]]:
         """Return each seed that is to be reset at this edge, with G5's verdict on it; the recorded one binds."""
@@ -206,18 +242,33 @@ class ManagerEdges(ManagerSteps):
         del self._owed[0]
         if isinstance(event, ly.SeedStageChanged):
             self._apply(event)
+        elif isinstance(event, ly.SeedTuned):
+            self._bed.live[event.seed_id].trainer.rate_factor = event.rate_factor if event.epochs else 1.0
 
     def _apply(self, event: ly.SeedStageChanged) -> None:
-        if event.to_stage == ly.SEED_STAGE_GERMINATED:
-            self._bed.plant(event.seed_id, self._slots[event.slot], self._prepared.pop(event.seed_id))
-        elif event.to_stage == ly.SEED_STAGE_BLENDING:
-            self._bed.blend(event.seed_id, steps=round(event.metrics[BLEND_STEPS]))
-        elif event.to_stage == ly.SEED_STAGE_FOSSILIZED:
-            self._bed.fossilize(event.seed_id)
-        elif event.to_stage == ly.SEED_STAGE_CULLED:
-            self._bed.uproot(event.seed_id)
-        elif event.to_stage == ly.SEED_STAGE_DORMANT:
-            self._bed.forget(event.seed_id)
+        seed_id, to_stage = event.seed_id, event.to_stage
+        if to_stage == ly.SEED_STAGE_GERMINATED:
+            self._bed.plant(seed_id, self._slots[event.slot], self._prepared.pop(seed_id))
+        elif to_stage == ly.SEED_STAGE_BLENDING:
+            self._bed.blend(
+                seed_id,
+                steps=round(event.metrics[BLEND_STEPS]),
+                mode=event.blend_mode or ly.BLEND_MODE_RESIDUAL,
+                curve=CURVE_NAMES.get(event.alpha_curve),
+            )
+        elif to_stage == ly.SEED_STAGE_FOSSILIZED:
+            act = self._bed.fold if self.lifecycle.seeds[seed_id].folded else self._bed.fossilize
+            act(seed_id)
+        elif to_stage == ly.SEED_STAGE_TERMINATED:
+            self._bed.prune(seed_id)
+        elif to_stage == ly.SEED_STAGE_CULLED and event.metrics.get(FALL_STEPS):
+            self._bed.fall(seed_id, steps=round(event.metrics[FALL_STEPS]))
+        elif to_stage in (ly.SEED_STAGE_CULLED, ly.SEED_STAGE_EMBARGOED) and seed_id in self._bed.live:
+            self._bed.uproot(seed_id)
+        elif to_stage == ly.SEED_STAGE_DORMANT:
+            self._bed.forget(seed_id)
+        if seed_id in self._bed.live:  # A fine-tuning is of one stage.
+            self._bed.live[seed_id].trainer.rate_factor = 1.0
 
 
 def _train_on(_command: ly.AdaptationCommand, _epoch: int, _recorded: ly.CommandOutcome | None) -> EdgeDecision:

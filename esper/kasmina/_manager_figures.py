@@ -42,9 +42,16 @@ class ManagerFigures(ManagerState):
         return [spec.state(record.seed_id if (record := holders[slot]) else "") for slot, spec in self._slots.items()]
 
     def seed_states(self) -> list[ly.SeedState]:
-        """Return every seed that is on the host, oldest first. Waits for the device."""
+        """Return every seed that is on the host, oldest first; folded ones are in its weights. Waits for the device."""
+        live = self._bed.live
         return [
-            seed_state(record, self._bed.live[record.seed_id], epoch=self._epoch, risk=self._risk(record.blueprint_id))
+            seed_state(
+                record,
+                self._slots[record.slot],
+                live.get(record.seed_id),
+                epoch=self._epoch,
+                risk=self._risk(record.blueprint_id),
+            )
             for record in self.lifecycle.in_stages(ATTACHED_STAGES)
         ]
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from esper.core.inputs import Inputs, Targets, samples_in
-from esper.kasmina._lifecycle import ATTACHED_STAGES
+from esper.kasmina._lifecycle import ATTACHED_STAGES, FALLING_STAGES
 from esper.kasmina._manager_figures import ManagerFigures
 from esper.leyline import messages as ly
+
+_TRAINED_STAGES: Final = ATTACHED_STAGES - FALLING_STAGES - {ly.SEED_STAGE_GERMINATED}
 
 
 class ManagerSteps(ManagerFigures):
@@ -31,12 +35,16 @@ class ManagerSteps(ManagerFigures):
         self._epoch_steps += 1
         self._bed.last_batch = inputs, targets
         self._bed.host_stepped()
+        for record in self.lifecycle.in_stages(FALLING_STAGES):
+            self._bed.sink(record.seed_id)
         if not self._bed.monitor.allows:
             return  # No seed takes a step while the breaker is open.
         if self._growth.held(self._epoch + 1):
             self._bed.count_heard(batch=len(inputs))
             return
-        for record in self.lifecycle.in_stages(ATTACHED_STAGES):
+        for record in self.lifecycle.in_stages(_TRAINED_STAGES):
+            if record.seed_id not in self._bed.live:
+                continue  # It is folded: the host's own optimiser trains it.
             if record.stage == ly.SEED_STAGE_TRAINING:
                 if self._step % self._config.shadow_every == 0:
                     self._bed.train_in_shadow(record.seed_id, inputs, targets, step=self._step)

@@ -83,6 +83,14 @@ class OwnershipRegistry:
             del self._owners[id(tensor)]
         self._versions.pop(owner, None)
 
+    def drop(self, owner: Owner, tensors: Iterable[Tensor]) -> None:
+        """Take these very tensors from their owner; the others are accepted as they are now."""
+        gone = {id(tensor) for tensor in tensors}
+        held = self._tensors.get(owner, {})
+        for name in [name for name, tensor in held.items() if id(tensor) in gone]:
+            del self._owners[id(held.pop(name))]
+        self.accept(owner)
+
     def transfer(self, before: Owner, after: Owner) -> None:
         """Make everything of one owner another's: a fossilised seed is a part of the host."""
         tensors = self._tensors.get(before, {})

@@ -8,7 +8,7 @@ changes during forward, outside its buffers, are not covered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -105,12 +105,13 @@ class HostPasses:
                 stack.enter_context(forked_rng(self.devices, seed=seed))
             yield
 
-    def forward(self, inputs: Inputs) -> Output:
+    def forward(self, inputs: Inputs, *, replaced: Mapping[str, Tensor] | None = None) -> Output:
         """Return the host's outputs for `inputs`; autograd sees none of its parameters, its buffers stay.
 
+        The parameters named in `replaced` have those values instead of their own.
         Gradients flow only through what a slot's hook puts in. Call it inside `quiet`.
         """
-        return call(self._model, detached(inputs), dict(self._tensors()))
+        return call(self._model, detached(inputs), dict(self._tensors()) | dict(replaced or {}))
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._model.named_parameters():

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from esper.kasmina._bench import LiveSeed
 from esper.kasmina._gates import relative_trend
-from esper.kasmina._lifecycle import SeedRecord
+from esper.kasmina._lifecycle import FOLDED, SeedRecord
+from esper.kasmina._slots import SlotSpec
 from esper.leyline import messages as ly
 
 
-def seed_state(record: SeedRecord, live: LiveSeed, *, epoch: int, risk: float) -> ly.SeedState:
-    """Return the seed's state after `epoch`. Figures that nothing has measured yet are absent, never zero."""
+def seed_state(record: SeedRecord, spec: SlotSpec, live: LiveSeed | None, *, epoch: int, risk: float) -> ly.SeedState:
+    """Return the seed's state after `epoch`; `live` is None for one that was folded into the host's weights.
+
+    Figures that nothing has measured yet are absent, never zero.
+    """
     state = ly.SeedState(
         seed_id=record.seed_id,
         stage=record.stage,
-        learning_rate=live.trainer.learning_rate if live.trainer.optimizer is not None else 0.0,
-        layer_depth=live.spec.depth,
-        metrics=_metrics(live),
+        layer_depth=spec.depth,
         age_epochs=epoch - record.germinated_epoch,
         risk_score=risk,
         slot=record.slot,
         blueprint_id=record.blueprint_id,
-        alpha=live.seed.alpha,
+        alpha=1.0,
         stage_epochs=epoch - record.stage_epoch,
     )
+    if live is None:
+        state.metrics[FOLDED] = 1.0
+        return state
+    state.metrics.update(_metrics(live))
+    state.alpha = live.seed.alpha
+    state.learning_rate = live.trainer.learning_rate if live.trainer.optimizer is not None else 0.0
     norm = live.trainer.gradient_norm
     if norm is not None:
         state.gradient_norm = norm
@@ -37,6 +45,8 @@ def _metrics(live: LiveSeed) -> dict[str, float]:
         "shadow_steps": live.trainer.shadow.steps,
         "training_epochs": len(live.trainer.shadow.epoch_losses),
     }
+    if live.trainer.rate_factor != 1.0:
+        metrics["rate_factor"] = live.trainer.rate_factor
     losses = live.trainer.shadow.epoch_losses
     if losses:
         metrics["shadow_loss_first"], metrics["shadow_loss"] = losses[0], losses[-1]

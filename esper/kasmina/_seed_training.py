@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,6 +78,8 @@ class SeedTrainer:
         self._norm: Tensor | None = None
         #: Share of its own rate that the seed learns with now, in 0..1.
         self.rate_share = 1.0
+        #: What a fine-tuning multiplies its own rate by; 1.0 where none is under way.
+        self.rate_factor = 1.0
         self._norms = _RunningNorms()
 
     @property
@@ -87,10 +89,10 @@ class SeedTrainer:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next step: it rises linearly over the warm-up, and follows `rate_share`."""
+        """The rate of the next step: its own, after a linear warm-up constant, times `rate_share` and `rate_factor`."""
         warmup = self._config.warmup_steps
         share = min(1.0, (self._steps + 1) / warmup) if warmup else 1.0
-        return self._config.learning_rate * share * self.rate_share
+        return self._config.learning_rate * share * self.rate_share * self.rate_factor
 
     @property
     def gradient_norm(self) -> float | None:
@@ -156,6 +158,7 @@ class SeedTrainer:
         facts = {
             "steps": self._steps,
             "rate_share": self.rate_share,
+            "rate_factor": self.rate_factor,
             "epoch_losses": list(self.shadow.epoch_losses),
             "shadow_steps": self.shadow.steps,
             "own_optimizer": self.optimizer is not None,
@@ -176,6 +179,7 @@ class SeedTrainer:
         if facts["own_optimizer"] != (self.optimizer is not None):
             raise refused("a seed's optimiser is there and not here, or the other way round")
         self._steps, self.rate_share = int(facts["steps"]), float(facts["rate_share"])
+        self.rate_factor = float(facts.get("rate_factor", 1.0))
         self.shadow = ShadowRecord(tuple(facts["epoch_losses"]), int(facts["shadow_steps"]))
         self.gradients = NO_GRADIENTS if facts["gradients"] is None else GradientRecord(**facts["gradients"])
         norm = saved.tensors.get("gradient_norm")
@@ -199,6 +203,15 @@ class SeedTrainer:
                 if parameter in self.optimizer.state:
                     host.state[parameter] = _adam_state(self.optimizer.state[parameter], group)
         self.optimizer = None
+
+
+def release(host: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Take `parameters` and all that `host` knows of them out of it; its groups stay, for schedulers count them."""
+    gone = {id(parameter): parameter for parameter in parameters}
+    for group in host.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
+    for parameter in gone.values():
+        host.state.pop(parameter, None)
 
 
 def _group_of(host: torch.optim.Optimizer, beside: Sequence[nn.Parameter]) -> dict[str, Any]:

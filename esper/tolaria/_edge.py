@@ -141,6 +141,7 @@ def outcome_of(
         late_commands=answer.late,
         late_commands_unlisted=answer.unlisted,
         gate_verdicts=decision.gate_verdicts,
+        choices=decision.choices,
     )
     outcome.meta.event_id = outcome_event_id(run_id, epoch)
     outcome.meta.causation_id = packet.meta.event_id

@@ -137,12 +137,14 @@ class Loop:
         owned: bool = True,
         memory: MemorySensor | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        data: Callable[[int], tuple[Tensor, Tensor]] = batch,
     ) -> None:
+        self.data = data
         self.model = model
         self.optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=3e-3)
         self.manager = KasminaSeedManager(
             model,
-            discover_slots(model, batch(0)[0], slots),
+            discover_slots(model, data(0)[0], slots),
             runtime=runtime or InMemoryRuntime(FACTORIES),
             run_id=RUN_ID,
             seed=7,
@@ -163,7 +165,7 @@ class Loop:
 
     def step(self, *, zero_late: bool = False) -> None:
         """Take one step; `zero_late` clears the host's gradients right after its optimiser step instead of before."""
-        inputs, targets = batch(self.steps)
+        inputs, targets = self.data(self.steps)
         self.manager.before_step()
         if not zero_late:
             self.optimizer.zero_grad()
@@ -190,7 +192,21 @@ class Loop:
 
     def order(self, operation: ly.SeedOperation, **fields: object) -> EdgeDecision:
         """Command `operation` at the present edge; append and fold what comes of it."""
-        command = seed_command(operation, epoch=self.epoch, **fields)  # type: ignore[arg-type]
+        return self.command(seed_command(operation, epoch=self.epoch, **fields))  # type: ignore[arg-type]
+
+    def prune(self, seed_id: str, **limits: float) -> EdgeDecision:
+        """Command a structural pruning at the present edge."""
+        command = ly.AdaptationCommand(
+            command_id=f"command-{self.epoch}",
+            command_type=ly.COMMAND_STRUCTURAL_PRUNING,
+            target_seed_id=seed_id,
+            epoch=self.epoch,
+            structural_pruning=ly.CommandStructuralPruning(**limits),
+        )
+        return self.command(command)
+
+    def command(self, command: ly.AdaptationCommand) -> EdgeDecision:
+        """Give any command at the present edge; append and fold what comes of it."""
         decision = self.manager.handle_command(command, epoch=self.epoch, append=self.log.append)
         self.outcomes.append(outcome_of(decision, command, epoch=self.epoch))
         return decision
@@ -232,6 +248,9 @@ def seed_command(
     seed_id: str = "",
     blueprint: str = "",
     parameters: Mapping[str, float] | None = None,
+    blend_mode: ly.BlendMode = ly.BLEND_MODE_UNSPECIFIED,
+    alpha_curve: ly.AlphaCurve = ly.ALPHA_CURVE_UNSPECIFIED,
+    hold: bool = False,
 ) -> ly.AdaptationCommand:
     """Return a command as a controller would send it."""
     name = f"command-{epoch}"
@@ -242,7 +261,13 @@ def seed_command(
         training_run_id=RUN_ID,
         epoch=epoch,
         seed_operation=ly.CommandSeedOperation(
-            operation=operation, blueprint_id=blueprint, slot=slot, parameters=parameters or {}
+            operation=operation,
+            blueprint_id=blueprint,
+            slot=slot,
+            parameters=parameters or {},
+            blend_mode=blend_mode,
+            alpha_curve=alpha_curve,
+            hold=hold,
         ),
     )
     command.meta.event_id = name
@@ -259,6 +284,7 @@ def outcome_of(decision: EdgeDecision, command: ly.AdaptationCommand, *, epoch: 
         seed_id=decision.seed_id,
         kernel_digest=decision.kernel_digest,
         gate_verdicts=decision.gate_verdicts,
+        choices=decision.choices,
         command=command,
         command_id=command.command_id,
     )

@@ -20,8 +20,8 @@ from tests.kasmina.support import FACTORIES, RUN_ID, batch, mlp, seed_command, s
 KEPT = {
     "KasminaSeedManager": {"lifecycle", "_step", "_epoch", "_steps_per_epoch", "_decided_epoch", "_kernels", "_growth"},
     "SeedBed": {"live", "multiply_adds", "last_batch", "monitor"},
-    "GraftedSeed": {"role", "_draws"},  # and its blender, a module of its own
-    "SeedTrainer": {"shadow", "gradients", "_steps", "_norm", "optimizer", "rate_share"},
+    "GraftedSeed": {"role", "_draws", "mode"},  # and its blender, a module of its own
+    "SeedTrainer": {"shadow", "gradients", "_steps", "_norm", "optimizer", "rate_share", "rate_factor"},
     "AlphaBlender": {"value", "_schedule", "_step"},
     "IsolationMonitor": {"breaker", "violations", "_epoch", "_last"},
 }
@@ -33,7 +33,7 @@ GIVEN_AGAIN = {
         # Empty or zero at every edge, when a checkpoint is taken.
         "_epoch_steps", "_owed", "_prepared", "_return",
     },
-    "GraftedSeed": {"_placement", "_rng_seed", "_devices", "_focus"},
+    "GraftedSeed": {"_placement", "_channel_dim", "_rng_seed", "_devices", "_focus"},
     # `_loss_sum`, `_loss_count` and `_norms` are of the epoch under way, and empty at its edge.
     "SeedTrainer": {"parameters", "_config", "_sound", "_loss_sum", "_loss_count", "_norms"},
     "AlphaBlender": set(),

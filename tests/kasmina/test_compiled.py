@@ -72,7 +72,9 @@ def test_a_compiled_host_hears_a_seed_that_came_later() -> None:
     heard = evaluated(loop, loop.model)
     assert torch.equal(evaluated(loop, compiled), heard)
     loop.epoch += 1
-    assert loop.order(ly.SEED_OP_CULL, seed_id=seed_id).result == ly.COMMAND_RESULT_APPLIED
+    assert (
+        loop.order(ly.SEED_OP_CULL, seed_id=seed_id, parameters={"fall_steps": 0.0}).result == ly.COMMAND_RESULT_APPLIED
+    )
     deaf = evaluated(loop, loop.model)
     assert not torch.equal(deaf, heard)
     assert torch.equal(evaluated(loop, compiled), deaf), "a seed that went is not heard"

@@ -365,7 +365,9 @@ def test_a_cull_at_any_stage_leaves_the_bare_host(stage: ly.SeedLifecycleStage) 
     loop = mlp_loop()
     seed_id = loop.grow("1", stage, steps=20)
     loop.train_epoch(5)
-    assert loop.order(ly.SEED_OP_CULL, seed_id=seed_id).result == ly.COMMAND_RESULT_APPLIED
+    assert (
+        loop.order(ly.SEED_OP_CULL, seed_id=seed_id, parameters={"fall_steps": 0.0}).result == ly.COMMAND_RESULT_APPLIED
+    )
     bare = mlp()
     bare.load_state_dict(loop.model.state_dict())
     assert torch.equal(outputs(loop.model), outputs(bare))
@@ -395,7 +397,7 @@ def test_a_cull_frees_every_tensor(stage: ly.SeedLifecycleStage) -> None:
     watched = [weakref.ref(tensor) for tensor in tensors] + [weakref.ref(live.seed), weakref.ref(live.trainer)]
     assert len(watched) > 12
     del live, tensors
-    loop.order(ly.SEED_OP_CULL, seed_id=seed_id)
+    loop.order(ly.SEED_OP_CULL, seed_id=seed_id, parameters={"fall_steps": 0.0})
     assert [ref() for ref in watched if ref() is not None] == []
 
 

@@ -57,6 +57,7 @@ def test_every_gate_of_the_contract_is_measured_and_guards_its_stage() -> None:
         "SHADOWING": ["G3"],
         "PROBATIONARY": ["G4"],
         "FOSSILIZED": ["G4"],
+        "TERMINATED": ["G4"],
         "DORMANT": ["G5"],
     }
     assert sorted(map(gate_label, MEASURED_GATES)) == ["G0", "G1", "G2", "G3", "G4", "G5"]

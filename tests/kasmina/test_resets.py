@@ -54,7 +54,7 @@ def test_the_slot_is_free_again_after_the_embargo(stage: ly.SeedLifecycleStage) 
     loop = a_loop()
     seed_id = loop.grow("1", stage, steps=20)
     loop.train_epoch(5)
-    loop.order(ly.SEED_OP_CULL, seed_id=seed_id)
+    loop.order(ly.SEED_OP_CULL, seed_id=seed_id, parameters={"fall_steps": 0.0})
     for _ in range(EMBARGO - 1):
         assert pass_edge(loop) == []
         assert loop.manager.slot_states()[0].seed_id == seed_id
@@ -82,7 +82,7 @@ def culled(stage: ly.SeedLifecycleStage = ly.SEED_STAGE_BLENDING) -> tuple[Loop,
     loop.train_epoch(5)
     kept: list[object] = [live.seed, live.trainer.optimizer, next(live.seed.parameters()).detach()]
     del live
-    loop.order(ly.SEED_OP_CULL, seed_id=seed_id)
+    loop.order(ly.SEED_OP_CULL, seed_id=seed_id, parameters={"fall_steps": 0.0})
     for _ in range(EMBARGO - 1):
         assert pass_edge(loop) == []
     return loop, kept

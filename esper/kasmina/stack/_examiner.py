@@ -17,7 +17,7 @@ from esper.kasmina._gates import (
     sanity_gate,
     stability_gate,
 )
-from esper.kasmina._lifecycle import KasminaLifecycle
+from esper.kasmina._lifecycle import FALL_STEPS, FOLDED, KasminaLifecycle
 from esper.kasmina._orders import BLEND_EPOCHS, BLEND_STEPS, Order
 from esper.kasmina._quarantine import QUARANTINED, REFUSED
 from esper.kasmina._slots import SlotSpec
@@ -86,9 +86,9 @@ class StackExaminer:
             if operation == ly.SEED_OP_START_GRAFTING:
                 findings = self._grafting(one.order, seed, steps_per_epoch)
             elif operation in (ly.SEED_OP_EVALUATE, ly.SEED_OP_FOSSILIZE):
-                findings = self._impact(seed)
-            else:
-                findings = Findings(alpha=seed.alpha)
+                findings = self._impact(seed, fossilises=operation == ly.SEED_OP_FOSSILIZE)
+            else:  # The seeds of a stack go at once, and none is folded into its host.
+                findings = Findings(alpha=seed.alpha, choices={FALL_STEPS: 0.0})
             found[one.member] = Examination(findings)
         return found
 
@@ -183,10 +183,10 @@ class StackExaminer:
         metrics = {"loss_seed_on": losses.seed_on, "loss_seed_off": losses.seed_off}
         return Findings(gates=gates, metrics={**metrics, BLEND_STEPS: max(1.0, round(steps))})
 
-    def _impact(self, seed: Seedling) -> Findings:
+    def _impact(self, seed: Seedling, *, fossilises: bool) -> Findings:
         losses = seed.held_out
         if losses is None:
             return Findings(problem=unavailable(ly.SEED_GATE_G4_SYSTEM_IMPACT), alpha=seed.alpha)
         gate = impact_gate(ImpactEvidence(losses.seed_on, losses.seed_off), self._config.limits)
         metrics = {"loss_seed_on": losses.seed_on, "loss_seed_off": losses.seed_off}
-        return Findings(gates=[gate], alpha=seed.alpha, metrics=metrics)
+        return Findings(gates=[gate], alpha=seed.alpha, metrics=metrics, choices={FOLDED: 0.0} if fossilises else {})

@@ -17,8 +17,8 @@ from esper.kasmina._config import KasminaConfig
 from esper.kasmina._decide import (
     Edge,
     check_against_record,
-    cull_for_fault,
     decide_order,
+    forced_off,
     no_command,
     recorded_without_measuring,
     refuse,
@@ -153,10 +153,10 @@ class StackedSeedManager:
                 fault = "" if seed.sound else "non_finite"
                 fault = fault or ("isolation" if seed.leaks.total else "")
                 if fault:
-                    faults.append((record, fault, seed.alpha))
+                    faults.append((record, f"fault:{fault}", seed.alpha))
                 else:
                     sound.add(id(seed))
-            events.append(self._owing(index, cull_for_fault(self._edge(index, epoch), faults)))
+            events.append(self._owing(index, forced_off(self._edge(index, epoch), faults)))
         self._sensors.held_out(sound, held_out, epoch=epoch)
         return events
 
@@ -218,9 +218,12 @@ class StackedSeedManager:
         known = command.command_type == ly.COMMAND_SEED and (operation in _OPERATIONS or operation not in PATHS)
         if not known:
             return refuse(self._edge(index, epoch), Refusal(UNSUPPORTED))
-        order = read_command(command, self._members[index].lifecycle)
+        order = read_command(command, self._members[index].lifecycle, epoch=epoch)
         if isinstance(order, Refusal):
             return refuse(self._edge(index, epoch), order)
+        wish = command.seed_operation
+        if wish.hold or wish.blend_mode or wish.alpha_curve:
+            return refuse(self._edge(index, epoch), Refusal(UNSUPPORTED, order))
         if operation != ly.SEED_OP_GERMINATE and not set(order.parameters) <= _BLENDING:
             return refuse(self._edge(index, epoch), Refusal(UNSUPPORTED, order))
         return order
