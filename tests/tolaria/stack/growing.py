@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from esper.kasmina import KasminaConfig
 from esper.kasmina.stack import StackedSeedManager
 from esper.leyline import messages as ly
 from esper.tamiyo import RunState, decide, fold
@@ -47,11 +48,12 @@ def grow_stack(
 
 
 def grow_alone(request: ly.TrainingRunRequested) -> MemoryJournal:
-    """Train a member by itself, to its end."""
+    """Train a member by itself, to its end; as in a stack, who is culled goes at once."""
     lone = alone(request)
     journal = MemoryJournal(Tamiyo([lone]))
     with prepared(lone) as setup:
-        TolariaTrainer(setup, controller(setup, RealKernels()), journal).run()
+        config = KasminaConfig(kernel_wait_seconds=setup.config.kernel_wait_seconds, cull_epochs=0.0)
+        TolariaTrainer(setup, controller(setup, RealKernels(), config), journal).run()
     return journal
 
 
