@@ -8,7 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.integration.driver import REPOSITORY, Esper
+
+#: Stages in which the host hears a seed.
+HEARD = {"BLENDING", "SHADOWING", "PROBATIONARY", "FOSSILIZED"}
 
 
 def blocks(page: str, language: str = "python") -> list[str]:
@@ -51,6 +56,24 @@ def test_a_model_of_somebody_elses_grows(serving: Esper, tmp_path: Path) -> None
     assert (shown["status"], len(shown["epochs"])) == ("finished", 10)
     assert (tmp_path / "grown.py").is_file()
     assert (tmp_path / "grown.safetensors").stat().st_size > 1_000
+
+
+@pytest.mark.parametrize(("block", "slot"), [(2, "layer1.0"), (3, "transformer.h.0")], ids=["resnet18", "gpt2"])
+def test_a_model_of_a_library_grows(serving: Esper, block: int, slot: str) -> None:
+    """Goal: docs/grow.md's ResNet-18 and GPT-2 grow. Method: run each block; the log says that a seed became heard."""
+    script = blocks("grow.md")[block]
+    assert len([line for line in script.splitlines() if line.strip()]) < 20
+    answer = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"ESPER_HOME": str(serving.home), "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    run_id = answer.stdout.partition(" ")[0]
+    shown = serving("runs", "show", run_id, "--json").json
+    assert (shown["status"], len(shown["epochs"])) == ("finished", 8)
+    assert [(seed["slot"], seed["stage"] in HEARD) for seed in shown["seeds"]] == [(slot, True)], shown["seeds"]
+    moved = [event["payload"] for event in serving.events("seed-events", run_id=run_id)]
+    assert any(move.get("to_stage") == "SEED_STAGE_BLENDING" for move in moved)
 
 
 def test_a_task_of_ones_own_is_trained(esper: Esper, tmp_path: Path) -> None:
