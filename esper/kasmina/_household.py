@@ -102,6 +102,8 @@ class Household:
         self._steps = _Steps()
         self._step_ms = 0.0
         self._stall: GraftStall | None = None
+        self._isolated = True
+        self._failed_told = 0
         self._notices: list[ly.TelemetryEvent] = []
 
     def refusal(self) -> str:
@@ -172,14 +174,24 @@ class Household:
             self.stalls.append(self._stall)
             self._stall = None
 
-    def close_epoch(self, epoch: int) -> None:
-        """Look after memory and latencies at the edge after `epoch`, before anything is decided there."""
+    def close_epoch(self, epoch: int, *, isolated: bool) -> None:
+        """Look after memory and latencies at the edge after `epoch`, before anything is decided there.
+
+        `isolated` says whether the breaker of the isolation monitor is closed, of which is told as well.
+        """
         emergencies = self.memory.emergencies
         if self.memory.close_epoch(epoch) or self.memory.emergencies > emergencies:
             self._tell_of_memory(epoch)
         if self.latencies.close_epoch(epoch):
             word = "let pass again" if self.latencies.allows else "refused: latency budgets were overrun"
             self._tell(epoch, "latency_breaker", f"germinations are {word}", warning=not self.latencies.allows)
+        if isolated != self._isolated:
+            self._isolated = isolated
+            word = "closed again" if isolated else "open: no seed germinates or trains"
+            self._tell(epoch, "isolation_breaker", f"the breaker of the isolation is {word}", warning=not isolated)
+        failed, self._failed_told = self.prefetch.counts.failed - self._failed_told, self.prefetch.counts.failed
+        if failed:
+            self._tell(epoch, "prefetch_failed", f"{failed} kernels could not be had ahead", warning=True)
 
     def _tell_of_memory(self, epoch: int) -> None:
         reading, pressure = self.memory.reading, self.memory.pressure

@@ -34,7 +34,7 @@ class ManagerCare(ManagerReturns):
         self._house.steps_over()
         with self._house.latencies.timed("measure"):
             events = super().end_epoch(epoch)
-        self._house.close_epoch(epoch)
+        self._house.close_epoch(epoch, isolated=self._bed.monitor.allows)
         return events
 
     def decide(
