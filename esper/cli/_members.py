@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from esper.cli._console import JsonFlag, emit_json, emit_line, emit_table, open_fabric, open_home, say, settings
+from esper.cli._latency import EnforceLatency, enforce_latency
 from esper.core.errors import UsageError
 from esper.core.home import live_members
 from esper.oona.broker import LocalBroker
@@ -38,11 +39,13 @@ def wanted_members(only: str | None) -> list[Member]:
 
 def serve(
     only: Annotated[str | None, typer.Option(help="Subsystems and counts, `tamiyo,tolaria=2`; default: all.")] = None,
+    enforce: EnforceLatency = False,
 ) -> None:
     """Keep the members running until Ctrl-C; each is a process and a member of its group.
 
     Example: esper serve --only tamiyo,tolaria=2
     """
+    enforce_latency(wanted=enforce)
     members = wanted_members(only)
     home = open_home()
     open_fabric().close()
@@ -56,9 +59,11 @@ def serve(
 def run(
     subsystem: Annotated[str, typer.Argument(help=f"One of {', '.join(SUBSYSTEMS)}.")],
     index: Annotated[int, typer.Option(min=0, help="Number of this member among its like.")] = 0,
+    enforce: EnforceLatency = False,
 ) -> None:
     """Run one member in this process until Ctrl-C. Example: esper run tamiyo"""
     check_subsystem(subsystem)
+    enforce_latency(wanted=enforce)
     run_member(settings(), Member(subsystem, index), stop_on_signals())
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from esper.cli._console import JsonFlag, emit_json, emit_table, err, open_fabric, say
+from esper.cli._latency import EnforceLatency, check_enforced, enforce_latency
 from esper.core.errors import UsageError
 from esper.leyline import messages as ly
 from esper.oona import Fabric
@@ -105,6 +106,7 @@ def train(
     policy_parameter: Annotated[list[str] | None, typer.Option(help=_POLICY_PARAMETER_HELP)] = None,
     experiment: Annotated[str, typer.Option(help="Name that groups runs.")] = "",
     members: Annotated[bool, typer.Option(help="Start members that are missing.")] = True,
+    enforce: EnforceLatency = False,
     json: JsonFlag = False,
 ) -> None:
     """Train a network that grows; starts missing members for its own duration.
@@ -124,11 +126,13 @@ def train(
         slots=tuple(slot or ()),
     )
     check_request(request)
+    enforce_latency(wanted=enforce)
     fabric = open_fabric()
     with (
         training_progress(epochs) as progress,
         members_for_a_while(fabric.settings, wanted=tuple(SUBSYSTEMS) if members else ()) as supervisor,
     ):
+        check_enforced(supervisor.names, wanted=enforce)
         interrupt_on_sigterm()
         say_who_trains(fabric, supervisor.names)
         try:
