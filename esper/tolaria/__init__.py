@@ -11,7 +11,7 @@ from esper.tolaria._faults import TrainingDiverged
 from esper.tolaria._inbox import CommandInbox, CommandJudge, CommandSource, DecisionBreaker, JudgeFactory
 from esper.tolaria._journal import Answer, MemoryJournal, RunFenced, RunInterrupted, TrainingJournal
 from esper.tolaria._kafka_journal import KafkaJournal
-from esper.tolaria._packet import EpochStats
+from esper.tolaria._packet import EpochStats, controller_telemetry
 from esper.tolaria._past import Past, past_of
 from esper.tolaria._recording import (
     Difference,
@@ -80,6 +80,7 @@ __all__ = [
     "check_slots",
     "check_task",
     "claim",
+    "controller_telemetry",
     "differences",
     "digest_in",
     "evaluate",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from esper.core.ids import derive_id
+from esper.core.ports import GraftController
 from esper.core.stacking import MemberGrafts
 from esper.leyline import messages as ly
 from esper.tolaria._edge import outcome_event_id, state_event_id
@@ -130,6 +131,22 @@ def add_notices(telemetry: ly.TelemetryPacket, notices: Iterable[ly.TelemetryEve
     telemetry.system_health.status = ly.HEALTH_STATUS_DEGRADED if warned else ly.HEALTH_STATUS_HEALTHY
     telemetry.system_health.summary = "; ".join(event.description for event in telemetry.events) or "as planned"
     telemetry.system_health.indicators["priority"] = ly.MessagePriority.Name(priority_of(telemetry))
+
+
+def controller_telemetry(
+    controller: GraftController, *, run_id: str, attempt: int, epoch: int, now_ns: int
+) -> ly.TelemetryPacket:
+    """Return what a run's controller has to tell of an epoch, for loops that tell the rest themselves."""
+    telemetry = ly.TelemetryPacket(
+        packet_id=derive_id(run_id, "telemetry", attempt, epoch, "controller"),
+        source_subsystem="kasmina",
+        level=ly.TELEMETRY_LEVEL_INFO,
+    )
+    telemetry.meta.event_id = telemetry.packet_id
+    telemetry.timestamp.FromNanoseconds(now_ns)
+    add_figures(telemetry, controller.figures(), epoch=epoch, run_id=run_id)
+    add_notices(telemetry, controller.notices())
+    return telemetry
 
 
 def priority_of(telemetry: ly.TelemetryPacket) -> ly.MessagePriority:

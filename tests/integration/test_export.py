@@ -133,3 +133,6 @@ def test_a_run_under_grow_is_exported(serving: Esper, tmp_path: Path) -> None:
     for name in ("readable", "program"):
         torch.testing.assert_close(outputs[name], expected, rtol=1e-5, atol=1e-5)
     assert [seed for seed in run.seeds if seed.stage in HEARD], "a seed is heard"
+    points = [point for event in serving.events("telemetry") for point in event["payload"].get("metrics", [])]
+    told = {point["name"] for point in points if point.get("attributes", {}).get("run_id") == run.run_id}
+    assert told >= {"kasmina.fetch.latency_ms", "kasmina.cache.hits", "kasmina.graft.stall_ms"}

@@ -18,7 +18,6 @@ from esper.kasmina import KasminaSeedManager, add_sockets, discover_slots, is_co
 from esper.leyline import messages as ly
 from esper.oona import Fabric
 from esper.tolaria import (
-    EpochEdge,
     Evaluation,
     TrainingJournal,
     evaluate_batches,
@@ -31,6 +30,7 @@ from esper.weatherlight._grafting import descriptors, kasmina_config
 from esper.weatherlight._grow._absence import close_gap, journal_for, runtime_for
 from esper.weatherlight._grow._precision import SeedRate, Unscaling, learning_rate
 from esper.weatherlight._grow._record import TASK, GrowRecord
+from esper.weatherlight._grow._telling import TellingEdge
 from esper.weatherlight._grow._wishes import Metrics, Wishes
 
 _TRACED_SAMPLES = 2
@@ -67,7 +67,7 @@ class GrowRun:
         self._multiply_adds_per_sample = 0
         self._controller: KasminaSeedManager | None = None
         self._journal: TrainingJournal | None = None
-        self._edge: EpochEdge | None = None
+        self._edge: TellingEdge | None = None
         self._unscaling = Unscaling(wishes.scaler)
         self._rate = SeedRate(wishes.scheduler)
         if wishes.probe:
@@ -190,7 +190,7 @@ class GrowRun:
         )
         self._controller.before_step()
         self._journal = journal_for(wishes.on_log_loss, self._fabric, self._record)
-        self._edge = EpochEdge(run_id=run_id, attempt=1, controller=self._controller, journal=self._journal)
+        self._edge = TellingEdge(run_id=run_id, attempt=1, controller=self._controller, journal=self._journal)
         self._record.started(
             numerics=numerics_fingerprint(tensors_of(inputs)[0].device),
             parameters=self._host_parameters,
