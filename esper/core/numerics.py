@@ -68,7 +68,7 @@ def deterministic(*, seed: int, threads: int = 1) -> Iterator[None]:
             torch.set_float32_matmul_precision(before_precision)
 
 
-def numerics_fingerprint(device: torch.device, *, world_size: int = 1) -> ly.NumericsFingerprint:
+def numerics_fingerprint(device: torch.device, *, world_size: int = 1, collective: str = "") -> ly.NumericsFingerprint:
     """Return what decides the bits of a computation on `device` in this process as it is set up now.
 
     Two runs of one request under equal fingerprints give equal digests; under different ones they may not.
@@ -80,6 +80,7 @@ def numerics_fingerprint(device: torch.device, *, world_size: int = 1) -> ly.Num
         threads=torch.get_num_threads(),
         device=_device_name(device),
         world_size=world_size,
+        collective=collective,
         deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
         blas=_blas(),
     )

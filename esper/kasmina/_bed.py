@@ -32,13 +32,13 @@ class SeedBed(ProbeBench):
 
     def plant(self, seed_id: str, spec: SlotSpec, prepared: PreparedSeed) -> None:
         """Put a prepared seed on its slot, isolated: the host hears nothing of it."""
-        seed = self._grafted(spec, prepared, rng_seed=derive_seed(self._seed, "kasmina", seed_id))
+        seed = self._grafted(spec, prepared, rng_seed=derive_seed(self._seed, "kasmina", seed_id, *self.ranks.salt))
         self.registry.register(seed_owner(seed_id), dict(seed.named_parameters()))
         self.live[seed_id] = LiveSeed(
             spec=spec,
             seed=seed,
             graft=Graft(self._model, spec, seed_id, seed),
-            trainer=SeedTrainer(seed, sound=seed.sound, config=self._config),
+            trainer=SeedTrainer(seed, sound=seed.sound, config=self._config, ranks=self.ranks),
             parameters=prepared.parameters,
             multiply_adds_per_sample=prepared.multiply_adds_per_sample,
         )
@@ -81,6 +81,7 @@ class SeedBed(ProbeBench):
             beside = list(self._model.get_submodule(live.spec.module).parameters())
             live.trainer.hand_over(self._optimizer, beside=beside)
             self.registry.transfer(seed_owner(seed_id), HOST)
+            self._late.watch(live.trainer.parameters)
 
     def fold(self, seed_id: str) -> None:
         """Make the seed a part of its layer's weights, and take it off.
@@ -116,6 +117,7 @@ class SeedBed(ProbeBench):
         self._remains[seed_id] = Remains.of(seed_id, live.graft, live.trainer.optimizer)
         self.registry.release(seed_owner(seed_id))
         live.graft.remove()
+        self._late.forget(live.trainer.parameters)
 
     def never_here(self, seed_id: str, spec: SlotSpec) -> None:
         """Take note of a seed that was culled in another life of the run, so that it can be reset in this one."""
@@ -132,6 +134,7 @@ class SeedBed(ProbeBench):
         going = {id(parameter) for live in self.live.values() for parameter in live.seed.parameters()}
         for seed_id, live in self.live.items():
             live.graft.remove()
+            self._late.forget(live.trainer.parameters)
             self.registry.release(seed_owner(seed_id))
         if self._optimizer is not None:
             _forget_parameters(self._optimizer, going)
@@ -146,30 +149,38 @@ class SeedBed(ProbeBench):
 
     def zero_grad(self) -> None:
         """Forget the gradients of the seeds that Kasmina's own optimisers train."""
+        self._late.begin()
         for live in self.live.values():
             live.graft.forget_forwards()
             if live.trainer.optimizer is not None:
                 live.trainer.zero_grad()
-        self.monitor.host_step_begins(self._own())
+        self.monitor.host_step_begins(self.own())
 
     def host_stepped(self) -> None:
         """Hold the host's own step against the registry: it may have changed no seed."""
         unheard = [seed_id for seed_id, live in self.live.items() if live.seed.role is Role.ISOLATED]
-        self.monitor.host_step_ended(self._own(), unheard=unheard)
+        self.monitor.host_step_ended(self.own(), unheard=unheard)
 
-    def _own(self) -> list[str]:
+    def own(self) -> list[str]:
         """Return the seeds that Kasmina's own optimisers train."""
         return [seed_id for seed_id in self.live if self.registry.tensors_of(seed_owner(seed_id))]
 
     def _others(self, seed_id: str) -> list[str]:
-        return [other for other in self._own() if other != seed_id]
+        return [other for other in self.own() if other != seed_id]
 
     def close_isolation(self, epoch: int) -> None:
         """Hold the host's optimiser against the registry and close the epoch's count of breaches."""
-        own = self._own()
+        own = self.own()
         self.monitor.check_optimizer(own, self._optimizer)
         self.monitor.check_teacher()
         self.monitor.close_epoch(epoch, trained=bool(own))
+
+    def share_buffers(self) -> None:
+        """Give every rank the first one's buffers, of the host and of the seeds that it does not hear."""
+        self.ranks.share_buffers(self._model)
+        for live in self.live.values():
+            if live.seed.role is Role.ISOLATED:
+                self.ranks.share_buffers(live.seed)
 
     def count_heard(self, *, batch: int) -> None:
         """Count what the host's own step spent in seeds that take none themselves."""
@@ -199,7 +210,8 @@ class SeedBed(ProbeBench):
                 lambda: self._shadow_gradients(live, inputs, targets),
             )
             live.seed.train()
-            loss = self._shadow_loss(live, inputs, targets, seed=derive_seed(self._seed, "kasmina", seed_id, step))
+            rng_seed = derive_seed(self._seed, "kasmina", seed_id, step, *self.ranks.salt)
+            loss = self._shadow_loss(live, inputs, targets, seed=rng_seed)
             live.trainer.learn_from(loss)
 
     def _shadow_loss(self, live: LiveSeed, inputs: Inputs, targets: Targets, *, seed: int) -> Tensor:

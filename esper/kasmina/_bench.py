@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from esper.core.breaker import CircuitBreaker
 from esper.core.errors import UsageError
 from esper.core.inputs import Batch, samples_in, shapes_of
+from esper.core.ranks import ALONE, EndOfBackward, Ranks
 from esper.core.rng import derive_seed
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina._gate_gradients import GradientEvidence
@@ -82,6 +83,7 @@ class SeedBench:
         optimizer: torch.optim.Optimizer | None,
         config: KasminaConfig,
         isolation: Isolation,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.live: dict[str, LiveSeed] = {}
         self.multiply_adds = 0
@@ -94,6 +96,8 @@ class SeedBench:
         self._optimizer = optimizer
         self._config = config
         self._isolation = isolation
+        self.ranks = ranks
+        self._late = EndOfBackward(ranks)
         self._passes = HostPasses(model, isolation=isolation)
         self._focus = PassFocus(detach=isolation.detach)
         self._costs: dict[Hashable, int] = {}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from esper.core.breaker import CircuitBreaker
+from esper.core.ranks import Ranks
 from esper.kasmina._ownership import HOST, TEACHER, OwnershipRegistry, seed_owner, version_of
 from esper.leyline import messages as ly
 
@@ -194,6 +195,19 @@ class IsolationMonitor:
         self._last, self._now = self._now, {}
         if clean and trained and self.allows:
             self.breaker = self.breaker.succeeded()
+
+    def agree(self, ranks: Ranks, seed_ids: Sequence[str]) -> None:
+        """Take the worst that any rank saw in this epoch for what happened; before `close_epoch`."""
+        leaks = [self._now.get(seed_id, NO_LEAKS) for seed_id in seed_ids]
+        counts = [float(count) for each in leaks for count in (each.host_changes, each.seed_changes)]
+        opened = self.breaker.opened_at
+        facts = [float(self.violations), float(self.breaker.failures), -1.0 if opened is None else opened]
+        violations, failures, opened_at, *counts = ranks.highest([*facts, *counts])
+        self.violations = int(violations)
+        self.breaker = replace(self.breaker, failures=int(failures), opened_at=None if opened_at < 0 else opened_at)
+        for seed_id, host, seed in zip(seed_ids, counts[::2], counts[1::2], strict=True):
+            if host or seed:
+                self._now[seed_id] = Leaks(int(host), int(seed))
 
     def breach(self, seed_id: str, leaks: Leaks) -> None:
         """Count what a rehearsal found."""

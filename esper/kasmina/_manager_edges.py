@@ -24,6 +24,7 @@ from esper.kasmina._growth import problem_of
 from esper.kasmina._lifecycle import FALL_STEPS, FALLING_STAGES, GROWING_STAGES, SeedRecord
 from esper.kasmina._manager_steps import ManagerSteps
 from esper.kasmina._orders import BLEND_STEPS, Refusal, read_command, read_pruning
+from esper.kasmina._ranks import meet
 from esper.kasmina._resets import recorded_resets, with_resets
 from esper.leyline import messages as ly
 from esper.leyline.registry import EventMessage
@@ -57,9 +58,12 @@ class ManagerEdges(ManagerSteps):
         if not self._growth.held(epoch):  # Who stood still keeps the figures of the epoch in which it last learned.
             for record in growing:
                 self._bed.live[record.seed_id].trainer.close_epoch()
+        heard = self.lifecycle.in_stages(GROWING_STAGES | FALLING_STAGES)
+        meet(self._bed, [record.seed_id for record in heard], own=self._bed.own())
         self._bed.close_isolation(epoch)
         faults = {record.seed_id: fault for record in growing if (fault := self._bed.faults(record.seed_id))}
         self._bed.measure([record.seed_id for record in growing if record.seed_id not in faults], epoch=epoch)
+        self._work.meet(self._bed)
         self._end_tunings(growing, epoch)
         reasons = {seed_id: f"fault:{fault}" for seed_id, fault in faults.items()} | self._fallen()
         culled = [

@@ -18,7 +18,7 @@ class ManagerFigures(ManagerState):
     @property
     def multiply_adds(self) -> int:
         """Multiply-adds of own work so far: shadow passes, seeds in the host's steps, probe passes."""
-        return self._bed.multiply_adds
+        return self._work.total(self._bed)
 
     def multiply_adds_per_sample(self) -> int:
         """Multiply-adds that one sample's forward now spends in seeds."""

@@ -45,7 +45,7 @@ class ManagerReturns(ManagerEdges):
             bodies = {digest: self._examiner.body_of(digest) for digest in sorted(set(counts["kernels"].values()))}
         moves = moves_back(self._edge(epoch), self.lifecycle, then, to_epoch=to_epoch)
         now = KasminaLifecycle(self.lifecycle.seeds, self.lifecycle.events + len(moves))
-        self._return = _Kept(now, self._growth, self._bed.multiply_adds, epoch, bodies)
+        self._return = _Kept(now, self._growth, self.multiply_adds, epoch, bodies)
         return moves
 
     def rewind(self, saved: Saved) -> None:
@@ -63,6 +63,7 @@ class ManagerReturns(ManagerEdges):
         self._step, self._steps_per_epoch = counts.step, counts.steps_per_epoch
         self._epoch, self._decided_epoch = counts.epoch, counts.decided_epoch
         self._kernels = dict(counts.kernels)
+        self._work.resume(self._bed, self._bed.multiply_adds)
         self._growth = Growth(**saved.facts.get("growth", {}))
 
     def go_on(self, *, to_epoch: int) -> None:
@@ -70,7 +71,7 @@ class ManagerReturns(ManagerEdges):
         kept = _prepared(self)
         self.lifecycle = returned(kept.lifecycle, self.lifecycle, epoch=kept.epoch, to_epoch=to_epoch)
         self._growth = kept.growth
-        self._bed.multiply_adds = kept.multiply_adds
+        self._work.resume(self._bed, kept.multiply_adds)
         self._bed.monitor.move_on(kept.epoch)
         self._epoch = self._decided_epoch = kept.epoch
         self._return = None

@@ -10,6 +10,7 @@ from torch import nn
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import IntegrityError
 from esper.core.ports import BlueprintRuntime
+from esper.core.ranks import ALONE, Ranks
 from esper.kasmina._bed import SeedBed
 from esper.kasmina._bench import PreparedSeed, Probe
 from esper.kasmina._config import KasminaConfig
@@ -20,6 +21,7 @@ from esper.kasmina._growth import Growth
 from esper.kasmina._household import Household
 from esper.kasmina._lifecycle import KasminaLifecycle
 from esper.kasmina._passes import Isolation
+from esper.kasmina._ranks import SharedWork
 from esper.kasmina._seed_training import LossFunction
 from esper.kasmina._slots import SlotSpec
 from esper.leyline import messages as ly
@@ -44,6 +46,7 @@ class ManagerState:
         descriptors: Mapping[str, ly.BlueprintDescriptor] | None = None,
         config: KasminaConfig | None = None,
         isolation: Isolation | None = None,
+        ranks: Ranks = ALONE,
         memory: MemorySensor | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -62,6 +65,7 @@ class ManagerState:
             optimizer=optimizer,
             config=config,
             isolation=isolation or Isolation(),
+            ranks=ranks,
         )
         self._house = Household(
             runtime=runtime,
@@ -81,6 +85,9 @@ class ManagerState:
             config=config,
             seed=seed,
         )
+        self._work = SharedWork()
+        #: Whether the breaker stood open when the epoch began; ranks may not part in the middle of one.
+        self._barred = False
         self._step = 0
         self._epoch_steps = 0
         self._steps_per_epoch = 1

@@ -31,13 +31,15 @@ class ManagerSteps(ManagerFigures):
 
     def after_step(self, inputs: Inputs, targets: Targets) -> None:
         """Train every seed on this batch and let alpha rise; call it after the host's optimiser step."""
+        if self._epoch_steps == 0:
+            self._barred = not self._bed.monitor.allows
         self._step += 1
         self._epoch_steps += 1
         self._bed.last_batch = inputs, targets
         self._bed.host_stepped()
         for record in self.lifecycle.in_stages(FALLING_STAGES):
             self._bed.sink(record.seed_id)
-        if not self._bed.monitor.allows:
+        if self._stand_still():
             return  # No seed takes a step while the breaker is open.
         if self._growth.held(self._epoch + 1):
             self._bed.count_heard(batch=len(inputs))
@@ -51,3 +53,7 @@ class ManagerSteps(ManagerFigures):
             else:
                 rising = record.stage == ly.SEED_STAGE_BLENDING
                 self._bed.train_jointly(record.seed_id, batch=samples_in(inputs), rising=rising)
+
+    def _stand_still(self) -> bool:
+        """Whether no seed may step; ranks keep to what held when the epoch began."""
+        return self._barred if self._bed.ranks.size > 1 else not self._bed.monitor.allows

@@ -12,6 +12,7 @@ from torch.nn.utils import get_total_norm
 
 from esper.core.checkpoint import Saved, named, optimizer_state, refused, restore_optimizer
 from esper.core.inputs import Output, Targets
+from esper.core.ranks import ALONE, Ranks
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina._gate_gradients import NO_GRADIENTS, GradientRecord
 
@@ -54,7 +55,7 @@ class SeedTrainer:
     A gradient that is not finite is replaced by zero, so that the weights stay finite, and `sound` is cleared.
     """
 
-    def __init__(self, seed: nn.Module, *, sound: Tensor, config: KasminaConfig) -> None:
+    def __init__(self, seed: nn.Module, *, sound: Tensor, config: KasminaConfig, ranks: Ranks = ALONE) -> None:
         self.parameters: list[nn.Parameter] = list(seed.parameters())
         self.optimizer: torch.optim.AdamW | None = (
             torch.optim.AdamW(
@@ -72,6 +73,7 @@ class SeedTrainer:
         self.gradients = NO_GRADIENTS
         self._config = config
         self._sound = sound
+        self._ranks = ranks
         self._steps = 0
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
@@ -128,6 +130,7 @@ class SeedTrainer:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if self.optimizer is None or not gradients:
             return
+        self._ranks.average_gradients(self.parameters)
         self._clip(gradients)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate
         self.optimizer.step()
@@ -148,7 +151,7 @@ class SeedTrainer:
         self.gradients, self._norms = self._norms.record(), _RunningNorms()
         if self._loss_sum is None:
             return
-        mean = float(self._loss_sum) / self._loss_count
+        (mean,) = self._ranks.means([float(self._loss_sum) / self._loss_count])
         self.shadow = ShadowRecord((*self.shadow.epoch_losses, mean), self.shadow.steps + self._loss_count)
         self._loss_sum, self._loss_count = None, 0
 

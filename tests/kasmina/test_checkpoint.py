@@ -31,7 +31,7 @@ GIVEN_AGAIN = {
         # What of it decides anything is recorded; the rest is measured anew.
         "_house",
         # Empty or zero at every edge, when a checkpoint is taken.
-        "_epoch_steps", "_owed", "_prepared", "_return",
+        "_epoch_steps", "_owed", "_prepared", "_return", "_barred", "_work",
     },
     "GraftedSeed": {"_placement", "_channel_dim", "_rng_seed", "_devices", "_focus"},
     # `_loss_sum`, `_loss_count` and `_norms` are of the epoch under way, and empty at its edge.

@@ -19,7 +19,7 @@ class StackPlace(_message.Message):
     def __init__(self, stack_id: _Optional[str] = ..., index: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
 
 class TrainingRunRequested(_message.Message):
-    __slots__ = ("meta", "run_id", "task", "host", "policy", "policy_parameters", "epochs", "seed", "experiment_name", "device", "hyperparameters", "re_executable", "decision_wait_seconds", "kernel_wait_seconds", "digest_every_epochs", "slots", "forked_from", "forked_epochs", "stack")
+    __slots__ = ("meta", "run_id", "task", "host", "policy", "policy_parameters", "epochs", "seed", "experiment_name", "device", "hyperparameters", "re_executable", "decision_wait_seconds", "kernel_wait_seconds", "digest_every_epochs", "slots", "forked_from", "forked_epochs", "stack", "world_size")
     class PolicyParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class TrainingRunRequested(_message.Message):
     FORKED_FROM_FIELD_NUMBER: _ClassVar[int]
     FORKED_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     STACK_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     meta: _meta_pb2.EventMeta
     run_id: str
     task: str
@@ -72,7 +73,8 @@ class TrainingRunRequested(_message.Message):
     forked_from: str
     forked_epochs: int
     stack: StackPlace
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., task: _Optional[str] = ..., host: _Optional[str] = ..., policy: _Optional[str] = ..., policy_parameters: _Optional[_Mapping[str, float]] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., experiment_name: _Optional[str] = ..., device: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., re_executable: _Optional[bool] = ..., decision_wait_seconds: _Optional[float] = ..., kernel_wait_seconds: _Optional[float] = ..., digest_every_epochs: _Optional[int] = ..., slots: _Optional[_Iterable[str]] = ..., forked_from: _Optional[str] = ..., forked_epochs: _Optional[int] = ..., stack: _Optional[_Union[StackPlace, _Mapping]] = ...) -> None: ...
+    world_size: int
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., task: _Optional[str] = ..., host: _Optional[str] = ..., policy: _Optional[str] = ..., policy_parameters: _Optional[_Mapping[str, float]] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., experiment_name: _Optional[str] = ..., device: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., re_executable: _Optional[bool] = ..., decision_wait_seconds: _Optional[float] = ..., kernel_wait_seconds: _Optional[float] = ..., digest_every_epochs: _Optional[int] = ..., slots: _Optional[_Iterable[str]] = ..., forked_from: _Optional[str] = ..., forked_epochs: _Optional[int] = ..., stack: _Optional[_Union[StackPlace, _Mapping]] = ..., world_size: _Optional[int] = ...) -> None: ...
 
 class TrainingRunClaimed(_message.Message):
     __slots__ = ("meta", "run_id", "attempt", "worker", "producer_id", "request_event_id", "home_id")
@@ -93,7 +95,7 @@ class TrainingRunClaimed(_message.Message):
     def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., worker: _Optional[str] = ..., producer_id: _Optional[str] = ..., request_event_id: _Optional[str] = ..., home_id: _Optional[str] = ...) -> None: ...
 
 class NumericsFingerprint(_message.Message):
-    __slots__ = ("torch", "python", "instruction_set", "threads", "device", "world_size", "deterministic_algorithms", "blas", "stack_size")
+    __slots__ = ("torch", "python", "instruction_set", "threads", "device", "world_size", "deterministic_algorithms", "blas", "collective", "stack_size")
     TORCH_FIELD_NUMBER: _ClassVar[int]
     PYTHON_FIELD_NUMBER: _ClassVar[int]
     INSTRUCTION_SET_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +104,7 @@ class NumericsFingerprint(_message.Message):
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     DETERMINISTIC_ALGORITHMS_FIELD_NUMBER: _ClassVar[int]
     BLAS_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIVE_FIELD_NUMBER: _ClassVar[int]
     STACK_SIZE_FIELD_NUMBER: _ClassVar[int]
     torch: str
     python: str
@@ -111,8 +114,9 @@ class NumericsFingerprint(_message.Message):
     world_size: int
     deterministic_algorithms: bool
     blas: str
+    collective: str
     stack_size: int
-    def __init__(self, torch: _Optional[str] = ..., python: _Optional[str] = ..., instruction_set: _Optional[str] = ..., threads: _Optional[int] = ..., device: _Optional[str] = ..., world_size: _Optional[int] = ..., deterministic_algorithms: _Optional[bool] = ..., blas: _Optional[str] = ..., stack_size: _Optional[int] = ...) -> None: ...
+    def __init__(self, torch: _Optional[str] = ..., python: _Optional[str] = ..., instruction_set: _Optional[str] = ..., threads: _Optional[int] = ..., device: _Optional[str] = ..., world_size: _Optional[int] = ..., deterministic_algorithms: _Optional[bool] = ..., blas: _Optional[str] = ..., collective: _Optional[str] = ..., stack_size: _Optional[int] = ...) -> None: ...
 
 class TrainingRunStarted(_message.Message):
     __slots__ = ("meta", "run_id", "attempt", "worker", "numerics", "code_version", "dependencies_digest", "data_digest", "parameters", "initial_digest", "resumed_epochs")

@@ -12,10 +12,13 @@ from torch import nn
 
 from esper.core.errors import BrokerUnavailable
 from esper.core.inputs import Batch
+from esper.core.ranks import RankLost, Ranks
 from esper.core.settings import Settings, load_settings
 from esper.oona import Fabric
 from esper.tamiyo import check_policy
+from esper.weatherlight._grow._ranks import bare, ended_by_torchrun, ranks_of, starting
 from esper.weatherlight._grow._run import GrowRun
+from esper.weatherlight._grow._side import ListeningSide, Side, SpeakingSide
 from esper.weatherlight._grow._wishes import (
     STOP,
     LogLoss,
@@ -70,6 +73,10 @@ def grow(
     "hold:SECONDS" after a while of its own, and "degrade" trains on without growth and records the epochs of the
     gap, marked as such, when a broker answers again.
 
+    Under torchrun give the `DistributedDataParallel` wrapper, on every rank alike: the first rank speaks with the log,
+    the gradients of seeds are averaged over all, and weights that differ between ranks end the run. `loss` of the first
+    rank is recorded.
+
     A model that `torch.compile` wrapped is trained compiled; seeds, gates and figures use the module within.
 
     The run is labelled recorded, not re-executable: only your own loop can train it again. When the block ends
@@ -78,6 +85,8 @@ def grow(
     Raises:
         UsageError: no such policy or slot, or an argument that cannot be used.
         NotReadyError: there is no home, no broker, or no topics.
+        RankLost: another rank is gone, or did not come within `rank_wait_seconds`.
+        IntegrityError: the ranks do not have one network.
     """
     check_policy(policy)
     check_helpers(optimizer, scaler, scheduler)
@@ -89,10 +98,14 @@ def grow(
     current = settings or load_settings()
     if loss.hold_seconds is not None:
         current = current.model_copy(update={"broker_retry_seconds": loss.hold_seconds})
-    with Fabric.open(current, member="grow") as fabric, contextlib.ExitStack() as stack:
-        supervisor = stack.enter_context(members_for_a_while(current, wanted=_MEMBERS if members else ()))
-        await_answering(fabric, supervisor)
-        run = GrowRun(model, wishes, fabric)
+    ranks = ranks_of(model, wait_seconds=current.rank_wait_seconds)
+    with ended_by_torchrun(ranks), contextlib.ExitStack() as stack:
+        if ranks.leads:
+            with starting(ranks):
+                side: Side = _speaking(stack, current, wishes, ranks, host=type(bare(model)).__name__, members=members)
+        else:
+            side = ListeningSide(current, ranks)
+        run = GrowRun(model, wishes, side)
         stack.callback(run.close)
         _log.info("run %s is recorded, not re-executable", run.run_id)
         try:
@@ -100,6 +113,21 @@ def grow(
         except BaseException as error:
             # A log that is away does not hear of it; what ended the loop is what its caller is to see.
             with contextlib.suppress(BrokerUnavailable):
-                run.fail(type(error).__name__)
+                run.fail(_why(error))
             raise
         run.finish()
+
+
+def _speaking(
+    stack: contextlib.ExitStack, settings: Settings, wishes: Wishes, ranks: Ranks, *, host: str, members: bool
+) -> SpeakingSide:
+    """Open the log and see that somebody answers; what is opened closes with `stack`."""
+    fabric = stack.enter_context(Fabric.open(settings, member="grow"))
+    supervisor = stack.enter_context(members_for_a_while(settings, wanted=_MEMBERS if members else ()))
+    await_answering(fabric, supervisor)
+    return SpeakingSide(fabric, wishes, ranks, host=host)
+
+
+def _why(error: BaseException) -> str:
+    """Return what the log is to say of a loop that did not come to its end."""
+    return f"{type(error).__name__}: {error.cause}" if isinstance(error, RankLost) else type(error).__name__

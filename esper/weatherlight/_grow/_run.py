@@ -9,17 +9,15 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from esper.core.digest import module_state, state_digest
-from esper.core.eager import eagerly, uncompiled
+from esper.core.eager import eagerly
 from esper.core.errors import UsageError
 from esper.core.ids import RunId
 from esper.core.inputs import Batch, Inputs, first_samples, mapped, samples_in, tensors_of
 from esper.core.numerics import numerics_fingerprint
 from esper.kasmina import KasminaSeedManager, add_sockets, discover_slots, is_compiled
 from esper.leyline import messages as ly
-from esper.oona import Fabric
 from esper.tolaria import (
     Evaluation,
-    TrainingJournal,
     evaluate_batches,
     multiply_adds_per_sample,
     outcome_event_id,
@@ -27,9 +25,10 @@ from esper.tolaria import (
 )
 from esper.weatherlight._export import Exported, ExportFormat, export_network
 from esper.weatherlight._grafting import descriptors, kasmina_config
-from esper.weatherlight._grow._absence import close_gap, journal_for, runtime_for
 from esper.weatherlight._grow._precision import SeedRate, Unscaling, learning_rate
-from esper.weatherlight._grow._record import TASK, GrowRecord
+from esper.weatherlight._grow._ranks import bare, is_wrapped_compiled
+from esper.weatherlight._grow._record import TASK
+from esper.weatherlight._grow._side import Side
 from esper.weatherlight._grow._telling import TellingEdge
 from esper.weatherlight._grow._wishes import Metrics, Wishes
 
@@ -43,6 +42,8 @@ class _Tally:
     epoch: int = 0
     steps: int = 0
     samples: int = 0
+    #: Those of all ranks, up to the last edge.
+    samples_of_all: int = 0
     #: Steps that were taken before the last edge.
     edge_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -55,18 +56,17 @@ class GrowRun:
     Seeds in TRAINING never touch the model. One thread; the model may be used freely between the calls.
     """
 
-    def __init__(self, model: nn.Module, wishes: Wishes, fabric: Fabric) -> None:
-        self._model = uncompiled(model)
-        self._compiled = self._model is not model or is_compiled(self._model)
+    def __init__(self, model: nn.Module, wishes: Wishes, side: Side) -> None:
+        self._model = bare(model)
+        self._compiled = is_wrapped_compiled(model) or is_compiled(self._model)
         self._wishes = wishes
-        self._fabric = fabric
+        self._side = side
         self._tally = _Tally()
         self._sample: Inputs | None = None
-        self._record = GrowRecord(fabric, wishes, host=type(self._model).__name__)
+        self._host = type(self._model).__name__
         self._host_parameters = sum(parameter.numel() for parameter in self._model.parameters())
         self._multiply_adds_per_sample = 0
         self._controller: KasminaSeedManager | None = None
-        self._journal: TrainingJournal | None = None
         self._edge: TellingEdge | None = None
         self._unscaling = Unscaling(wishes.scaler)
         self._rate = SeedRate(wishes.scheduler)
@@ -76,7 +76,7 @@ class GrowRun:
     @property
     def run_id(self) -> RunId:
         """Id of the run in the log."""
-        return self._record.run_id
+        return self._side.run_id
 
     @property
     def epoch(self) -> int:
@@ -141,9 +141,13 @@ class GrowRun:
         self._tally.epoch += 1
         self._tally.edge_steps = self._tally.steps
         self._tally.metrics = dict(metrics)
+        self._count_samples()
         with eagerly():
             self._edge.settle_faults(self._tally.epoch)
-            return self._edge.close(self._packet(self._controller))
+            packet = self._packet(self._controller)
+            self._side.ranks.check_equal(f"the weights of epoch {self._tally.epoch}", packet.weights_digest)
+            with self._side.edge():
+                return self._edge.close(packet)
 
     def export(self, path: str | Path, to: ExportFormat = "safetensors") -> Exported:
         """Write what the model computes now in eval mode, for use without Esper; see `export_network` for how.
@@ -179,23 +183,22 @@ class GrowRun:
         self._controller = KasminaSeedManager(
             self._model,
             slots,
-            runtime=runtime_for(wishes.on_log_loss, self._fabric),
+            runtime=self._side.runtime(),
+            ranks=self._side.ranks,
             run_id=run_id,
             seed=wishes.seed,
             loss_fn=wishes.loss_fn,
             probe=wishes.probe,
             optimizer=wishes.optimizer,
             descriptors=descriptors(),
-            config=kasmina_config(self._fabric.settings, kernel_wait_seconds=self._fabric.settings.kernel_wait_seconds),
+            config=kasmina_config(self._side.settings, kernel_wait_seconds=self._side.settings.kernel_wait_seconds),
         )
         self._controller.before_step()
-        self._journal = journal_for(wishes.on_log_loss, self._fabric, self._record)
-        self._edge = TellingEdge(run_id=run_id, attempt=1, controller=self._controller, journal=self._journal)
-        self._record.started(
-            numerics=numerics_fingerprint(tensors_of(inputs)[0].device),
-            parameters=self._host_parameters,
-            digest=self._digest(self._controller),
-        )
+        ranks, digest = self._side.ranks, self._digest(self._controller)
+        ranks.check_equal("the network they start from", digest)
+        self._edge = TellingEdge(run_id=run_id, attempt=1, controller=self._controller, journal=self._side.journal())
+        numerics = numerics_fingerprint(tensors_of(inputs)[0].device, world_size=ranks.size, collective=ranks.backend)
+        self._side.started(numerics=numerics, parameters=self._host_parameters, digest=digest)
 
     # -- facts ----------------------------------------------------------------------------------------------
 
@@ -244,7 +247,7 @@ class GrowRun:
             multiply_adds=self._multiply_adds(controller),
             multiply_adds_per_sample=self._multiply_adds_per_sample + controller.multiply_adds_per_sample(),
             task=TASK,
-            host=self._record.host,
+            host=self._host,
             seed=wishes.seed,
         )
         packet.meta.event_id = state_event_id(run_id, epoch)
@@ -252,8 +255,11 @@ class GrowRun:
             packet.meta.causation_id = outcome_event_id(run_id, epoch - 1)
         return packet
 
+    def _count_samples(self) -> None:
+        self._tally.samples_of_all = int(self._side.ranks.totals([float(self._tally.samples)])[0])
+
     def _multiply_adds(self, controller: KasminaSeedManager) -> int:
-        return 3 * self._multiply_adds_per_sample * self._tally.samples + controller.multiply_adds
+        return 3 * self._multiply_adds_per_sample * self._tally.samples_of_all + controller.multiply_adds
 
     # -- the end --------------------------------------------------------------------------------------------
 
@@ -267,11 +273,11 @@ class GrowRun:
         if controller is None:
             self.fail("no step was taken")
             return
-        settings = self._fabric.settings
-        close_gap(self._journal, run_id=self.run_id, wait_seconds=settings.broker_retry_seconds)
+        self._side.close_gap()
+        self._count_samples()
         with eagerly():
             validation = self._validation() if self._tally.epoch else Evaluation(loss=0.0, accuracy=0.0)
-        self._record.finished(
+        self._side.finished(
             ly.TrainingRunFinished(
                 epochs=self._tally.epoch,
                 accuracy=validation.accuracy,
@@ -293,4 +299,4 @@ class GrowRun:
 
     def fail(self, detail: str) -> None:
         """Append that the loop did not come to its end."""
-        self._record.failed(detail, epochs=self._tally.epoch)
+        self._side.failed(detail, epochs=self._tally.epoch)
