@@ -173,7 +173,7 @@ def _precision(kind: str, *, enabled: bool, dtype: torch.dtype) -> Iterator[None
 def _graph_kept() -> Iterator[None]:
     """Let autograd see the block, although it runs inside an operator, where torch shuts autograd out."""
     autograd = torch._C.DispatchKey.AutogradFunctionality  # noqa: SLF001 - torch has no public door to it
-    with torch._C._SetExcludeDispatchKeyGuard(autograd, False), torch.enable_grad():  # noqa: SLF001
+    with torch._C._SetExcludeDispatchKeyGuard(autograd, False), torch.enable_grad():  # noqa: SLF001 - as above
         yield
 
 

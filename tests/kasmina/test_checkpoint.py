@@ -35,7 +35,7 @@ GIVEN_AGAIN = {
     },
     "GraftedSeed": {"_placement", "_channel_dim", "_rng_seed", "_devices", "_focus"},
     # `_loss_sum`, `_loss_count` and `_norms` are of the epoch under way, and empty at its edge.
-    "SeedTrainer": {"parameters", "_config", "_sound", "_loss_sum", "_loss_count", "_norms"},
+    "SeedTrainer": {"parameters", "_config", "_sound", "_ranks", "_loss_sum", "_loss_count", "_norms"},
     "AlphaBlender": set(),
     "IsolationMonitor": {"_registry", "_devices", "_active", "_now"},
 }  # fmt: skip

@@ -188,6 +188,9 @@ class LeadingJournal:
         self._owes = False
         self._ranks.told(parts)
 
+    def append_return(self, outcome: ly.CommandOutcome) -> None:
+        self._inner.append_return(outcome)
+
     def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket) -> None:
         self._inner.submit_telemetry(epoch, packet)
 
@@ -282,6 +285,9 @@ class FollowingJournal:
 
     def append_outcome(self, outcome: ly.CommandOutcome) -> None:
         """Let it pass: the first rank appended it."""
+
+    def append_return(self, outcome: ly.CommandOutcome) -> None:
+        """Let it pass: the first rank appends it."""
 
     def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket) -> None:
         """Say nothing: the first rank speaks for all."""
