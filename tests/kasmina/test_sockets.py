@@ -66,7 +66,8 @@ def test_a_whole_life_compiles_nothing(name: str, backend: str) -> None:
             epochs(loop, compiled, 2)
             assert loop.order(operation, seed_id=first).result == ly.COMMAND_RESULT_APPLIED
             heard.append(list(loop.model.state_dict()))
-        epochs(loop, compiled, 8)
+        epochs(loop, compiled, 8)  # It fades, goes, and its slot rests.
+        heard.append(list(loop.model.state_dict()))
         decision = loop.germinate(spec.slot)
         assert decision.result == ly.COMMAND_RESULT_APPLIED, decision.reason
         second = decision.seed_id
@@ -83,7 +84,7 @@ def test_a_whole_life_compiles_nothing(name: str, backend: str) -> None:
         epochs(loop, compiled, 1)
         torch.testing.assert_close(evaluated(loop, compiled), evaluated(loop, loop.model), rtol=0, atol=0)
     assert dict(counters["stats"]) == compiled_before
-    assert heard[0] != heard[1]
+    assert heard[0] != heard[2]
     assert loop.manager.lifecycle.stage_of(second) == ly.SEED_STAGE_FOSSILIZED
 
 
