@@ -88,6 +88,12 @@ def ranks_of(model: nn.Module, *, wait_seconds: float) -> Ranks:
     return ProcessRanks(wrapper.process_group, wait_seconds=wait_seconds)
 
 
+def total_of(ranks: Ranks, count: int) -> int:
+    """Return the sum of every rank's count."""
+    (total,) = ranks.totals([float(count)])
+    return int(total)
+
+
 # -- the start --------------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from esper.tolaria import (
 from esper.weatherlight._export import Exported, ExportFormat, export_network
 from esper.weatherlight._grafting import descriptors, kasmina_config
 from esper.weatherlight._grow._precision import SeedRate, Unscaling, learning_rate
-from esper.weatherlight._grow._ranks import bare, is_wrapped_compiled
+from esper.weatherlight._grow._ranks import bare, is_wrapped_compiled, total_of
 from esper.weatherlight._grow._record import TASK
 from esper.weatherlight._grow._side import Side
 from esper.weatherlight._grow._telling import TellingEdge
@@ -141,7 +141,7 @@ class GrowRun:
         self._tally.epoch += 1
         self._tally.edge_steps = self._tally.steps
         self._tally.metrics = dict(metrics)
-        self._count_samples()
+        self._tally.samples_of_all = total_of(self._side.ranks, self._tally.samples)
         with eagerly():
             self._edge.settle_faults(self._tally.epoch)
             packet = self._packet(self._controller)
@@ -255,9 +255,6 @@ class GrowRun:
             packet.meta.causation_id = outcome_event_id(run_id, epoch - 1)
         return packet
 
-    def _count_samples(self) -> None:
-        self._tally.samples_of_all = int(self._side.ranks.totals([float(self._tally.samples)])[0])
-
     def _multiply_adds(self, controller: KasminaSeedManager) -> int:
         return 3 * self._multiply_adds_per_sample * self._tally.samples_of_all + controller.multiply_adds
 
@@ -274,7 +271,7 @@ class GrowRun:
             self.fail("no step was taken")
             return
         self._side.close_gap()
-        self._count_samples()
+        self._tally.samples_of_all = total_of(self._side.ranks, self._tally.samples)
         with eagerly():
             validation = self._validation() if self._tally.epoch else Evaluation(loss=0.0, accuracy=0.0)
         self._side.finished(
