@@ -96,6 +96,26 @@ def test_decisions_commands_and_reports_belong_together(serving: Esper, grown: A
     assert Counter(r["payload"]["decision_id"] for r in reports) == Counter(d["event_id"] for d in decisions)
 
 
+def test_a_grafted_kernel_was_brought_near_before_its_order(serving: Esper, grown: Any) -> None:
+    """Goal: the prefetch trio works in a real run. Method: the candidates that commands named, the request that was
+    made of them before the germination, and the count of fetches that had been foreseen."""
+    run_id = grown["run_id"]
+    commands = [event["payload"] for event in serving.events("adaptation-commands", run_id=run_id)]
+    named = [command["epoch"] for command in commands if command.get("candidates")]
+    ordered = [c["epoch"] for c in commands if c.get("seed_operation", {}).get("operation") == "SEED_OP_GERMINATE"]
+    assert named[0] < ordered[0]
+    points = [
+        point
+        for event in serving.events("telemetry")
+        for point in event["payload"].get("metrics", [])
+        if point.get("attributes", {}).get("run_id") == run_id
+    ]
+    counts = {p["name"].rpartition(".")[2]: p.get("value", 0.0) for p in points if "kasmina.prefetch" in p["name"]}
+    # Epochs are short here: on a busy machine the kernel may still be on its way when it is ordered.
+    assert counts["hits"] + counts["late"] >= 1, (counts, named, ordered)
+    assert max(p.get("value", 0.0) for p in points if p["name"] == "kasmina.graft.stall_ms") > 0
+
+
 @pytest.mark.campaign
 def test_the_same_request_gives_the_same_digests_under_load(
     serving: Esper, grown: Any, record_property: Callable[[str, object], None]
