@@ -1,6 +1,14 @@
 """Tolaria, the trainer: tasks, the epoch loop, its journal, and the worker that trains what is requested."""
 
-from esper.tolaria._checkpoint import Checkpoint, CheckpointKeeper, digest_in, weights_in
+from esper.tolaria._checkpoint import (
+    Checkpoint,
+    CheckpointKeeper,
+    Position,
+    RunState,
+    capture_run,
+    digest_in,
+    weights_in,
+)
 from esper.tolaria._checkpoint_keepers import CheckpointUnusable, restorable, verified_checkpoint
 from esper.tolaria._claims import ClaimBook, Claimed, RunClaim, claim
 from esper.tolaria._config import TrainingLoopConfig, check_device_name, check_hyperparameters
@@ -11,8 +19,10 @@ from esper.tolaria._faults import TrainingDiverged
 from esper.tolaria._inbox import CommandInbox, CommandJudge, CommandSource, DecisionBreaker, JudgeFactory
 from esper.tolaria._journal import Answer, MemoryJournal, RunFenced, RunInterrupted, TrainingJournal
 from esper.tolaria._kafka_journal import KafkaJournal
+from esper.tolaria._optimizer_orders import rate_factor
 from esper.tolaria._packet import EpochStats, controller_telemetry
 from esper.tolaria._past import Past, past_of
+from esper.tolaria._points import ReturnPoints
 from esper.tolaria._recording import (
     Difference,
     ForkingJournal,
@@ -23,6 +33,8 @@ from esper.tolaria._recording import (
 )
 from esper.tolaria._reexecution import Comparison, Restored, check_re_executable, re_execute, state_at
 from esper.tolaria._registry import check_task, load_task, task_names, with_host
+from esper.tolaria._return_rules import ReturnLimits
+from esper.tolaria._run_orders import RunOrders
 from esper.tolaria._service import TolariaService, build_service
 from esper.tolaria._setup import ControllerFactory, TrainingSetup, check_slots, prepared
 from esper.tolaria._static import StaticController
@@ -55,13 +67,18 @@ __all__ = [
     "MemoryJournal",
     "NotRepeated",
     "Past",
+    "Position",
     "RecordedJournal",
     "Recording",
     "Restored",
     "ResumingJournal",
+    "ReturnLimits",
+    "ReturnPoints",
     "RunClaim",
     "RunFenced",
     "RunInterrupted",
+    "RunOrders",
+    "RunState",
     "SlotSpec",
     "Split",
     "StaticController",
@@ -74,6 +91,7 @@ __all__ = [
     "TrainingResult",
     "TrainingSetup",
     "build_service",
+    "capture_run",
     "check_device_name",
     "check_hyperparameters",
     "check_re_executable",
@@ -90,6 +108,7 @@ __all__ = [
     "outcome_event_id",
     "past_of",
     "prepared",
+    "rate_factor",
     "re_execute",
     "restorable",
     "state_at",

@@ -40,6 +40,16 @@ _CPU_STREAM: Final = "rng/cpu"
 _CUDA_STREAM: Final = "rng/cuda"
 
 
+class LoopState(Protocol):
+    """State of a loop beside its model and optimiser, as JSON can hold it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+
+
 @dataclass(frozen=True)
 class RunState:
     """What a trainer consists of, as far as it changes from epoch to epoch."""
@@ -50,6 +60,8 @@ class RunState:
     controller: GraftController
     #: Draws the order of the samples; None where that is the loop's own business.
     order: torch.Generator | None = None
+    #: What else a loop keeps of itself: its loss scale.
+    loop: LoopState | None = None
 
     @classmethod
     def of(cls, setup: TrainingSetup, controller: GraftController, order: torch.Generator) -> RunState:
@@ -118,6 +130,8 @@ def capture_run(state: RunState, position: Position) -> bytes:
         "groups": [] if optimizer is None else _groups(optimizer),
         "controller": dict(seeds.facts),
     }
+    if state.loop is not None:
+        facts["loop"] = state.loop.state_dict()
     if position.faults:
         facts["faults"] = position.faults
     return write_checkpoint(Saved(facts, tensors))
@@ -172,6 +186,8 @@ def _restore(saved: Saved, state: RunState, *, again: bool) -> Position:
     if optimizer is not None:
         restore_optimizer(optimizer, _names(state.model), saved.under(_OPTIMIZER))
         _restore_groups(optimizer, facts["groups"])
+    if state.loop is not None:
+        state.loop.load_state_dict(facts["loop"])
     if state.order is not None:
         state.order.set_state(saved.tensors[_ORDER])
     torch.set_rng_state(saved.tensors[_CPU_STREAM])

@@ -20,14 +20,17 @@ from esper.weatherlight._grow._ranks import bare, ended_by_torchrun, ranks_of, s
 from esper.weatherlight._grow._run import GrowRun
 from esper.weatherlight._grow._side import ListeningSide, Side, SpeakingSide
 from esper.weatherlight._grow._wishes import (
+    RECORD,
     STOP,
     LogLoss,
     LossFunction,
     LossScaler,
     RateSchedule,
     Wishes,
+    check_alone,
     check_digests,
     check_helpers,
+    returns_on,
 )
 from esper.weatherlight._readiness import await_answering
 from esper.weatherlight._training import members_for_a_while
@@ -54,6 +57,7 @@ def grow(
     name: str = "",
     on_log_loss: str = STOP,
     digest_every_epochs: int = 1,
+    on_fault: str = RECORD,
     members: bool = True,
     settings: Settings | None = None,
 ) -> Iterator[GrowRun]:
@@ -77,6 +81,12 @@ def grow(
     the gradients of seeds are averaged over all, and weights that differ between ranks end the run. `loss` of the first
     rank is recorded.
 
+    `on_fault` says what to do when the held-out loss is no number or leaps up: "record" records it; "rollback" takes
+    model, optimiser, loss scale and random streams back, in place, to the state that was kept last (every
+    `checkpoint_every_epochs` edges, in memory), and goes on with half the learning rate; the outcome that `end_epoch`
+    returns says so in `rolled_back`. After three such returns the next fault raises TrainingDiverged. The schedule and
+    the order of the data stay the loop's. Not under torchrun.
+
     A model that `torch.compile` wrapped is trained compiled; seeds, gates and figures use the module within.
 
     The run is labelled recorded, not re-executable: only your own loop can train it again. When the block ends
@@ -91,14 +101,27 @@ def grow(
     check_policy(policy)
     check_helpers(optimizer, scaler, scheduler)
     check_digests(digest_every_epochs)
-    loss = LogLoss.of(on_log_loss)
+    loss, returns = LogLoss.of(on_log_loss), returns_on(on_fault)
     wishes = Wishes(
-        slots, optimizer, loss_fn, probe, scaler, scheduler, policy, epochs, seed, name, loss, digest_every_epochs
+        slots,
+        optimizer,
+        loss_fn,
+        probe,
+        scaler,
+        scheduler,
+        policy,
+        epochs,
+        seed,
+        name,
+        loss,
+        digest_every_epochs,
+        returns,
     )
     current = settings or load_settings()
     if loss.hold_seconds is not None:
         current = current.model_copy(update={"broker_retry_seconds": loss.hold_seconds})
     ranks = ranks_of(model, wait_seconds=current.rank_wait_seconds)
+    check_alone(wishes, ranks=ranks.size)
     with ended_by_torchrun(ranks), contextlib.ExitStack() as stack:
         if ranks.leads:
             with starting(ranks):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -28,25 +27,13 @@ from esper.weatherlight._grafting import descriptors, kasmina_config
 from esper.weatherlight._grow._precision import SeedRate, Unscaling, learning_rate
 from esper.weatherlight._grow._ranks import bare, is_wrapped_compiled, total_of
 from esper.weatherlight._grow._record import TASK
+from esper.weatherlight._grow._returns import LoopOrders
 from esper.weatherlight._grow._side import Side
+from esper.weatherlight._grow._tally import Tally
 from esper.weatherlight._grow._telling import TellingEdge
 from esper.weatherlight._grow._wishes import Metrics, Wishes
 
 _TRACED_SAMPLES = 2
-
-
-@dataclass
-class _Tally:
-    """What was trained since the run began."""
-
-    epoch: int = 0
-    steps: int = 0
-    samples: int = 0
-    #: Those of all ranks, up to the last edge.
-    samples_of_all: int = 0
-    #: Steps that were taken before the last edge.
-    edge_steps: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class GrowRun:
@@ -61,13 +48,14 @@ class GrowRun:
         self._compiled = is_wrapped_compiled(model) or is_compiled(self._model)
         self._wishes = wishes
         self._side = side
-        self._tally = _Tally()
+        self._tally = Tally()
         self._sample: Inputs | None = None
         self._host = type(self._model).__name__
         self._host_parameters = sum(parameter.numel() for parameter in self._model.parameters())
         self._multiply_adds_per_sample = 0
         self._controller: KasminaSeedManager | None = None
         self._edge: TellingEdge | None = None
+        self._orders: LoopOrders | None = None
         self._unscaling = Unscaling(wishes.scaler)
         self._rate = SeedRate(wishes.scheduler)
         if wishes.probe:
@@ -135,8 +123,9 @@ class GrowRun:
             UsageError: a needed metric is missing, or nothing was trained yet.
             BrokerUnavailable: the broker was away for longer than `broker_retry_seconds`, or than `on_log_loss`
                 holds; never with `on_log_loss="degrade"`.
+            TrainingDiverged: with `on_fault="rollback"`, a fault, and nothing left to return to.
         """
-        if self._controller is None or self._edge is None:
+        if self._controller is None or self._edge is None or self._orders is None:
             raise UsageError("the epoch cannot end", cause="no step was taken", next_step="call run.step(batch)")
         self._tally.epoch += 1
         self._tally.edge_steps = self._tally.steps
@@ -146,8 +135,11 @@ class GrowRun:
             self._edge.settle_faults(self._tally.epoch)
             packet = self._packet(self._controller)
             self._side.ranks.check_equal(f"the weights of epoch {self._tally.epoch}", packet.weights_digest)
-            with self._side.edge():
-                return self._edge.close(packet)
+            with self._side.edge(), self._orders.edge(packet, self._edge.seed_events):
+                outcome = self._edge.close(packet)
+        if outcome.HasField("rolled_back"):
+            self._unscaling = Unscaling(self._wishes.scaler)
+        return outcome
 
     def export(self, path: str | Path, to: ExportFormat = "safetensors") -> Exported:
         """Write what the model computes now in eval mode, for use without Esper; see `export_network` for how.
@@ -196,7 +188,20 @@ class GrowRun:
         self._controller.before_step()
         ranks, digest = self._side.ranks, self._digest(self._controller)
         ranks.check_equal("the network they start from", digest)
-        self._edge = TellingEdge(run_id=run_id, attempt=1, controller=self._controller, journal=self._side.journal())
+        self._orders = LoopOrders(
+            self._model,
+            self._controller,
+            wishes,
+            run_id=run_id,
+            every_epochs=self._side.settings.checkpoint_every_epochs,
+        )
+        self._edge = TellingEdge(
+            run_id=run_id,
+            attempt=1,
+            controller=self._controller,
+            journal=self._side.journal(),
+            orders=self._orders.orders,
+        )
         numerics = numerics_fingerprint(tensors_of(inputs)[0].device, world_size=ranks.size, collective=ranks.backend)
         self._side.started(numerics=numerics, parameters=self._host_parameters, digest=digest)
 

@@ -19,6 +19,8 @@ Metrics = Mapping[str, float] | Callable[[], Mapping[str, float]]
 STOP: Final = "stop"
 DEGRADE: Final = "degrade"
 _HOLD: Final = "hold:"
+RECORD: Final = "record"
+ROLLBACK: Final = "rollback"
 
 
 class LossScaler(Protocol):
@@ -88,6 +90,8 @@ class Wishes:
     on_log_loss: LogLoss
     #: The state digest costs reading every weight once.
     digest_every_epochs: int = 1
+    #: Whether states are kept, so that the run can return to one by order and does so after a fault.
+    returns: bool = False
 
 
 def check_digests(every_epochs: int) -> None:
@@ -96,6 +100,31 @@ def check_digests(every_epochs: int) -> None:
         raise UsageError(
             f"digest_every_epochs={every_epochs} cannot be used",
             next_step="give a number of epochs, at least 1; 1 hashes the weights at every edge",
+        )
+
+
+def returns_on(on_fault: str) -> bool:
+    """Return whether a run is to return to an earlier state: `on_fault` is "rollback", not "record".
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if on_fault not in (RECORD, ROLLBACK):
+        raise UsageError(
+            f"on_fault={on_fault!r} cannot be used",
+            cause=f"it is neither {RECORD} nor {ROLLBACK}",
+            next_step='write on_fault="rollback", say',
+        )
+    return on_fault == ROLLBACK
+
+
+def check_alone(wishes: Wishes, *, ranks: int) -> None:
+    """Raise UsageError where something is wished for that one process can do and several cannot."""
+    if wishes.returns and ranks > 1:
+        raise UsageError(
+            f"on_fault={ROLLBACK!r} cannot be used by {ranks} ranks",
+            cause="a rank measures faults and keeps states by itself, and all would have to go back as one",
+            next_step=f"write on_fault={RECORD!r}, and begin again from a checkpoint of your own",
         )
 
 
