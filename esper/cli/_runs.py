@@ -88,7 +88,7 @@ def cancel(run_id: Annotated[str, typer.Argument(help="Id of the run.")]) -> Non
 @runs.command()
 def command(
     run_id: Annotated[str, typer.Argument(help="Id of the run.")],
-    operation: Annotated[str, typer.Argument(help="What to do with a seed: germinate, start_grafting, cull ...")],
+    operation: Annotated[str, typer.Argument(help="germinate, cull, ... a seed; rollback, pause, ... the run.")],
     seed: Annotated[str, typer.Option(help="Id of the seed; germinate makes a new one.")] = "",
     slot: Annotated[str, typer.Option(help="Slot to germinate in.")] = "",
     blueprint: Annotated[str, typer.Option(help="Id of the blueprint to germinate.")] = "",
@@ -96,11 +96,12 @@ def command(
     epochs: Annotated[
         str, typer.Option(help="Epochs at whose edges it may be applied: 7 or 7-12; all that are left.")
     ] = "",
+    reason: Annotated[str, typer.Option(help="Why, for the record; orders on the whole run keep it.")] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its outcome.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Give a run an operator's command, applied once. Example: esper runs command run-92955d72d813 cull --seed s-1"""
-    order = RunOrder(operation, seed, slot, blueprint, _parameters(parameter or []), _epochs(epochs))
+    order = RunOrder(operation, seed, slot, blueprint, _parameters(parameter or []), _epochs(epochs), reason)
     fabric = open_fabric()
     ordered = order_run(fabric, run_id, order)
     document: dict[str, object] = {**asdict(ordered)}

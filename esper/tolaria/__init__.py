@@ -13,13 +13,14 @@ from esper.tolaria._checkpoint_keepers import CheckpointUnusable, restorable, ve
 from esper.tolaria._claims import ClaimBook, Claimed, RunClaim, claim
 from esper.tolaria._config import TrainingLoopConfig, check_device_name, check_hyperparameters
 from esper.tolaria._edge import EpochEdge, outcome_event_id, state_event_id
+from esper.tolaria._emergency import EmergencyDesk
 from esper.tolaria._environment import Elsewhere, Environment, differences
 from esper.tolaria._evaluation import Evaluation, evaluate, evaluate_batches, multiply_adds_per_sample
 from esper.tolaria._faults import TrainingDiverged
 from esper.tolaria._inbox import CommandInbox, CommandJudge, CommandSource, DecisionBreaker, JudgeFactory
 from esper.tolaria._journal import Answer, MemoryJournal, RunFenced, RunInterrupted, TrainingJournal
 from esper.tolaria._kafka_journal import KafkaJournal
-from esper.tolaria._optimizer_orders import rate_factor
+from esper.tolaria._optimizer_orders import OPTIMIZER_BOUNDS, rate_factor
 from esper.tolaria._packet import EpochStats, controller_telemetry
 from esper.tolaria._past import Past, past_of
 from esper.tolaria._points import ReturnPoints
@@ -42,6 +43,7 @@ from esper.tolaria._tasks import Host, SlotSpec, Split, Task
 from esper.tolaria._trainer import TolariaTrainer, TrainingResult
 
 __all__ = [
+    "OPTIMIZER_BOUNDS",
     "Answer",
     "Checkpoint",
     "CheckpointKeeper",
@@ -56,6 +58,7 @@ __all__ = [
     "DecisionBreaker",
     "Difference",
     "Elsewhere",
+    "EmergencyDesk",
     "Environment",
     "EpochEdge",
     "EpochStats",

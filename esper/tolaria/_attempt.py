@@ -22,6 +22,7 @@ from esper.tolaria._checkpoint_keepers import (
     verified_checkpoint,
 )
 from esper.tolaria._claims import RUNS_TOPIC, Claimed
+from esper.tolaria._emergency import EmergencyDesk
 from esper.tolaria._environment import Environment
 from esper.tolaria._faults import TrainingDiverged
 from esper.tolaria._inbox import CommandInbox, JudgeFactory
@@ -171,6 +172,7 @@ class _Attempt:
             seed_publisher=self._wiring.seed_publisher,
             inbox=inbox,
             recorded_seed_events=past.seed_events,
+            emergencies=EmergencyDesk(self._claimed.run_id, self._wiring.fabric.emergencies.inbox),
         )
         trainer = TolariaTrainer(
             setup,

@@ -138,6 +138,10 @@ class CommandInbox:
         self._judge.fold(event)
         self._due = True
 
+    def refusal(self, command: ly.AdaptationCommand, append_time_ms: int) -> str:
+        """Return why a command that came another way may not be applied now; "" if it may."""
+        return self._judge.refusal(command, append_time_ms=append_time_ms)
+
     def check(self) -> None:
         """Take in what has arrived.
 

@@ -13,6 +13,7 @@ from esper.core.ids import derive_id
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
 from esper.oona import Publisher
+from esper.tolaria._emergency import EmergencyDesk
 from esper.tolaria._inbox import CommandInbox
 from esper.tolaria._journal import Answer
 from esper.tolaria._packet import priority_of
@@ -36,6 +37,7 @@ class KafkaJournal:
         seed_publisher: Publisher,
         inbox: CommandInbox,
         recorded_seed_events: Mapping[str, EventMessage] | None = None,
+        emergencies: EmergencyDesk | None = None,
     ) -> None:
         self._run_id = run_id
         self._attempt = attempt
@@ -43,6 +45,7 @@ class KafkaJournal:
         self._seed_publisher = seed_publisher
         self._inbox = inbox
         self._recorded = recorded_seed_events or {}
+        self._emergencies = emergencies
 
     def append_seed_events(self, epoch: int, events: Sequence[EventMessage]) -> None:
         """Append `events` in order and wait until all are acknowledged."""
@@ -61,12 +64,23 @@ class KafkaJournal:
         self._inbox.fold(packet)
 
     def await_command(self, packet: ly.SystemStatePacket) -> Answer:
-        """Return the command that answers `packet`, or why there is none."""
+        """Return the command that answers `packet`, or why there is none; an emergency goes before every other."""
+        if self._emergencies is not None:
+            halt = self._emergencies.order(packet, self._inbox.refusal)
+            if halt is not None:
+                return halt
         return self._inbox.wait()
 
     def append_outcome(self, outcome: ly.CommandOutcome) -> None:
         """Append the outcome: the epoch is over when it is acknowledged."""
-        self._publisher.publish(outcome, key=self._run_id, causation_id=outcome.meta.causation_id)
+        emergency = outcome.command_type == ly.COMMAND_EMERGENCY and outcome.result == ly.COMMAND_RESULT_APPLIED
+        self._publisher.publish(
+            outcome,
+            key=self._run_id,
+            causation_id=outcome.meta.causation_id,
+            # With a signal on the topic `emergency` before it.
+            priority=ly.MESSAGE_PRIORITY_CRITICAL if emergency else ly.MESSAGE_PRIORITY_NORMAL,
+        )
         self._inbox.fold(outcome)
 
     def append_return(self, outcome: ly.CommandOutcome) -> None:

@@ -70,6 +70,12 @@ SETTINGS: Final[Mapping[str, _Setting]] = {
 }
 
 
+#: Lowest and highest value that an order may set, both allowed, by name.
+OPTIMIZER_BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    name: (setting.low, setting.high) for name, setting in SETTINGS.items()
+}
+
+
 def adjustment_problem(command: ly.AdaptationCommand, optimizer: torch.optim.Optimizer | None) -> str:
     """Return why an order cannot be carried out on the optimiser (None: the loop gave none); "" if it can."""
     if command.WhichOneof("payload") != "optimizer_adjustment":

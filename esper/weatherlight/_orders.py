@@ -14,6 +14,7 @@ from esper.core.stacks import check_alone
 from esper.leyline import messages as ly
 from esper.oona import BlueprintBoard, Event, Fabric
 from esper.weatherlight._run_log import RunLog, check_open, read_run_log
+from esper.weatherlight._run_wishes import RUN_WISHES
 
 #: The source whose commands name epochs instead of answering a packet.
 _OPERATOR: Final = "cli"
@@ -22,10 +23,11 @@ _POLL_SECONDS: Final = 0.5
 
 @dataclass(frozen=True)
 class RunOrder:
-    """What an operator wants of a run: an operation on a seed, and at the edges of which epochs.
+    """What an operator wants of a run: an operation on a seed or on the run, and at the edges of which epochs.
 
-    `operation` is a name of `SeedOperation` in lower case ("cull"). `epochs` are the first and the last one, None
-    for every epoch that is left: the command is applied once, at the first edge among them.
+    `operation` is a name of `SeedOperation` in lower case ("cull"), or one of `RUN_WISHES` ("rollback", "pause").
+    `epochs` are the first and the last one, None for every epoch that is left: the command is applied once, at the
+    first edge among them. `reason` is for the record.
     """
 
     operation: str
@@ -34,6 +36,7 @@ class RunOrder:
     blueprint_id: str = ""
     parameters: Mapping[str, float] = field(default_factory=dict)
     epochs: tuple[int, int] | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,22 +64,36 @@ def order_run(fabric: Fabric, run_id: str, order: RunOrder, *, clock: Clock = SY
     if run.request is not None:
         check_alone(run.request, f"run {run_id} takes no commands")
     first, last = _epochs(run, order.epochs)
-    wish = _seed_operation(fabric, run, order)
-    command = ly.AdaptationCommand(
-        version=1,
-        command_id=f"cmd-{new_event_id()}",
-        command_type=ly.COMMAND_SEED,
-        target_seed_id=order.seed_id,
-        training_run_id=run_id,
-        issued_by=_OPERATOR,
-        seed_operation=wish,
-        first_epoch=first,
-        last_epoch=last,
-    )
+    command = _wished(fabric, run, order)
+    command.version = 1
+    command.command_id = f"cmd-{new_event_id()}"
+    command.training_run_id = run_id
+    command.issued_by = _OPERATOR
+    command.first_epoch, command.last_epoch = first, last
     command.issued_at.FromNanoseconds(clock.now_ns())
     with fabric.publisher(_OPERATOR) as publisher:
-        receipt = publisher.publish(command, key=run_id, correlation_id=run_id)
+        receipt = publisher.publish(command, key=run_id, correlation_id=run_id, priority=_priority(command))
     return Ordered(run_id, command.command_id, receipt.event_id, receipt.offset, first, last)
+
+
+def _wished(fabric: Fabric, run: RunLog, order: RunOrder) -> ly.AdaptationCommand:
+    """Return the command that says what an order wants, without ids."""
+    if order.operation not in RUN_WISHES:
+        wish = _seed_operation(fabric, run, order)
+        return ly.AdaptationCommand(command_type=ly.COMMAND_SEED, target_seed_id=order.seed_id, seed_operation=wish)
+    if order.seed_id or order.slot or order.blueprint_id:
+        raise UsageError(
+            f"{order.operation} concerns the whole run",
+            cause="a seed, slot or blueprint was named",
+            next_step="Name none; `esper runs command RUN cull --seed SEED` takes one seed off",
+        )
+    return RUN_WISHES[order.operation](order.parameters, order.reason)
+
+
+def _priority(command: ly.AdaptationCommand) -> ly.MessagePriority:
+    """An emergency is heard before everything else: its own signal goes before it."""
+    emergency = command.command_type == ly.COMMAND_EMERGENCY
+    return ly.MESSAGE_PRIORITY_CRITICAL if emergency else ly.MESSAGE_PRIORITY_NORMAL
 
 
 def await_outcome(fabric: Fabric, ordered: Ordered) -> ly.CommandOutcome:
@@ -144,7 +161,10 @@ def _seed_operation(fabric: Fabric, run: RunLog, order: RunOrder) -> ly.CommandS
 
     known = {ly.SeedOperation.Name(one).removeprefix("SEED_OP_").lower(): one for one in PATHS}
     if order.operation not in known:
-        raise UsageError(f"there is no operation {order.operation!r}", cause=f"a seed knows {', '.join(sorted(known))}")
+        raise UsageError(
+            f"there is no operation {order.operation!r}",
+            cause=f"a seed knows {', '.join(sorted(known))}, a run {', '.join(sorted(RUN_WISHES))}",
+        )
     operation = known[order.operation]
     if operation == ly.SEED_OP_GERMINATE:
         _check_germination(fabric, run, order)

@@ -10,7 +10,7 @@ from esper.core.ids import RunId, derive_id, new_run_id
 from esper.core.numerics import TRAINING_DISTRIBUTIONS, code_version, dependencies_digest
 from esper.leyline import messages as ly
 from esper.oona import Fabric, Publisher, Reader
-from esper.tolaria import ClaimBook, Claimed, CommandInbox, KafkaJournal, claim
+from esper.tolaria import ClaimBook, Claimed, CommandInbox, EmergencyDesk, KafkaJournal, claim
 from esper.weatherlight._grafting import judge_factory
 from esper.weatherlight._grow._wishes import Wishes
 
@@ -81,7 +81,12 @@ class GrowRecord:
             stop=threading.Event(),
         )
         return KafkaJournal(
-            run_id=self.run_id, attempt=_ATTEMPT, publisher=self._publisher, seed_publisher=seeds, inbox=inbox
+            run_id=self.run_id,
+            attempt=_ATTEMPT,
+            publisher=self._publisher,
+            seed_publisher=seeds,
+            inbox=inbox,
+            emergencies=EmergencyDesk(self.run_id, fabric.emergencies.inbox),
         )
 
     def _drop_connections(self) -> None:
