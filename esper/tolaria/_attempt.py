@@ -6,13 +6,11 @@ import contextlib
 import logging
 import threading
 from dataclasses import dataclass
-from typing import Final
 
 from esper.core.clock import SYSTEM_CLOCK, Clock
-from esper.core.errors import EsperError, IntegrityError, UsageError
+from esper.core.errors import EsperError
 from esper.core.ids import derive_id
 from esper.core.kernel import DirectoryBlobStore
-from esper.core.ports import KernelUnavailable
 from esper.leyline import messages as ly
 from esper.oona import Fabric, Publisher, Reader
 from esper.tolaria._checkpoint_keepers import (
@@ -24,7 +22,7 @@ from esper.tolaria._checkpoint_keepers import (
 from esper.tolaria._claims import RUNS_TOPIC, Claimed
 from esper.tolaria._emergency import EmergencyDesk
 from esper.tolaria._environment import Environment
-from esper.tolaria._faults import TrainingDiverged
+from esper.tolaria._failures import publish_failure, reason_of
 from esper.tolaria._inbox import CommandInbox, JudgeFactory
 from esper.tolaria._journal import RunFenced, RunInterrupted
 from esper.tolaria._kafka_journal import KafkaJournal
@@ -37,9 +35,6 @@ from esper.tolaria._setup import ControllerFactory, TrainingSetup, prepared
 from esper.tolaria._trainer import TolariaTrainer, TrainingResult
 
 _log = logging.getLogger("esper.tolaria.attempt")
-
-#: A detail is for people; a library's error text may be pages.
-_DETAIL_CHARACTERS_MAX: Final = 2000
 
 
 @dataclass(frozen=True)
@@ -76,34 +71,6 @@ def execute(wiring: Wiring, claimed: Claimed, stop: threading.Event) -> None:
     except Exception as error:  # noqa: BLE001 - the user's own host and loss run in there
         _log.exception("run %s failed", claimed.run_id)
         attempt.fail("crashed", f"{type(error).__name__}: {error} (the worker's log holds the traceback)")
-
-
-def publish_failure(
-    publisher: Publisher, *, run_id: str, attempt: int, reason: str, detail: str, epochs: int
-) -> ly.TrainingRunFailed:
-    """Append the end of a run that did not come to its end, and return the event."""
-    failed = ly.TrainingRunFailed(
-        run_id=run_id,
-        attempt=attempt,
-        reason=reason,
-        detail=detail[:_DETAIL_CHARACTERS_MAX],
-        epochs=epochs,
-    )
-    publisher.publish(failed, key=run_id, event_id=derive_id(run_id, "failed", attempt))
-    return failed
-
-
-def reason_of(error: EsperError) -> str:
-    """Return the word for what ended a run."""
-    if isinstance(error, UsageError):
-        return "task_unusable"
-    if isinstance(error, TrainingDiverged):
-        return "diverged"
-    if isinstance(error, IntegrityError):
-        return "digest_mismatch"
-    if isinstance(error, KernelUnavailable):
-        return "kernel_unavailable"
-    return "failed"
 
 
 class _Attempt:

@@ -15,8 +15,8 @@ from esper.core.ids import derive_id
 from esper.core.stacking import StackGrafts
 from esper.leyline import messages as ly
 from esper.oona import Fabric, Publisher, Reader
-from esper.tolaria._attempt import publish_failure, reason_of
 from esper.tolaria._claims import RUNS_TOPIC, RunClaim
+from esper.tolaria._failures import publish_failure, reason_of
 from esper.tolaria._journal import RunInterrupted
 from esper.tolaria._run_events import finished_event, started_event
 from esper.tolaria._trainer import TrainingResult

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
 from esper.oona import Publisher
-from esper.tolaria._attempt import publish_failure
+from esper.tolaria._failures import publish_failure
 from esper.tolaria._journal import Answer
 
 DIVERGED = "diverged"
