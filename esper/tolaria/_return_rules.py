@@ -61,7 +61,7 @@ def wanted_epoch(command: ly.AdaptationCommand) -> int | None:
     wishes = dict(command.rollback_payload.items())
     if not wishes:
         return None
-    epoch = wishes.pop("epoch", None)
+    epoch = wishes.pop("to_epoch", None)
     if wishes or not isinstance(epoch, float) or not epoch.is_integer() or not 0 < epoch < 2**31:
         raise Malformed("rollback_epoch")
     return int(epoch)

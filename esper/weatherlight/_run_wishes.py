@@ -13,8 +13,8 @@ Parameters = Mapping[str, float]
 
 def _rollback(parameters: Parameters, reason: str) -> ly.AdaptationCommand:
     command = ly.AdaptationCommand(command_type=ly.COMMAND_ROLLBACK)
-    epoch = _whole(parameters, "rollback", "epoch")
-    command.rollback_payload.update({} if epoch is None else {"epoch": epoch})
+    epoch = _whole(parameters, "rollback", "to_epoch")
+    command.rollback_payload.update({} if epoch is None else {"to_epoch": epoch})
     return _because(command, reason)
 
 

@@ -64,7 +64,7 @@ def orders(growth: str = "bare", **at: ly.AdaptationCommand) -> Policy:
 def rollback(epoch: float | None = None) -> ly.AdaptationCommand:
     wish = ly.AdaptationCommand(command_type=ly.COMMAND_ROLLBACK)
     if epoch is not None:
-        wish.rollback_payload.update({"epoch": epoch})
+        wish.rollback_payload.update({"to_epoch": epoch})
     return wish
 
 

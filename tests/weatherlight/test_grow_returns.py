@@ -67,7 +67,7 @@ def test_a_factor_composes_with_the_schedule_and_is_taken_back(schedule: str | N
     slow = [rate for _, rate, _ in loop(made, {2: factor(0.25)}, {})]
     assert slow == pytest.approx([rate * (0.25 if epoch >= 2 else 1.0) for epoch, rate in enumerate(plain, 1)])
     back = ly.AdaptationCommand(command_type=ly.COMMAND_ROLLBACK)
-    back.rollback_payload.update({"epoch": 2})
+    back.rollback_payload.update({"to_epoch": 2})
     undone = list(loop(made, {3: factor(0.25), 4: back}, {}))
     assert [outcome.rolled_back.to_epoch for _, _, outcome in undone] == [0, 0, 0, 2, 0, 0], undone[3][2].reason
     expected = [rate * (0.25 if epoch == 3 else 1.0) for epoch, rate in enumerate(plain, 1)]
