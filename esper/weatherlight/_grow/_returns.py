@@ -20,6 +20,8 @@ from esper.core.ports import GraftController
 from esper.leyline import messages as ly
 from esper.tolaria import Checkpoint, Position, ReturnLimits, ReturnPoints, RunOrders, RunState, capture_run
 from esper.tolaria import rate_factor as factor_of
+from esper.weatherlight._grow._side import Side
+from esper.weatherlight._grow._telling import TellingEdge
 from esper.weatherlight._grow._wishes import Wishes
 
 _log = logging.getLogger("esper.grow")
@@ -74,6 +76,16 @@ class LoopOrders:
             _log.warning("nothing to return to is kept of epoch %d: %s", epoch, error)
             return None
         return Checkpoint(epoch, content, packet.weights_digest)
+
+
+def edge_of(
+    model: nn.Module, controller: GraftController, wishes: Wishes, side: Side, *, run_id: str
+) -> tuple[LoopOrders, TellingEdge]:
+    """Return what a loop's epochs pass: the orders on its run, and the edge that asks them."""
+    every = side.settings.checkpoint_every_epochs
+    made = LoopOrders(model, controller, wishes, run_id=run_id, every_epochs=every)
+    journal = side.journal()
+    return made, TellingEdge(run_id=run_id, attempt=1, controller=controller, journal=journal, orders=made.orders)
 
 
 def _rates_of(group: dict[str, Any]) -> dict[str, Any]:

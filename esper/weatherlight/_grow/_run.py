@@ -27,7 +27,7 @@ from esper.weatherlight._grafting import descriptors, kasmina_config
 from esper.weatherlight._grow._precision import SeedRate, Unscaling, learning_rate
 from esper.weatherlight._grow._ranks import bare, is_wrapped_compiled, total_of
 from esper.weatherlight._grow._record import TASK
-from esper.weatherlight._grow._returns import LoopOrders
+from esper.weatherlight._grow._returns import LoopOrders, edge_of
 from esper.weatherlight._grow._side import Side
 from esper.weatherlight._grow._tally import Tally
 from esper.weatherlight._grow._telling import TellingEdge
@@ -188,20 +188,7 @@ class GrowRun:
         self._controller.before_step()
         ranks, digest = self._side.ranks, self._digest(self._controller)
         ranks.check_equal("the network they start from", digest)
-        self._orders = LoopOrders(
-            self._model,
-            self._controller,
-            wishes,
-            run_id=run_id,
-            every_epochs=self._side.settings.checkpoint_every_epochs,
-        )
-        self._edge = TellingEdge(
-            run_id=run_id,
-            attempt=1,
-            controller=self._controller,
-            journal=self._side.journal(),
-            orders=self._orders.orders,
-        )
+        self._orders, self._edge = edge_of(self._model, self._controller, wishes, self._side, run_id=run_id)
         numerics = numerics_fingerprint(tensors_of(inputs)[0].device, world_size=ranks.size, collective=ranks.backend)
         self._side.started(numerics=numerics, parameters=self._host_parameters, digest=digest)
 
