@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from esper.core import approvals
 from esper.core.approvals import Approvals
+from esper.core.files import write_atomically
 from esper.core.kernel import KernelArtifact, load_kernel, make_artifact, manifest_digest
 from esper.core.ports import FetchedKernel, KernelUnavailable
 from esper.karn import KarnCatalog
@@ -57,3 +59,25 @@ class RealKernels:
     def _opened(self, artifact_ref: str) -> FetchedKernel:
         artifact = self._kept[artifact_ref]
         return FetchedKernel(load_kernel(artifact), artifact_ref, artifact.manifest, 0.0)
+
+
+class SharedKernels(RealKernels):
+    """Real kernels for several processes: what one made, the others find again by its digest in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def fetch_kernel(self, request: ly.KernelRequestSpec, *, run_id: str, wait_seconds: float) -> FetchedKernel:
+        """Return the kernel, and leave word of how it is made."""
+        fetched = super().fetch_kernel(request, run_id=run_id, wait_seconds=wait_seconds)
+        write_atomically(self._folder / fetched.artifact_ref, request.SerializeToString(), mode=0o644)
+        return fetched
+
+    def fetch_by_digest(self, artifact_ref: str) -> FetchedKernel:
+        """Return a kernel that any of the processes made."""
+        told = self._folder / artifact_ref
+        if told.is_file():
+            request = ly.KernelRequestSpec.FromString(told.read_bytes())
+            super().fetch_kernel(request, run_id="", wait_seconds=0.0)
+        return super().fetch_by_digest(artifact_ref)
