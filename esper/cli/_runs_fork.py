@@ -10,7 +10,7 @@ from esper.cli._console import JsonFlag, emit_json, emit_line, emit_table, open_
 from esper.cli._runs import runs
 from esper.cli._train import pairs, say_asked, say_who_trains, show_result, training_progress
 from esper.core.errors import UsageError
-from esper.weatherlight import SUBSYSTEMS, interrupt_on_sigterm, members_for_a_while
+from esper.weatherlight import SUBSYSTEMS, ForkRequest, interrupt_on_sigterm, members_for_a_while
 from esper.weatherlight import train as run_training
 
 _DIGEST_SHOWN = 12
@@ -19,31 +19,47 @@ _DIGEST_SHOWN = 12
 @runs.command()
 def fork(
     run_id: Annotated[str, typer.Argument(help="Id of the run.")],
-    epoch: Annotated[int, typer.Option(min=1, help="The fork is the recorded run up to the end of this epoch.")],
+    epoch: Annotated[
+        int, typer.Option("--epoch", "--at", min=1, help="The fork is the recorded run up to the end of this epoch.")
+    ],
     policy: Annotated[str, typer.Option(help="Policy that decides after it; the run's own.")] = "",
     parameter: Annotated[list[str] | None, typer.Option("--set", help="NAME=NUMBER for it; repeatable.")] = None,
+    replicates: Annotated[
+        int, typer.Option(min=0, help="Pairs of forks, one under each policy; what the policy was worth.")
+    ] = 0,
     members: Annotated[bool, typer.Option(help="Start members that are missing.")] = True,
     json: JsonFlag = False,
 ) -> None:
     """Go on with a recorded run otherwise. Example: esper runs fork run-92955d72d813 --epoch 20 --policy noop
 
     The new run computes the recorded epochs again, compares each with the record, and decides anew only after them.
+    With --replicates N there are N pairs of them, under the run's own policy and under --policy. Both of a pair draw
+    alike after the fork, each pair otherwise; what is shown is the mean difference with its interval of 95 %.
     """
     from esper.projection import catch_up
-    from esper.weatherlight import fork_request
+    from esper.weatherlight import check_replicates, fork_request, replicate
 
     fabric = open_fabric()
     request = fork_request(fabric, run_id, epoch, policy=policy, policy_parameters=pairs(parameter or [], "--set"))
+    if replicates:
+        check_replicates(request, replicates)
     with (
         training_progress(request.origin.epochs) as progress,
         members_for_a_while(fabric.settings, wanted=tuple(SUBSYSTEMS) if members else ()) as supervisor,
     ):
         interrupt_on_sigterm()
         say_who_trains(fabric, supervisor.names)
-        document = run_training(fabric, request, supervisor, progress=progress, on_request=say_asked)
+
+        def train_one(asked: ForkRequest) -> dict[str, Any]:
+            return run_training(fabric, asked, supervisor, progress=progress, on_request=say_asked)
+
+        document = replicate(request, replicates, train_one) if replicates else train_one(request)
     catch_up(fabric)
     if json:
         emit_json(document)
+        return
+    if replicates:
+        _show_effects(document)
         return
     show_result(document)
     say(f"`esper runs diff {run_id} {document['run_id']}` shows what came of it")
@@ -69,6 +85,19 @@ def diff(
         emit_json(document)
     else:
         _show(document)
+
+
+def _show_effects(document: dict[str, Any]) -> None:
+    a, b = document["a"]["policy"], document["b"]["policy"]
+    emit_line(f"{document['replicates']} pairs after epoch {document['forked_epochs']}: {b} less {a}")
+    rows = [{"figure": name, **effect} for name, effect in document["effects"].items()]
+    emit_table(rows, ["figure", "mean", "low", "high", "verdict"], title=document["interval"])
+    figures = ("accuracy", "loss")
+    pairs = [
+        {"replicate": pair["replicate"], **{f"{arm} {name}": pair[arm][name] for name in figures for arm in ("a", "b")}}
+        for pair in document["pairs"]
+    ]
+    emit_table(pairs, ["replicate", *(f"{arm} {name}" for name in figures for arm in ("a", "b"))], title="pairs")
 
 
 def _show(document: dict[str, Any]) -> None:

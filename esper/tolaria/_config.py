@@ -10,6 +10,7 @@ from typing import Final
 import torch
 
 from esper.core.errors import UsageError
+from esper.core.rng import derive_seed
 from esper.leyline import messages as ly
 from esper.tolaria._tasks import Task
 
@@ -64,6 +65,9 @@ class TrainingLoopConfig:
     rollbacks_max: int = 3
     rollback_rate_factor: float = 0.5
     digest_every_epochs: int = 1
+    #: A replicate other than 0 draws otherwise than its origin, after the epochs that it has from there.
+    replicate: int = 0
+    forked_epochs: int = 0
     decision_wait_seconds: float = 10.0
     kernel_wait_seconds: float = 10.0
 
@@ -97,9 +101,17 @@ class TrainingLoopConfig:
             rollback_rate_factor=chosen.get("rollback_rate_factor", 0.5),
             device=usable_device(request.device or "cpu"),
             digest_every_epochs=request.digest_every_epochs or 1,
+            replicate=request.replicate,
+            forked_epochs=request.forked_epochs,
             decision_wait_seconds=request.decision_wait_seconds or decision_wait_seconds,
             kernel_wait_seconds=request.kernel_wait_seconds or kernel_wait_seconds,
         )
+
+    def seed_at(self, epoch: int) -> int:
+        """Return what the draws of an epoch and of its decision follow from."""
+        if not self.replicate or epoch <= self.forked_epochs:
+            return self.seed
+        return derive_seed(self.seed, "replicate", self.replicate)
 
     def steps_per_epoch(self, samples: int) -> int:
         """Return the optimiser steps that one pass over `samples` takes; the last batch may be short."""

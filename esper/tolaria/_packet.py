@@ -94,7 +94,7 @@ def state_packet(
         multiply_adds_per_sample=setup.multiply_adds_per_sample + controller.multiply_adds_per_sample(),
         task=request.task,
         host=request.host,
-        seed=request.seed,
+        seed=setup.config.seed_at(stats.epoch),
     )
     packet.meta.event_id = state_event_id(run_id, epoch)
     packet.meta.causation_id = outcome_event_id(run_id, epoch - 1) if epoch > 1 else request.meta.event_id

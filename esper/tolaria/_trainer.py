@@ -225,7 +225,9 @@ class TolariaTrainer:
         """Train on every sample once, in an order of the epoch's own."""
         setup, config = self._setup, self._setup.config
         # What an epoch draws from torch's global stream must not depend on what its edge happened to draw.
-        torch.manual_seed(derive_seed(config.seed, "epoch", epoch))
+        torch.manual_seed(derive_seed(config.seed_at(epoch), "epoch", epoch))
+        if config.replicate and epoch == config.forked_epochs + 1:
+            self._order.manual_seed(derive_seed(config.seed_at(epoch), "order"))
         setup.model.train()
         began = self._clock.monotonic()
         tally = Tally()

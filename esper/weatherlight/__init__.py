@@ -18,6 +18,7 @@ from esper.weatherlight._members import (
 from esper.weatherlight._orders import Ordered, RunOrder, await_outcome, order_run
 from esper.weatherlight._pipeline import BlueprintPipeline
 from esper.weatherlight._readiness import READY_SECONDS, absent
+from esper.weatherlight._replicates import check_replicates, replicate
 from esper.weatherlight._requests import check_request
 from esper.weatherlight._restore_outlook import restore_outlook
 from esper.weatherlight._run_record import OtherEnvironment
@@ -52,6 +53,7 @@ __all__ = [
     "await_outcome",
     "cancel_run",
     "check_collection",
+    "check_replicates",
     "check_request",
     "check_subsystem",
     "collect",
@@ -64,6 +66,7 @@ __all__ = [
     "members_for_a_while",
     "missing_members",
     "order_run",
+    "replicate",
     "restore_outlook",
     "restore_run",
     "run_member",

@@ -33,6 +33,8 @@ class ForkRequest:
     epoch: int
     policy: str = ""
     policy_parameters: Mapping[str, float] = field(default_factory=dict)
+    #: Other draws after the fork than the origin's, those of this number; 0: the same.
+    replicate: int = 0
 
     @property
     def effective_policy(self) -> str:
@@ -55,6 +57,7 @@ class ForkRequest:
         forked.policy = self.effective_policy
         forked.policy_parameters.update(self.effective_parameters)
         forked.forked_from, forked.forked_epochs = self.origin.run_id, self.epoch
+        forked.replicate = self.replicate
         return forked
 
 
@@ -73,6 +76,12 @@ def fork_request(
     record = read_record(fabric, run_id)
     check_re_executable(record.request)
     check_alone(record.request, f"run {run_id} cannot be forked")
+    if record.request.replicate:
+        raise UsageError(
+            f"run {run_id} cannot be forked",
+            cause=f"it is replicate {record.request.replicate} of a fork, and draws otherwise from its fork on",
+            next_step=f"Fork its origin, {record.request.forked_from}",
+        )
     known = record.past.recording.epochs
     if not 1 <= epoch <= known:
         raise UsageError(

@@ -1,7 +1,8 @@
 insert into run_requests by name
 select topic_partition, record_offset, append_time, meta.event_id, meta.time as event_time,
   run_id, task, host, policy, policy_parameters, epochs, seed, experiment_name, device, hyperparameters, re_executable,
-  decision_wait_seconds, kernel_wait_seconds, digest_every_epochs, slots
+  decision_wait_seconds, kernel_wait_seconds, digest_every_epochs, slots, nullif(forked_from, '') as forked_from,
+  if(forked_from = '', null, forked_epochs) as forked_epochs, if(forked_from = '', null, replicate) as replicate
 from TrainingRunRequested;
 
 insert into run_claims by name

@@ -4,7 +4,7 @@ create table run_requests (
   run_id varchar, task varchar, host varchar, policy varchar, policy_parameters map(varchar, double),
   epochs uinteger, seed ubigint, experiment_name varchar, device varchar, hyperparameters map(varchar, double),
   re_executable boolean, decision_wait_seconds double, kernel_wait_seconds double, digest_every_epochs uinteger,
-  slots varchar[]
+  slots varchar[], forked_from varchar, forked_epochs uinteger, replicate uinteger
 );
 
 create table run_claims (

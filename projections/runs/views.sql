@@ -197,7 +197,7 @@ select i.run_id, coalesce(r.task, d.task) as task, coalesce(r.host, d.host) as h
     []
   ) as seeds,
   coalesce(f.val_accuracy, e.val_accuracy) as val_accuracy, coalesce(f.val_loss, e.val_loss) as val_loss,
-  r.epochs as epochs_planned, r.experiment_name, r.device, r.re_executable, c.attempt, c.worker,
+  r.epochs as epochs_planned, r.forked_from, r.forked_epochs, r.replicate, r.experiment_name, r.device, r.re_executable, c.attempt, c.worker,
   x.reason as failure, x.detail as failure_detail, r.append_time as requested_at,
   coalesce(f.append_time, x.append_time) as ended_at
 from ids i

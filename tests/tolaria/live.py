@@ -24,14 +24,14 @@ _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Message)
 
 
-def eventually(probe: Callable[[], _T | None], *, what: str) -> _T:
+def eventually(probe: Callable[[], _T | None], *, what: str, seconds: float = PATIENCE_SECONDS) -> _T:
     """Return the first true answer of `probe`; fail when none comes in time."""
-    deadline = Deadline(PATIENCE_SECONDS)
+    deadline = Deadline(seconds)
     while True:
         found = probe()
         if found:
             return found
-        assert not deadline.expired, f"did not happen in {PATIENCE_SECONDS:g} s: {what}"
+        assert not deadline.expired, f"did not happen in {seconds:g} s: {what}"
         SYSTEM_CLOCK.sleep(0.05)
 
 
@@ -66,8 +66,8 @@ class Log:
         assert len(ends) <= 1, "a run ends once"
         return ends[0] if ends else None
 
-    def finished(self) -> ly.TrainingRunFinished:
-        end = eventually(self.end, what=f"the end of {self._run_id}")
+    def finished(self, seconds: float = PATIENCE_SECONDS) -> ly.TrainingRunFinished:
+        end = eventually(self.end, what=f"the end of {self._run_id}", seconds=seconds)
         assert isinstance(end, ly.TrainingRunFinished), str(end)
         return end
 

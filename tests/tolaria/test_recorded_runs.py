@@ -27,9 +27,11 @@ RUNS = 50 if WHOLE else 3
 #: Each so many runs are forked as well, with the same commands and with others.
 FORKED_EVERY = 5 if WHOLE else 3
 EPOCHS = 8
+#: A transformer with a large seed takes a while on a machine that is busy.
+PATIENCE_SECONDS = 900.0
 KINDS = [("spirals", "mlp"), ("lines", "mlp"), ("lines", "cnn_bn"), ("squares", "cnn"), ("characters", "transformer")]
 #: What a loop may be asked for; each with even chances.
-HYPERPARAMETERS = {"bfloat16": 1.0, "clip_norm": 0.3, "gradient_accumulation": 2.0, "batch_size": 32.0}
+HYPERPARAMETERS = {"bfloat16": 1.0, "clip_norm": 0.3, "gradient_accumulation": 2.0, "batch_size": 128.0}
 SAFE = [blueprint for blueprint in catalogue().values() if blueprint.tier == "SAFE"]
 #: Of few epochs nothing pays; here it counts that every move is made.
 EASY = KasminaConfig(blend_epochs=1.0, limits=GateLimits(shadow_loss_rise_max=10.0, gain_min=-10.0))
@@ -110,7 +112,7 @@ def recorded(fabric: Fabric, asked: ly.TrainingRunRequested, answers: Answers, r
         responder(fabric, asked.run_id, answers),
         worker(fabric, controller_factory=lambda setup: controller(setup, runtime, EASY)),
     ):
-        log.finished()
+        log.finished(PATIENCE_SECONDS)
     packets = {packet.current_epoch: packet.weights_digest for packet in log.of(ly.SystemStatePacket)}
     return [packets[epoch] for epoch in sorted(packets)]
 
