@@ -137,6 +137,30 @@ def test_a_fork_with_other_commands_differs_only_after_it(serving: Esper, lived:
     assert serving("runs", "verify", run_id, "--anyway", "--json").json["equal"]
 
 
+def test_replicates_say_what_a_policy_is_worth(serving: Esper, lived: Any) -> None:
+    """Goal: what if, with an interval. Method: two pairs of forks; the pairs draw otherwise, each arm's are equal up to
+    the fork, the figures follow from those of the runs, SQL knows them, and one of them computes again."""
+    words = ["--at", str(EPOCHS - 4), "--policy", "noop", "--replicates", "2", "--json"]
+    document = serving("runs", "fork", lived["run_id"], *words).json
+    assert (document["a"]["policy"], document["b"]["policy"]) == ("heuristic", "noop")
+    pairs = document["pairs"]
+    differences = [pair["b"]["loss"] - pair["a"]["loss"] for pair in pairs]
+    effect = document["effects"]["loss"]
+    assert effect["mean"] == pytest.approx(sum(differences) / 2)
+    assert effect["low"] <= effect["mean"] <= effect["high"]
+    first, second = (digests(serving, pair["b"]["run_id"]) for pair in pairs)
+    assert first[: EPOCHS - 4] == second[: EPOCHS - 4] == digests(serving, lived["run_id"])[: EPOCHS - 4]
+    assert first[EPOCHS - 4] != second[EPOCHS - 4]
+    query = f"select run_id, replicate from runs where forked_from = '{lived['run_id']}' and replicate > 0"  # noqa: S608 - an id of ours
+    known = {(row["run_id"], row["replicate"]) for row in serving("sql", query, "--json").json}
+    assert known == {(pair[arm]["run_id"], pair["replicate"]) for pair in pairs for arm in "ab"}
+    assert serving("runs", "verify", pairs[1]["b"]["run_id"], "--anyway", "--json").json["equal"]
+    refused = serving("runs", "fork", pairs[0]["b"]["run_id"], "--epoch", "3")
+    assert refused.code == 2
+    assert "it is replicate 1 of a fork" in refused.stderr
+    assert serving("runs", "fork", lived["run_id"], "--at", "3", "--replicates", "2").code == 2
+
+
 @pytest.mark.campaign
 @pytest.mark.timeout(3600)
 def test_a_killed_workers_run_ends_as_if_nothing_had_been(esper: Esper, record_property: Note) -> None:
