@@ -26,6 +26,10 @@ _EPOCH_COLUMNS = [
     "digest",
     "restored from",
 ]
+_RETURNS = (
+    "select from_epoch, to_epoch, reason, rate_factor, digest_before, digest_after, command_id from rollbacks "
+    "where run_id = ? order by from_epoch"
+)
 #: Enough of a digest to tell two apart by eye; --json has all of it.
 _DIGEST_SHOWN = 12
 
@@ -53,10 +57,11 @@ def show(run_id: Annotated[str, typer.Argument(help="Id of the run.")], json: Js
         document = run_document(query, run_id)
         if document is not None:
             outlook = restore_outlook(fabric, lambda sql, values: query(sql, values).to_pylist(), run_id)
+            returns = query(_RETURNS, [run_id]).to_pylist()
     if document is None:
         raise UsageError(f"there is no run {run_id!r} in the log", next_step="`esper runs list` shows all runs")
     if json:
-        emit_json({**document, "restore": outlook})
+        emit_json({**document, "restore": outlook, "rollbacks": returns})
         return
     single = {name: value for name, value in document.items() if name not in ("seeds", "epochs") and value is not None}
     emit_table([{"field": name, "value": value} for name, value in single.items()], ["field", "value"])
@@ -66,6 +71,8 @@ def show(run_id: Annotated[str, typer.Argument(help="Id of the run.")], json: Js
         for row in document["epochs"]
     ]
     emit_table(rows, _EPOCH_COLUMNS, title="epochs")
+    if returns:
+        emit_table(returns, ["from_epoch", "to_epoch", "reason", "rate_factor"], title="rollbacks")
     emit_table(document["seeds"], ["seed_id", "slot", "blueprint_id", "stage"], title="seeds")
 
 

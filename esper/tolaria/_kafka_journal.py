@@ -87,6 +87,7 @@ class KafkaJournal:
         """Append RunRolledBack: the outcome says it already, this says it to whoever waits for such an event."""
         event = ly.RunRolledBack()
         event.CopyFrom(outcome.rolled_back)
+        event.attempt = self._attempt  # Who says it; a dead attempt may have left it unsaid.
         self._publisher.publish(event, key=self._run_id, causation_id=outcome.meta.event_id)
 
     def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket) -> None:

@@ -25,7 +25,8 @@ select topic_partition, record_offset, append_time, meta.event_id, meta.producer
   task, host, seed, experiment_name,
   list_transform(slots, lambda s: {
     'slot': s.slot, 'module': s.module, 'placement': s.placement, 'layout': s.layout, 'seed_id': s.seed_id
-  }) as slots
+  }) as slots,
+  growth.breaker as breaker_state, growth.breaker_held, growth.paused, growth.paused_until_epoch, growth.halted
 from SystemStatePacket;
 
 insert into run_seed_states by name
@@ -51,7 +52,8 @@ from CheckpointSaved;
 
 insert into run_rollbacks by name
 select topic_partition, record_offset, append_time, meta.event_id, meta.producer_id, meta.time as event_time,
-  run_id, attempt, from_epoch, to_epoch, checkpoint_digest, reason
+  run_id, attempt, from_epoch, to_epoch, checkpoint_digest, reason, digest_before, digest_after, rate_factor, faults,
+  command_id
 from RunRolledBack;
 
 insert into run_finishes by name

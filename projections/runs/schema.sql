@@ -27,7 +27,8 @@ create table run_states (
   train_loss double, val_loss double, val_accuracy double, metrics map(varchar, double), digest varchar,
   policy varchar, parameters ubigint, multiply_adds ubigint, multiply_adds_per_sample ubigint,
   task varchar, host varchar, seed ubigint, experiment_name varchar,
-  slots struct(slot varchar, module varchar, placement varchar, layout varchar, seed_id varchar)[]
+  slots struct(slot varchar, module varchar, placement varchar, layout varchar, seed_id varchar)[],
+  breaker_state varchar, breaker_held boolean, paused boolean, paused_until_epoch uinteger, halted boolean
 );
 
 create table run_seed_states (
@@ -56,7 +57,8 @@ create table run_checkpoints (
 create table run_rollbacks (
   topic_partition integer, record_offset bigint, append_time timestamptz, event_id varchar, event_time timestamptz,
   run_id varchar, producer_id varchar, attempt uinteger, from_epoch uinteger, to_epoch uinteger,
-  checkpoint_digest varchar, reason varchar
+  checkpoint_digest varchar, reason varchar, digest_before varchar, digest_after varchar, rate_factor double,
+  faults uinteger, command_id varchar
 );
 
 create table run_finishes (

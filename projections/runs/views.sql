@@ -124,11 +124,24 @@ from run_checkpoints c join attempts a using (run_id, attempt, producer_id)
 where a.last_epoch is null or c.epoch <= a.last_epoch
 qualify row_number() over (partition by c.run_id, c.epoch order by c.attempt desc, c.record_offset desc) = 1;
 
--- Returns to a checkpoint.
+-- Returns to a checkpoint: at the edge of which epoch, to the end of which, and why: by command, or a fault. The host
+-- trains on with `rate_factor` of its schedule's learning rate; `faults` counts the returns that faults forced so far.
 create view rollbacks as
-select r.run_id, r.attempt, r.from_epoch, r.to_epoch, r.checkpoint_digest, r.reason, r.append_time as rolled_back_at
+select r.run_id, r.attempt, r.from_epoch, r.to_epoch, r.checkpoint_digest, r.reason, r.append_time as rolled_back_at,
+  nullif(r.digest_before, '') as digest_before, nullif(r.digest_after, '') as digest_after,
+  nullif(r.rate_factor, 0) as rate_factor, r.faults, nullif(r.command_id, '') as command_id
 from run_rollbacks r join attempts a using (run_id, attempt, producer_id)
-where a.last_epoch is null or r.from_epoch <= a.last_epoch;
+where a.last_epoch is null or r.from_epoch <= a.last_epoch
+qualify row_number() over (partition by r.run_id, r.from_epoch order by r.attempt desc, r.record_offset) = 1;
+
+-- Epochs after which something held growth back: a pause, an open breaker, the halt after an emergency.
+create view growth_holds as
+select s.run_id, s.epoch, s.breaker_state, s.breaker_held, s.paused, nullif(s.paused_until_epoch, 0) as paused_until_epoch,
+  s.halted
+from run_states s join attempts a using (run_id, attempt, producer_id)
+where (a.last_epoch is null or s.epoch <= a.last_epoch) and s.breaker_state is not null
+  and s.breaker_state <> 'CIRCUIT_STATE_UNKNOWN'
+qualify row_number() over (partition by s.run_id, s.epoch order by s.attempt desc, s.record_offset) = 1;
 
 -- Where each run that somebody took stands: running, finished or failed, and the event that says so.
 create view run_status as
