@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -12,34 +12,44 @@ from torch import nn
 
 from esper.core.ports import EdgeDecision
 from esper.kasmina import GateLimits, KasminaConfig, is_allowed
-from esper.kasmina._lifecycle import ATTACHED_STAGES, BARRED_STAGES, JOINT_STAGES, SeedRecord
+from esper.kasmina._lifecycle import ATTACHED_STAGES, BARRED_STAGES, FALLING_STAGES, JOINT_STAGES, SeedRecord
+from esper.kasmina.testing import InMemoryRuntime
 from esper.leyline import messages as ly
+from tests.kasmina.reborn import reborn
 from tests.kasmina.support import FACTORIES, PROBE, Loop, outputs
 
 SLOTS = ["0", "2"]
 SEED_IDS = st.sampled_from([f"{slot}.{number}" for slot in SLOTS for number in (1, 2, 3)])
 EMBARGO = 2
+LEAVING = [ly.SEED_OP_CULL, ly.SEED_OP_CANCEL]
+LIMITS = GateLimits(training_epochs_min=1, shadow_loss_rise_max=99.0, gain_min=-99.0, prune_rise_max=99.0)
+CONFIG = KasminaConfig(blend_steps=2, limits=LIMITS, embargo_epochs=EMBARGO, isolation_open_epochs=2)
 OPERATIONS = st.sampled_from(ly.SeedOperation.values())
+
+
+def host() -> nn.Module:
+    """Return the host; of the same weights each time."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 3))
 
 
 class RandomCommands(RuleBasedStateMachine):
     """Throws commands at a small host at random edges.
 
     Goal: whatever is ordered in whatever order, stages move only along the table, every edge has one decision, every
-    refused move is an event, culled seeds are reset when their embargo is over and not before, and the host without its
-    seeds is never changed by an order. Method: rules order any operation on any seed or slot, let edges pass, poison
-    seeds, breach their isolation, hold on to one that is culled; invariants compare the manager with a second telling
-    of its log.
+    refused move is an event, culled seeds fade and are reset when their embargo is over and not before, and the host
+    without its seeds is never changed by an order. Method: rules order any operation on any seed or slot, in any blend
+    mode, prune, tune, let edges pass, poison seeds, breach their isolation, hold on to one that is culled, and go on
+    from a checkpoint in a new host; invariants compare the manager with a second telling of its log.
     """
 
     @initialize()
     def start(self) -> None:
         """Begin a run; the gates' limits are wide, so that seeds get far."""
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 3))
-        limits = GateLimits(training_epochs_min=1, shadow_loss_rise_max=99.0, gain_min=-99.0)
-        config = KasminaConfig(blend_steps=2, limits=limits, embargo_epochs=EMBARGO, isolation_open_epochs=2)
-        self.loop = Loop(model, SLOTS, config=config)
+        model = host()
+        self.runtime = InMemoryRuntime(FACTORIES)
+        self.loop = Loop(model, SLOTS, config=CONFIG, runtime=self.runtime)
         self.names = set(model.state_dict())
         self.edges = 0
         self.kept: dict[str, nn.Module] = {}
@@ -62,13 +72,18 @@ class RandomCommands(RuleBasedStateMachine):
             assert after[seed_id].stage == (ly.SEED_STAGE_DORMANT if seed_id in due - set(self.kept) else stuck)
 
     def ordered(self, operation: ly.SeedOperation, **fields: object) -> None:
-        """Order something at a new edge, and check what every decision must keep."""
+        """Order something at a new edge."""
         self.next_edge()
+        self.carried_out(lambda: self.loop.order(operation, **fields))
+
+    def carried_out(self, give: Callable[[], EdgeDecision]) -> None:
+        """Give an order at this edge, and check what every decision must keep."""
         before = dict(self.loop.manager.lifecycle.seeds)
         bare = self.bare_outputs()
-        decision = self.loop.order(operation, **fields)
+        decision = give()
         self.settled(decision, before)
-        told = [event for event in decision.events if isinstance(event, ly.SeedStageChanged) and event.command_id]
+        moved = (ly.SeedStageChanged, ly.SeedTuned)
+        told = [event for event in decision.events if isinstance(event, moved) and event.command_id]
         refused = [event for event in decision.events if isinstance(event, ly.SeedMoveRejected) and event.command_id]
         if decision.result == ly.COMMAND_RESULT_APPLIED:
             assert told
@@ -106,10 +121,48 @@ class RandomCommands(RuleBasedStateMachine):
         """Order any operation on any seed, known or not."""
         self.ordered(operation, seed_id=seed_id)
 
+    @rule(slot=st.sampled_from(SLOTS))
+    def germinate_and_hold(self, slot: str) -> None:
+        """Germinate a seed that waits for START_TRAINING."""
+        self.ordered(ly.SEED_OP_GERMINATE, slot=slot, blueprint="BYPASS", hold=True)
+
+    @rule(seed_id=SEED_IDS, mode=st.sampled_from(ly.BlendMode.values()), curve=st.sampled_from(ly.AlphaCurve.values()))
+    def graft(self, seed_id: str, mode: ly.BlendMode, curve: ly.AlphaCurve) -> None:
+        """Graft in any mode along any curve."""
+        self.ordered(ly.SEED_OP_START_GRAFTING, seed_id=seed_id, blend_mode=mode, alpha_curve=curve)
+
+    @rule(seed_id=SEED_IDS, factor=st.sampled_from([0.1, 2.0, 99.0]), epochs=st.sampled_from([1.0, 3.0]))
+    def tune(self, seed_id: str, factor: float, epochs: float) -> None:
+        """Change how a seed learns."""
+        self.ordered(ly.SEED_OP_FINE_TUNE, seed_id=seed_id, parameters={"rate_factor": factor, "epochs": epochs})
+
+    @rule(seed_id=SEED_IDS, steps=st.sampled_from([0.0, 1.0, 7.0]), operation=st.sampled_from(LEAVING))
+    def leave(self, seed_id: str, steps: float, operation: ly.SeedOperation) -> None:
+        """Take a seed off, at once or slowly."""
+        self.ordered(operation, seed_id=seed_id, parameters={"fall_steps": steps})
+
+    @rule(seed_id=SEED_IDS)
+    def prune(self, seed_id: str) -> None:
+        """Prune what may be no fossil."""
+        self.next_edge()
+        self.carried_out(lambda: self.loop.prune(seed_id))
+
+    @rule()
+    def go_on_elsewhere(self) -> None:
+        """Leave the process at an edge and go on from its checkpoint; nobody holds on to anything there."""
+        self.next_edge()
+        self.loop = reborn(self.loop, host, config=CONFIG, runtime=self.runtime)
+        self.kept.clear()
+        self.passed()
+
     @rule()
     def idle(self) -> None:
         """Let an edge pass without a command."""
         self.next_edge()
+        self.passed()
+
+    def passed(self) -> None:
+        """Command nothing at this edge."""
         before = dict(self.loop.manager.lifecycle.seeds)
         decision = self.loop.manager.handle_command(None, epoch=self.loop.epoch, append=self.loop.log.append)
         assert decision.result == ly.COMMAND_RESULT_NONE
@@ -148,6 +201,7 @@ class RandomCommands(RuleBasedStateMachine):
     def advance(self, seed_id: str) -> None:
         """Order the usual next move of a seed, so that long lives happen."""
         usual = {
+            ly.SEED_STAGE_GERMINATED: ly.SEED_OP_START_TRAINING,
             ly.SEED_STAGE_TRAINING: ly.SEED_OP_START_GRAFTING,
             ly.SEED_STAGE_BLENDING: ly.SEED_OP_STABILIZE,
             ly.SEED_STAGE_SHADOWING: ly.SEED_OP_EVALUATE,
@@ -190,12 +244,19 @@ class RandomCommands(RuleBasedStateMachine):
         attached = {seed_id for seed_id, stage in stages.items() if stage in ATTACHED_STAGES}
         assert set(manager._bed.live) == attached
         assert sum(len(module._forward_hooks) for module in self.loop.model.modules()) == len(attached)
-        joined = {seed_id for seed_id in attached if stages[seed_id] in JOINT_STAGES | {ly.SEED_STAGE_FOSSILIZED}}
+        heard = JOINT_STAGES | FALLING_STAGES | {ly.SEED_STAGE_FOSSILIZED}
+        joined = {seed_id for seed_id in attached if stages[seed_id] in heard}
         extra = {name.split("esper_")[1].split(".")[0] for name in self.loop.model.state_dict() if "esper_" in name}
         assert extra == {seed_id.replace(".", "_") for seed_id in joined}
         assert self.names <= set(self.loop.model.state_dict())
         held = [slot.seed_id for slot in manager.slot_states() if slot.seed_id]
-        assert sorted(held) == sorted(seed_id for seed_id in stages if stages[seed_id] != ly.SEED_STAGE_DORMANT)
+        free = (ly.SEED_STAGE_DORMANT, ly.SEED_STAGE_TERMINATED)
+        assert sorted(held) == sorted(seed_id for seed_id in stages if stages[seed_id] not in free)
+        for seed_id, live in manager._bed.live.items():
+            tuned = manager.lifecycle.seeds[seed_id].tuned_until > self.loop.epoch
+            assert tuned or live.trainer.rate_factor == 1.0, "a fine-tuning ends by itself"
+        pruned = {id(parameter) for parameter in self.loop.model.parameters()}
+        assert {id(each) for group in self.loop.optimizer.param_groups for each in group["params"]} <= pruned
         host = {name: tensor for name, tensor in self.loop.model.state_dict().items() if name in self.names}
         assert all(torch.isfinite(tensor).all() for tensor in host.values())
 
