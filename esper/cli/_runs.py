@@ -104,11 +104,27 @@ def command(
         str, typer.Option(help="Epochs at whose edges it may be applied: 7 or 7-12; all that are left.")
     ] = "",
     reason: Annotated[str, typer.Option(help="Why, for the record; orders on the whole run keep it.")] = "",
+    blend_mode: Annotated[
+        str, typer.Option(help="How start_grafting joins a seed: residual, convex, channel, confidence.")
+    ] = "",
+    curve: Annotated[str, typer.Option(help="Curve of alpha for start_grafting: linear, cosine, sigmoid.")] = "",
+    hold: Annotated[bool, typer.Option("--hold", help="Let a germinated seed wait for start_training.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its outcome.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Give a run an operator's command, applied once. Example: esper runs command run-92955d72d813 cull --seed s-1"""
-    order = RunOrder(operation, seed, slot, blueprint, _parameters(parameter or []), _epochs(epochs), reason)
+    order = RunOrder(
+        operation,
+        seed,
+        slot,
+        blueprint,
+        _parameters(parameter or []),
+        _epochs(epochs),
+        reason,
+        blend_mode=blend_mode,
+        alpha_curve=curve,
+        hold=hold,
+    )
     fabric = open_fabric()
     ordered = order_run(fabric, run_id, order)
     document: dict[str, object] = {**asdict(ordered)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from esper.core.approvals import registered
 from esper.core.clock import SYSTEM_CLOCK, Clock
@@ -19,15 +19,19 @@ from esper.weatherlight._run_wishes import RUN_WISHES
 #: The source whose commands name epochs instead of answering a packet.
 _OPERATOR: Final = "cli"
 _POLL_SECONDS: Final = 0.5
+_PRUNING: Final = "structural_pruning"
+_RISE_MAX: Final = "loss_rise_max"
 
 
 @dataclass(frozen=True)
 class RunOrder:
     """What an operator wants of a run: an operation on a seed or on the run, and at the edges of which epochs.
 
-    `operation` is a name of `SeedOperation` in lower case ("cull"), or one of `RUN_WISHES` ("rollback", "pause").
-    `epochs` are the first and the last one, None for every epoch that is left: the command is applied once, at the
-    first edge among them. `reason` is for the record.
+    `operation` is a name of `SeedOperation` in lower case ("cull"), "structural_pruning", or one of `RUN_WISHES`
+    ("rollback", "pause"). `epochs` are the first and the last one, None for every epoch that is left: the command is
+    applied once, at the first edge among them. `reason` is for the record. `blend_mode` and `alpha_curve` are names of
+    `BlendMode` and `AlphaCurve` in lower case ("convex", "linear"), for start_grafting; `hold` lets a germinated seed
+    wait for start_training.
     """
 
     operation: str
@@ -37,6 +41,9 @@ class RunOrder:
     parameters: Mapping[str, float] = field(default_factory=dict)
     epochs: tuple[int, int] | None = None
     reason: str = ""
+    blend_mode: str = ""
+    alpha_curve: str = ""
+    hold: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,12 @@ def order_run(fabric: Fabric, run_id: str, order: RunOrder, *, clock: Clock = SY
 
 def _wished(fabric: Fabric, run: RunLog, order: RunOrder) -> ly.AdaptationCommand:
     """Return the command that says what an order wants, without ids."""
+    if order.operation == _PRUNING:
+        return ly.AdaptationCommand(
+            command_type=ly.COMMAND_STRUCTURAL_PRUNING,
+            target_seed_id=order.seed_id,
+            structural_pruning=_pruning(order),
+        )
     if order.operation not in RUN_WISHES:
         wish = _seed_operation(fabric, run, order)
         return ly.AdaptationCommand(command_type=ly.COMMAND_SEED, target_seed_id=order.seed_id, seed_operation=wish)
@@ -163,18 +176,46 @@ def _seed_operation(fabric: Fabric, run: RunLog, order: RunOrder) -> ly.CommandS
     if order.operation not in known:
         raise UsageError(
             f"there is no operation {order.operation!r}",
-            cause=f"a seed knows {', '.join(sorted(known))}, a run {', '.join(sorted(RUN_WISHES))}",
+            cause=f"a seed knows {', '.join(sorted([*known, _PRUNING]))}, a run {', '.join(sorted(RUN_WISHES))}",
         )
     operation = known[order.operation]
     if operation == ly.SEED_OP_GERMINATE:
         _check_germination(fabric, run, order)
-    elif not order.seed_id:
+    else:
+        _check_seed(order)
+    return ly.CommandSeedOperation(
+        operation=operation,
+        blueprint_id=order.blueprint_id,
+        slot=order.slot,
+        parameters=order.parameters,
+        blend_mode=_word(ly.BlendMode.items(), "BLEND_MODE_", order.blend_mode, "blend mode"),
+        alpha_curve=_word(ly.AlphaCurve.items(), "ALPHA_CURVE_", order.alpha_curve, "curve"),
+        hold=order.hold,
+    )
+
+
+def _pruning(order: RunOrder) -> ly.CommandStructuralPruning:
+    _check_seed(order)
+    unknown = sorted(set(order.parameters) - {_RISE_MAX})
+    if unknown:
+        raise UsageError(f"{_PRUNING} has no parameter {unknown[0]!r}", next_step=f"--set {_RISE_MAX}=0.01 or none")
+    return ly.CommandStructuralPruning(**order.parameters)
+
+
+def _check_seed(order: RunOrder) -> None:
+    if not order.seed_id:
         raise UsageError(
             f"{order.operation} needs a seed", next_step="Name one with --seed; `esper runs show` lists them"
         )
-    return ly.CommandSeedOperation(
-        operation=operation, blueprint_id=order.blueprint_id, slot=order.slot, parameters=order.parameters
-    )
+
+
+def _word(items: Iterable[tuple[str, int]], prefix: str, name: str, what: str) -> Any:  # noqa: ANN401 - of any enum
+    """Return the number that the contract gives a name; that of "unspecified" for none."""
+    known = {word.removeprefix(prefix).lower(): number for word, number in items}
+    if (name or "unspecified") not in known:
+        names = ", ".join(sorted(set(known) - {"unspecified"}))
+        raise UsageError(f"there is no {what} {name!r}", next_step=f"Choose one of {names}")
+    return known[name or "unspecified"]
 
 
 def _check_germination(fabric: Fabric, run: RunLog, order: RunOrder) -> None:

@@ -93,6 +93,10 @@ def test_what_cannot_be_ordered_is_not_appended(serving: Esper, run_id: str) -> 
     mistakes: list[tuple[RunOrder, str]] = [
         (RunOrder("dance"), "there is no operation 'dance'"),
         (RunOrder("cull"), "cull needs a seed"),
+        (RunOrder("structural_pruning"), "structural_pruning needs a seed"),
+        (RunOrder("structural_pruning", **SEED, parameters={"share": 0.5}), "has no parameter 'share'"),
+        (RunOrder("start_grafting", **SEED, blend_mode="loudly"), "there is no blend mode 'loudly'"),
+        (RunOrder("start_grafting", **SEED, alpha_curve="steep"), "there is no curve 'steep'"),
         (RunOrder("cull", **SEED, epochs=(1, 1)), "has its outcome already"),
         (RunOrder("cull", **SEED, epochs=(9000, 9000)), "it has 2000 epochs"),
         (RunOrder("cull", **SEED, epochs=(9, 7)), "are no epochs"),
