@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     )
     decision_wait_seconds: float = Field(10.0, gt=0, description="How long an epoch waits for its command.")
     kernel_wait_seconds: float = Field(60.0, gt=0, description="How long an epoch's edge waits for a kernel.")
+    worker_devices: str = Field(
+        "", description="GPUs by CUDA's numbers or UUIDs, 0,1,2: worker N sees only number N of them, counted round."
+    )
     rank_wait_seconds: float = Field(
         300.0, gt=0, description="How long ranks of one run wait for each other, edges of the first one included."
     )

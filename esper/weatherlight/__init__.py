@@ -6,6 +6,7 @@ from esper.weatherlight._collecting import Collection
 from esper.weatherlight._compiling import MAKERS, Compiled, compile_kernels
 from esper.weatherlight._doctor import Check, examine
 from esper.weatherlight._export_runs import export_run
+from esper.weatherlight._fleet import Fleet, FleetRun, fleet_members, grid, train_fleet
 from esper.weatherlight._fork_runs import ForkRequest, compare_runs, fork_request
 from esper.weatherlight._members import (
     SUBSYSTEMS,
@@ -40,6 +41,8 @@ __all__ = [
     "Check",
     "Collection",
     "Compiled",
+    "Fleet",
+    "FleetRun",
     "ForkRequest",
     "Member",
     "Ordered",
@@ -61,7 +64,9 @@ __all__ = [
     "compile_kernels",
     "examine",
     "export_run",
+    "fleet_members",
     "fork_request",
+    "grid",
     "interrupt_on_sigterm",
     "members_for_a_while",
     "missing_members",
@@ -72,5 +77,6 @@ __all__ = [
     "run_member",
     "stop_on_signals",
     "train",
+    "train_fleet",
     "verify_run",
 ]

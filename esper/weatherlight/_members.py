@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -141,15 +142,41 @@ def interrupt_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+def own_device(settings: Settings, member: Member) -> str:
+    """Return the GPU that a trainer sees, as CUDA_VISIBLE_DEVICES names it; empty where none is set apart for it.
+
+    Raises:
+        UsageError: one of `worker_devices` has no name.
+    """
+    if member.subsystem != "tolaria" or not settings.worker_devices.strip():
+        return ""
+    devices = [name.strip() for name in settings.worker_devices.split(",")]
+    if not all(devices):
+        raise UsageError(
+            f"ESPER_WORKER_DEVICES={settings.worker_devices!r} cannot be used",
+            cause="one of its names is empty",
+            next_step="Write them as 0,1,2",
+        )
+    return devices[member.index % len(devices)]
+
+
+def see_own_device(settings: Settings, member: Member) -> None:
+    """Let this process see no other GPU than its own; to be called before torch looks for them."""
+    device = own_device(settings, member)
+    if device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+
 def run_member(settings: Settings, member: Member, stop: threading.Event) -> None:
     """Run one member until `stop` is set; holds the member's lock for as long.
 
     Raises:
-        UsageError: no such subsystem.
+        UsageError: no such subsystem, or `worker_devices` cannot be used.
         Busy: a live process holds this member's name.
         BrokerUnavailable: the broker is away, or was for longer than `broker_retry_seconds`.
     """
     factory = SUBSYSTEMS[check_subsystem(member.subsystem)]
+    see_own_device(settings, member)
     home = Home.open(settings)
     with member_lock(home, member.name):
         fabric = Fabric.open(settings, member=member.name)
