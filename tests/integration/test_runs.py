@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from esper.core.settings import load_settings
 from esper.leyline import messages as ly
 from esper.oona import Fabric
 from tests.campaigns import WHOLE
-from tests.integration.driver import Esper, eventually, finish, kill
+from tests.integration.driver import REPOSITORY, Esper, eventually, finish, kill
 
 EPOCHS, FORKED = 22, 3
 #: `make faults` computes 50 runs again, `make test` three.
@@ -68,6 +71,49 @@ def test_other_numerics_exit_3_and_are_named(serving: Esper, lived: Any) -> None
     assert "numerics.instruction_set was" in refused.stderr
     assert "and is DEFAULT here" in refused.stderr
     assert refused.stdout == ""
+
+
+TASK = """
+import torch
+from torch import nn
+
+from esper.tolaria import Host, SlotSpec, Split, Task
+
+
+def points():
+    inputs = torch.randn(96, 2, generator=torch.Generator().manual_seed({seed}))
+    targets = (inputs.norm(dim=1) > 1.0).long()
+    parts = [Split(inputs[at], targets[at]) for at in (slice(64), slice(64, 80), slice(80, 96))]
+    host = lambda: Host(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)), (SlotSpec("0"),))
+    return Task("points", *parts, classes=2, hosts={{"mlp": host}}, epochs=2)
+"""
+
+
+def test_other_data_and_other_code_exit_3_and_are_named(esper: Esper, tmp_path: Path) -> None:
+    """Goal: no verdict where none can be. Method: a task of one's own whose data change after the run; then a copy of
+    this very code that is no checkout any more, and so another version of it."""
+    module = tmp_path / "points_task.py"
+    module.write_text(TASK.format(seed=1))
+    at_home = Esper(esper.home, esper.environment | {"PYTHONPATH": str(tmp_path)})
+    words = ["--task", "points_task:points", "--host", "mlp", "--policy", "noop", "--epochs", "2", "--json"]
+    run_id = at_home("train", *words).json["run_id"]
+    assert at_home("runs", "verify", run_id, "--anyway", "--json").json["equal"]
+    module.write_text(TASK.format(seed=2))
+    refused = at_home("runs", "verify", run_id)
+    assert (refused.code, refused.stdout) == (3, "")
+    assert "data_digest was" in refused.stderr
+    still_other = at_home("runs", "verify", run_id, "--anyway")
+    assert still_other.code == 3
+    assert "epoch 1 does not repeat" in still_other.stderr
+    module.write_text(TASK.format(seed=1))
+    for part in ("esper", "topics", "projections", "proto"):
+        shutil.copytree(REPOSITORY / part, tmp_path / "copy" / part, ignore=shutil.ignore_patterns("__pycache__"))
+    copied = subprocess.run(
+        [sys.executable, "-m", "esper.cli", "runs", "verify", run_id],
+        cwd=tmp_path / "copy", env=at_home._environment(), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert (copied.returncode, copied.stdout) == (3, "")
+    assert "code_version was" in copied.stderr
 
 
 @pytest.mark.parametrize("epoch", [2, 10, EPOCHS])

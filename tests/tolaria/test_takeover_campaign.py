@@ -30,7 +30,7 @@ from tests.conftest import RunningBroker
 from tests.integration.driver import Esper
 from tests.kasmina.kernels import SharedKernels
 from tests.tolaria.live import Log, ask, eventually, judge, responder, worker
-from tests.tolaria.test_recorded_runs import EASY, EPOCHS, Plan, difference, grafting, recorded
+from tests.tolaria.test_recorded_runs import EASY, EPOCHS, PATIENCE_SECONDS, Plan, difference, grafting, recorded
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KILLS = 50 if WHOLE else 3
@@ -76,7 +76,11 @@ def victim(broker: RunningBroker, kernels: Path, every: int) -> Iterator[subproc
 
 def reached(log: Log, epoch: int) -> None:
     """Wait until the packet of an epoch is in the log."""
-    eventually(lambda: len(log.of(ly.SystemStatePacket)) >= epoch, what=f"the packet of epoch {epoch}")
+    eventually(
+        lambda: len(log.of(ly.SystemStatePacket)) >= epoch,
+        what=f"the packet of epoch {epoch}",
+        seconds=PATIENCE_SECONDS,
+    )
 
 
 def pause(seconds: float) -> None:
@@ -123,7 +127,7 @@ class Disturbance:
                 pause(part)
                 process.send_signal(how)
                 with worker(self.fabric, controller_factory=lambda setup: controller(setup, self.runtime, EASY)):
-                    finished = log.finished()
+                    finished = log.finished(PATIENCE_SECONDS)
             assert digests_of(log) == expected, (plan, how, epoch, part)
             assert finished.digest == self.ends[plan.seed]
             claims = [claim.attempt for claim in log.of(ly.TrainingRunClaimed)]
@@ -171,7 +175,7 @@ def test_a_halted_worker_that_wakes_later_changes_nothing(
             before = shown("runs", "show", run_id, "--json").json
             os.kill(pid, signal.SIGCONT)
             after = ask(fabric, epochs=1, decision_wait_seconds=0.1)
-            Log(fabric, after.run_id).finished()
+            Log(fabric, after.run_id).finished(PATIENCE_SECONDS)
             late_records(fabric, run_id)
             assert shown("runs", "show", run_id, "--json").json == before
             assert before["digest"] == disturbance.ends[plan.seed]
