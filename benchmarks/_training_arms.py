@@ -9,8 +9,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
+from esper.core.flops import count_multiply_adds
 from esper.karn import catalogue
 from esper.kasmina import KasminaConfig, KasminaSeedManager, add_sockets, discover_slots
 from esper.kasmina._passes import Isolation
@@ -204,9 +204,7 @@ class GrowingArm(Arm):
 
 def share_of_seed(arm: GrowingArm, plain: Arm, steps: int) -> float:
     """Return the multiply-adds of the seed's own passes over those of the host's training, for `steps` steps."""
-    with FlopCounterMode(display=False) as counter:
-        plain.step()
-    host = counter.get_total_flops() / 2
+    host = count_multiply_adds(plain.step)
     before = arm.manager.multiply_adds
     arm.steps(steps)
     return (arm.manager.multiply_adds - before) / (host * steps)

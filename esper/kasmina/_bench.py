@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from esper.core.breaker import CircuitBreaker
 from esper.core.errors import UsageError
+from esper.core.flops import count_multiply_adds
 from esper.core.inputs import Batch, samples_in, shapes_of
 from esper.core.ranks import ALONE, EndOfBackward, Ranks
 from esper.core.rng import derive_seed
@@ -23,7 +24,7 @@ from esper.kasmina._gates import KernelEvidence
 from esper.kasmina._graft import Graft, GraftedSeed, PassFocus
 from esper.kasmina._isolation import IsolationMonitor, Leaks
 from esper.kasmina._ownership import HOST, OwnershipRegistry
-from esper.kasmina._passes import HostPasses, Isolation, count_multiply_adds, forked_rng
+from esper.kasmina._passes import HostPasses, Isolation, forked_rng
 from esper.kasmina._quarantine import slot_batch
 from esper.kasmina._remains import Remains
 from esper.kasmina._seed_training import LossFunction, SeedTrainer
@@ -182,30 +183,26 @@ class SeedBench:
 
     def rehearsal(self, seed_id: str, spec: SlotSpec, prepared: PreparedSeed) -> GradientEvidence | None:
         """Return what one shadow pass of a seed shows that is not planted yet; None without a loss or a batch."""
-        batch, loss_fn, evidence = self.batch(), self.loss_fn, []
+        batch, loss_fn = self.batch(), self.loss_fn
         if batch is None or loss_fn is None:
             return None
         rng_seed = derive_seed(self._seed, "kasmina", "rehearsal", seed_id)
         seed = self._grafted(spec, prepared, rng_seed=rng_seed).eval()
-
-        def work() -> None:
-            about = rehearse(
-                self._model,
-                self._passes,
-                self._focus,
-                spec=spec,
-                seed=seed,
-                batch=batch,
-                loss_fn=loss_fn,
-                rng_seed=rng_seed,
-            )
-            evidence.append(about)
-
-        self.multiply_adds += count_multiply_adds(work)
+        evidence, cost = rehearse(
+            self._model,
+            self._passes,
+            self._focus,
+            spec=spec,
+            seed=seed,
+            batch=batch,
+            loss_fn=loss_fn,
+            rng_seed=rng_seed,
+        )
+        self.multiply_adds += cost
         if not self._isolation.monitor:
-            return replace(evidence[0], host_changes=0)
-        self.monitor.breach(seed_id, Leaks(host_changes=evidence[0].host_changes))
-        return evidence[0]
+            return replace(evidence, host_changes=0)
+        self.monitor.breach(seed_id, Leaks(host_changes=evidence.host_changes))
+        return evidence
 
     def prepared_again(self, seed_id: str) -> tuple[SlotSpec, PreparedSeed]:
         """Return a seed that is on the host, as it was prepared; its body is the seed's own."""

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from esper.core.flops import count_multiply_adds
 from esper.core.inputs import samples_in, shapes_of
 from esper.kasmina._bench import HeldOutLosses, SeedBench
 from esper.kasmina._folding import Fold, fold_error, fold_of
 from esper.kasmina._graft import PassFocus, Role
-from esper.kasmina._passes import count_multiply_adds
 
 
 class ProbeBench(SeedBench):

@@ -8,13 +8,12 @@ changes during forward, outside its buffers, are not covered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from esper.core.inputs import Inputs, Output, call, detached
 
@@ -74,16 +73,6 @@ def _countable_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def count_multiply_adds(work: Callable[[], object]) -> int:
-    """Run `work` and return its multiply-adds: half the flops of its matrix products, convolutions and attention.
-
-    Elementwise work counts nothing, as is usual (torch.utils.flop_counter).
-    """
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return int(counter.get_total_flops()) // 2
 
 
 class HostPasses:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from esper.core.clock import SYSTEM_CLOCK, Clock
+from esper.core.flops import count_multiply_adds
 from esper.core.inputs import Batch, Inputs, Output, first_samples, main_of, source_of
 from esper.kasmina._gate_gradients import NO_GRADIENTS, GradientEvidence, GradientRecord
 from esper.kasmina._gate_interface import InterfaceEvidence, Seam, evidence_of
@@ -36,24 +37,29 @@ def rehearse(
     batch: Batch,
     loss_fn: LossFunction,
     rng_seed: int,
-) -> GradientEvidence:
+) -> tuple[GradientEvidence, int]:
     """Give a seed that is not planted one shadow forward and backward, and take it off again; it learns nothing.
 
-    The host's tensors, gradients and random streams are compared by content before and after. A pass that torch
-    refuses (shapes, memory) leaves no gradient, and G1 fails.
+    Returns what they showed, and their multiply-adds. The host's tensors, gradients and random streams are compared by
+    content before and after. A pass that torch refuses (shapes, memory) leaves no gradient, and G1 fails.
     """
     inputs, targets = (first_samples(each, _SAMPLES_MAX) for each in batch)
     before, streams = _contents(model), random_states(passes.devices)
     parameters = list(seed.parameters())
     graft = Graft(model, spec, "rehearsal", seed)
+
+    def shadow_pass() -> None:
+        try:
+            with torch.enable_grad():
+                with passes.quiet(seed=rng_seed), focus.on(shadowed=seed):
+                    loss = loss_fn(passes.forward(inputs), targets)
+                if loss.requires_grad:
+                    torch.autograd.backward(loss)
+        except RuntimeError as error:
+            logger.warning("the rehearsal of a seed in %s failed: %s", spec.slot, error)
+
     try:
-        with torch.enable_grad():
-            with passes.quiet(seed=rng_seed), focus.on(shadowed=seed):
-                loss = loss_fn(passes.forward(inputs), targets)
-            if loss.requires_grad:
-                torch.autograd.backward(loss)
-    except RuntimeError as error:
-        logger.warning("the rehearsal of a seed in %s failed: %s", spec.slot, error)
+        multiply_adds = count_multiply_adds(shadow_pass)
     finally:
         graft.remove()
     record = _norm_record([parameter.grad for parameter in parameters if parameter.grad is not None])
@@ -62,7 +68,7 @@ def rehearse(
     after = _contents(model)
     changes = sum(before.get(name) != after.get(name) for name in before | after)
     changes += sum(not torch.equal(old, new) for old, new in zip(streams, random_states(passes.devices), strict=True))
-    return GradientEvidence(record, host_changes=changes, seed_changes=0)
+    return GradientEvidence(record, host_changes=changes, seed_changes=0), multiply_adds
 
 
 def _norm_record(gradients: list[Tensor]) -> GradientRecord:

@@ -10,12 +10,13 @@ slot that hears nobody it returns a copy, and the gradient as it came.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ from esper.kasmina._slots import SlotSpec
 
 #: (module, its positional arguments, its output) -> what is heard instead; None leaves the output alone.
 SeedHook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]
+
+_T = TypeVar("_T")
 
 _NOBODY: Final = -1
 _SLOT_SCHEMA: Final = (
@@ -177,16 +180,23 @@ def _graph_kept() -> Iterator[None]:
         yield
 
 
+@functools.cache
+def _untraced(work: Callable[..., _T]) -> Callable[..., _T]:
+    """Return `work` such that torch compiles none of it: torch 2.11 looks into what an operator of its graphs calls."""
+    return torch.compiler.disable(work)  # type: ignore[no-untyped-call, no-any-return]  # unannotated in torch
+
+
 def _slot(
     output: Tensor, source: Tensor, handle: int, learns: bool, autocast: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     with _precision(output.device.type, enabled=autocast, dtype=dtype):
-        heard, key = _socket(handle).run(output, source, learns=learns)
+        heard, key = _untraced(Socket.run)(_socket(handle), output, source, learns=learns)
     return heard, torch.tensor(key)
 
 
 def _slot_back(gradient: Tensor, source: Tensor, key: Tensor, handle: int) -> tuple[Tensor, Tensor]:
-    return _socket(handle).run_back(gradient, source, int(key))
+    gradients: tuple[Tensor, Tensor] = _untraced(Socket.run_back)(_socket(handle), gradient, source, int(key))
+    return gradients
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401 - torch's own

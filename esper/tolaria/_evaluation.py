@@ -9,8 +9,8 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from esper.core.flops import count_multiply_adds
 from esper.core.inputs import Batch, Inputs, Output, Targets, call, samples_in, scores_of
 from esper.tolaria._tasks import Loss, Split
 
@@ -86,7 +86,5 @@ def multiply_adds_per_sample(module: nn.Module, sample: Inputs) -> int:
     Counts what torch's flop counter counts (matrix products, convolutions, attention), two flops each;
     elementwise work is not counted.
     """
-    counter = FlopCounterMode(display=False)
-    with evaluating(module), counter:
-        call(module, sample)
-    return int(counter.get_total_flops()) // (2 * samples_in(sample))
+    with evaluating(module):
+        return count_multiply_adds(lambda: call(module, sample)) // samples_in(sample)

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from esper.core.flops import count_multiply_adds
 from esper.core.stacking import AdamMoments, StackedHost, StepClock, cross_entropies
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina._graft import Role
 from esper.kasmina._isolation import Leaks
-from esper.kasmina._passes import count_multiply_adds
 from esper.kasmina.stack._group import GroupKey, SeedGroup, StackedKernel
 from esper.kasmina.stack._seedling import Seedling
 from esper.kasmina.stack._taps import QuietTap, TrainingTap

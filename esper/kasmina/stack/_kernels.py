@@ -10,12 +10,13 @@ from typing import Final
 import torch
 
 from esper.core.errors import IntegrityError, UsageError
+from esper.core.flops import count_multiply_adds
 from esper.core.ports import BlueprintRuntime, FetchedKernel, KernelUnavailable
 from esper.core.rng import derive_seed
 from esper.core.stacking import program_of
 from esper.kasmina._decide import KERNEL_UNAVAILABLE
 from esper.kasmina._gates import KernelEvidence
-from esper.kasmina._passes import count_multiply_adds, forked_rng
+from esper.kasmina._passes import forked_rng
 from esper.kasmina._quarantine import REFUSED, refusal_of
 from esper.kasmina._slots import SlotSpec
 from esper.kasmina.stack._group import StackedKernel
