@@ -9,7 +9,7 @@ from esper.leyline import messages as ly
 from esper.tolaria import ReturnPoints
 from tests.campaigns import WHOLE
 from tests.tolaria.small import Policy, command
-from tests.tolaria.test_checkpoints import Kept, manager
+from tests.tolaria.test_checkpoints import Kept
 from tests.tolaria.test_rollback import Lived, adjustment, asked, live, rollback, successor, verified
 
 EPOCHS = 12
