@@ -60,6 +60,7 @@ def state_packet(
     *,
     parameters: int,
     weights_digest: str,
+    hardware: ly.HardwareContext | None = None,
 ) -> ly.SystemStatePacket:
     """Return the packet of a finished epoch.
 
@@ -86,7 +87,7 @@ def state_packet(
         },
         seed_states=controller.seed_states(),
         slots=controller.slot_states(),
-        hardware_context=hardware_context(setup.config.device),
+        hardware_context=hardware or hardware_context(setup.config.device),
         weights_digest=weights_digest,
         policy=request.policy,
         parameters=parameters + controller.parameters(),

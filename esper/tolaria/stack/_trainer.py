@@ -17,6 +17,7 @@ from esper.leyline import EventMessage
 from esper.leyline import messages as ly
 from esper.tolaria._edge import check_verdict, outcome_of
 from esper.tolaria._evaluation import Evaluation
+from esper.tolaria._hardware import hardware_context
 from esper.tolaria._journal import Answer, RunInterrupted, latency_ms
 from esper.tolaria._packet import EpochStats, state_packet
 from esper.tolaria._trainer import TrainingResult
@@ -133,7 +134,7 @@ class StackTrainer:
     def _packets(self, stats: Sequence[EpochStats], measured: Sequence[Evaluation]) -> dict[int, ly.SystemStatePacket]:
         hashed = self._setup.first.config.is_hashed(stats[0].epoch)
         digests: Sequence[str] = self.digests() if hashed else [""] * len(stats)
-        grafts = self._grafts.members()
+        grafts, hardware = self._grafts.members(), hardware_context(self._setup.device)
         return {
             member: state_packet(
                 self._setup.members[member],
@@ -142,6 +143,7 @@ class StackTrainer:
                 measured[member],
                 parameters=self._host_parameters,
                 weights_digest=digests[member],
+                hardware=hardware,
             )
             for member in self._members()
         }

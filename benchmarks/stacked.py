@@ -1,0 +1,167 @@
+"""Collecting episodes: stacks of hosts against the same runs one at a time, through the log, with grafts.
+
+python -m benchmarks.stacked [--runs 64] [--stack 64] [--alone 3] [--rounds 2] [--workers 1] [--json]
+python -m benchmarks.stacked --device cuda --mock --runs 6144 --stack 1024 --workers 6 --alone 1 --rounds 1 --json
+
+An episode is one run of 40 epochs on MNIST-1D's mlp: requested, claimed, decided, grafted, reported and finished in the
+log. Every run follows a schedule of its own that is drawn from its seed: when a seed germinates, when it is grafted,
+how long it blends, which blueprint, and whether it is culled. Rounds are interleaved: some runs one at a time, by a
+worker beside Tamiyo, then a collection of others; the claim compares the rates of one round's two arms, the worst round
+counts. With --mock librdkafka's mock cluster is the broker, and one run at a time is a stack of one in this process. At
+the end a member of each collection's first stack is verified where the broker keeps the whole log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+from benchmarks._mock import believe_its_clock, mock_only
+from benchmarks._report import Claim, at_least, report
+from benchmarks._system import broker_only
+from esper.core.clock import SYSTEM_CLOCK
+from esper.oona import Fabric
+from esper.weatherlight import (
+    SUBSYSTEMS,
+    BlueprintPipeline,
+    Collection,
+    Supervisor,
+    TrainingRequest,
+    collect,
+    members_for_a_while,
+    train,
+    verify_run,
+)
+
+_RATIO_BOUND: Final = 5.0
+_GPU_BOUND: Final = 100.0
+_BLUEPRINTS: Final = (9, 21)
+
+believe_its_clock()  # In processes that a collection on the mock cluster starts.
+
+
+def schedule(seed: int, epochs: int) -> dict[str, float]:
+    """Return the parameters of policy `fixed` for one run: random-like, and the same for the same seed."""
+    chooser = Random(seed)  # noqa: S311 - a seeded choice
+    germinate = chooser.randint(1, max(1, epochs // 3))
+    graft = germinate + chooser.randint(2, 5)
+    blend = chooser.randint(1, 3)
+    drawn = {"germinate": germinate, "graft": graft, "blend": blend, "blueprint": chooser.choice(_BLUEPRINTS)}
+    if chooser.random() < 0.2:
+        drawn["cull"] = graft + blend + 1
+    return {name: float(value) for name, value in drawn.items()}
+
+
+@dataclass(frozen=True)
+class Scheduled(Collection):
+    """A collection in which every run has its own schedule."""
+
+    def parameters_of(self, index: int) -> Mapping[str, float]:
+        """Return the schedule of run `index`."""
+        return schedule(self.first.seed + index, self.first.epochs)
+
+
+@contextmanager
+def system(*, mock: bool) -> Iterator[tuple[Fabric, Supervisor | None]]:
+    """Yield a fabric with kernel makers, and on a real broker the supervisor of a worker and Tamiyo."""
+    if not mock:
+        with broker_only() as fabric, members_for_a_while(fabric.settings, wanted=tuple(SUBSYSTEMS)) as supervisor:
+            yield fabric, supervisor
+        return
+    with mock_only() as fabric, BlueprintPipeline(fabric):
+        yield fabric, None
+
+
+def alone(fabric: Fabric, supervisor: Supervisor | None, first: TrainingRequest, runs: int) -> dict[str, Any]:
+    """Train runs one after the other; return how many there were a second, and their seeds."""
+    began, seeds = SYSTEM_CLOCK.monotonic(), 0
+    for index in range(runs):
+        one = Scheduled(first, runs=runs, stack=1)
+        if supervisor is None:
+            only = Scheduled(one.request(index), runs=1, stack=1)
+            seeds += collect(fabric, only)["seeds_grafted"]
+        else:
+            seeds += len(train(fabric, one.request(index), supervisor)["seeds"])
+    seconds = SYSTEM_CLOCK.monotonic() - began
+    return {"episodes": runs, "seconds": seconds, "episodes_per_second": runs / seconds, "seeds_grafted": seeds}
+
+
+def main() -> int:
+    """Run both arms in turns and report."""
+    arguments = _arguments()
+    rounds: list[dict[str, Any]] = []
+    with system(mock=arguments.mock) as (fabric, supervisor):
+        warm = TrainingRequest(task="mnist1d", epochs=12, policy="fixed", seed=1, device=arguments.device)
+        alone(fabric, supervisor, warm, 2)
+        collect(fabric, Scheduled(warm, runs=4 * arguments.workers, stack=4), workers=arguments.workers)
+        for number in range(arguments.rounds):
+            seed = 1_000 + 100_000 * number
+            first = TrainingRequest(
+                task="mnist1d",
+                policy="fixed",
+                epochs=arguments.epochs,
+                seed=seed,
+                device=arguments.device,
+                digest_every_epochs=arguments.digest_every,
+            )
+            single = alone(fabric, supervisor, first, arguments.alone)
+            stacked = collect(
+                fabric, Scheduled(first, runs=arguments.runs, stack=arguments.stack), workers=arguments.workers
+            )
+            checked = None if arguments.mock else verify_run(fabric, stacked["runs"][0]).equal
+            rounds.append({"alone": single, "stacked": _row(stacked), "verified": checked})
+    return report(
+        f"stacked_{arguments.device}", _claims(arguments, rounds), _details(arguments, rounds), as_json=arguments.json
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=64)
+    parser.add_argument("--stack", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--alone", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--digest-every", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--mock", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def _claims(arguments: argparse.Namespace, rounds: list[dict[str, Any]]) -> list[Claim]:
+    worst = min(rounds, key=lambda one: one["stacked"]["episodes_per_second"] / one["alone"]["episodes_per_second"])
+    rate = worst["stacked"]["episodes_per_second"]
+    grafted = sum(one["stacked"]["seeds_grafted"] for one in rounds)
+    episodes = sum(one["stacked"]["episodes"] for one in rounds)
+    claims = [
+        at_least(
+            "stacked_episodes", rate, "episodes/s", peer=worst["alone"]["episodes_per_second"], bound=_RATIO_BOUND
+        ),
+        at_least("stacked_seeds_a_run", grafted / episodes, "seeds", peer=1.0, bound=0.9),
+    ]
+    if arguments.device != "cpu":
+        claims.append(at_least("stacked_episodes_on_one_gpu", rate, "episodes/s", peer=1.0, bound=_GPU_BOUND))
+    return claims
+
+
+def _details(arguments: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    import torch
+
+    device = torch.cuda.get_device_name() if arguments.device != "cpu" else "cpu"
+    return {"arguments": vars(arguments), "device": device, "torch": torch.__version__, "rounds": rounds}
+
+
+def _row(document: dict[str, Any]) -> dict[str, Any]:
+    kept = ("episodes", "failed", "seconds", "episodes_per_second", "accuracy", "seeds_grafted", "seeds_fossilized")
+    return {name: document[name] for name in (*kept, "digest", "stacks")}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
