@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from esper.kasmina._alpha import CURVE_WORDS
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina._decide import KERNEL_UNAVAILABLE, Findings, unavailable
 from esper.kasmina._gate_gradients import GradientEvidence, gradient_gate
@@ -18,7 +19,7 @@ from esper.kasmina._gates import (
     stability_gate,
 )
 from esper.kasmina._lifecycle import FALL_STEPS, FOLDED, KasminaLifecycle
-from esper.kasmina._orders import BLEND_EPOCHS, BLEND_STEPS, Order
+from esper.kasmina._orders import BLEND_EPOCHS, BLEND_STEPS, FALL_EPOCHS, Order
 from esper.kasmina._quarantine import QUARANTINED, REFUSED
 from esper.kasmina._slots import SlotSpec
 from esper.kasmina.stack._garden import Garden
@@ -85,10 +86,12 @@ class StackExaminer:
             seed = self._seed(one)
             if operation == ly.SEED_OP_START_GRAFTING:
                 findings = self._grafting(one.order, seed, steps_per_epoch)
-            elif operation in (ly.SEED_OP_EVALUATE, ly.SEED_OP_FOSSILIZE):
-                findings = self._impact(seed, fossilises=operation == ly.SEED_OP_FOSSILIZE)
-            else:  # The seeds of a stack go at once, and none is folded into its host.
-                findings = Findings(alpha=seed.alpha, choices={FALL_STEPS: 0.0})
+            elif operation == ly.SEED_OP_EVALUATE:
+                findings = self._impact(seed)
+            elif operation == ly.SEED_OP_FOSSILIZE:
+                findings = self._fossilising(seed)
+            else:
+                findings = self._culling(one, seed, steps_per_epoch)
             found[one.member] = Examination(findings)
         return found
 
@@ -181,12 +184,39 @@ class StackExaminer:
             steps = self._config.blend_steps_at(steps_per_epoch, epochs=order.parameters.get(BLEND_EPOCHS))
         gates = [gradient_gate(health, self._config.limits), stability_gate(stability, self._config.limits)]
         metrics = {"loss_seed_on": losses.seed_on, "loss_seed_off": losses.seed_off}
-        return Findings(gates=gates, metrics={**metrics, BLEND_STEPS: max(1.0, round(steps))})
+        return Findings(
+            gates=gates,
+            metrics={**metrics, BLEND_STEPS: max(1.0, round(steps))},
+            blend_mode=ly.BLEND_MODE_RESIDUAL,
+            alpha_curve=order.alpha_curve or CURVE_WORDS[self._config.alpha_curve],
+        )
 
-    def _impact(self, seed: Seedling, *, fossilises: bool) -> Findings:
+    def _fossilising(self, seed: Seedling) -> Findings:
+        """Return what G4 says; a stack folds no seed into its host's weights, whose rows have one shape."""
+        found = self._impact(seed)
+        if found.problem or not all(gate.passed for gate in found.gates):
+            return found
+        return replace(found, metrics={**found.metrics, FOLDED: 0.0}, choices={FOLDED: 0.0})
+
+    def _culling(self, one: Asked, seed: Seedling, steps_per_epoch: int) -> Findings:
+        """Return whether the seed falls or goes at once: who is not heard has nothing to fall from."""
+        steps = 0
+        if one.recorded is not None:
+            steps = round(one.recorded.choices.get(FALL_STEPS, 0.0))
+        elif seed.heard:
+            wished = one.order.parameters
+            steps = self._config.fall_steps_at(
+                steps_per_epoch, steps=wished.get(FALL_STEPS), epochs=wished.get(FALL_EPOCHS)
+            )
+        choices = {FALL_STEPS: float(steps)}
+        if not steps:
+            return Findings(alpha=seed.alpha, choices=choices)
+        return Findings(alpha=seed.alpha, path=(ly.SEED_STAGE_CULLED,), metrics=choices, choices=choices)
+
+    def _impact(self, seed: Seedling) -> Findings:
         losses = seed.held_out
         if losses is None:
             return Findings(problem=unavailable(ly.SEED_GATE_G4_SYSTEM_IMPACT), alpha=seed.alpha)
         gate = impact_gate(ImpactEvidence(losses.seed_on, losses.seed_off), self._config.limits)
         metrics = {"loss_seed_on": losses.seed_on, "loss_seed_off": losses.seed_off}
-        return Findings(gates=[gate], alpha=seed.alpha, metrics=metrics, choices={FOLDED: 0.0} if fossilises else {})
+        return Findings(gates=[gate], alpha=seed.alpha, metrics=metrics)

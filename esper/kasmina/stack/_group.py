@@ -164,6 +164,10 @@ class SeedGroup:
             if seed.role is Role.FOSSIL:
                 seed.age += len(norms)
                 continue
+            if seed.falling:
+                seed.blend_step += len(norms)
+                seed.sound = seed.sound and bool(sound[place])
+                continue
             record = GradientRecord(len(own), float(own.min()), float(own.max())) if len(own) else NO_GRADIENTS
             healthy = bool(sound[place]) and bool(np.isfinite(own).all())
             if seed.role is Role.ISOLATED:
@@ -201,7 +205,7 @@ def _plan(
     alphas = np.ones(len(steps))
     if seed.schedule is not None:
         alphas = np.asarray([seed.schedule.at(seed.blend_step + step) for step in range(len(steps))])
-    active = alphas > 0.0
+    active = alphas > 0.0 if not seed.falling else np.zeros(len(steps), np.bool_)
     taken: NDArray[np.int64] = np.cumsum(active, dtype=np.int64) - active
     if config.warmup_steps:
         share = np.minimum(1.0, (seed.steps + taken + 1) / config.warmup_steps)

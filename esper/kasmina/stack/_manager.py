@@ -12,7 +12,7 @@ from torch import Tensor
 from esper.core.errors import IntegrityError
 from esper.core.ports import BlueprintRuntime, EdgeDecision
 from esper.core.stacking import StackedHost, StepClock
-from esper.kasmina._alpha import AlphaSchedule
+from esper.kasmina._alpha import CURVE_NAMES, AlphaSchedule
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina._decide import (
     Edge,
@@ -25,8 +25,9 @@ from esper.kasmina._decide import (
 )
 from esper.kasmina._gate_reset import reset_gate
 from esper.kasmina._graft import Role
-from esper.kasmina._lifecycle import GROWING_STAGES, PATHS, KasminaLifecycle, SeedRecord
-from esper.kasmina._orders import BLEND_EPOCHS, BLEND_STEPS, Order, Refusal, read_command
+from esper.kasmina._lifecycle import FALL_STEPS, FALLING_STAGES, GROWING_STAGES, PATHS, KasminaLifecycle, SeedRecord
+from esper.kasmina._manager_edges import FADED
+from esper.kasmina._orders import BLEND_STEPS, Order, Refusal, read_command
 from esper.kasmina._resets import recorded_resets, with_resets
 from esper.kasmina._slots import SlotSpec
 from esper.kasmina.stack._examiner import Asked, StackExaminer
@@ -52,7 +53,7 @@ _OPERATIONS: Final = frozenset(
         ly.SEED_OP_CULL,
     }
 )
-_BLENDING: Final = frozenset({BLEND_STEPS, BLEND_EPOCHS})
+_MODES: Final = frozenset({ly.BLEND_MODE_UNSPECIFIED, ly.BLEND_MODE_RESIDUAL})
 #: Why a command that a lone run knows is refused here.
 UNSUPPORTED: Final = "unsupported_in_stack"
 
@@ -147,16 +148,15 @@ class StackedSeedManager:
         sound: set[int] = set()
         for index, member in enumerate(self._members):
             member.epoch = epoch
-            faults = []
-            for record in member.lifecycle.in_stages(GROWING_STAGES):
+            forced = []
+            for record in member.lifecycle.in_stages(GROWING_STAGES | FALLING_STAGES):
                 seed = self._seeds[index, record.seed_id]
-                fault = "" if seed.sound else "non_finite"
-                fault = fault or ("isolation" if seed.leaks.total else "")
-                if fault:
-                    faults.append((record, f"fault:{fault}", seed.alpha))
-                else:
+                reason = _reason_to_go(seed)
+                if reason:
+                    forced.append((record, reason, seed.alpha))
+                elif not seed.falling:
                     sound.add(id(seed))
-            events.append(self._owing(index, forced_off(self._edge(index, epoch), faults)))
+            events.append(self._owing(index, forced_off(self._edge(index, epoch), forced)))
         self._sensors.held_out(sound, held_out, epoch=epoch)
         return events
 
@@ -221,10 +221,7 @@ class StackedSeedManager:
         order = read_command(command, self._members[index].lifecycle, epoch=epoch)
         if isinstance(order, Refusal):
             return refuse(self._edge(index, epoch), order)
-        wish = command.seed_operation
-        if wish.hold or wish.blend_mode or wish.alpha_curve:
-            return refuse(self._edge(index, epoch), Refusal(UNSUPPORTED, order))
-        if operation != ly.SEED_OP_GERMINATE and not set(order.parameters) <= _BLENDING:
+        if command.seed_operation.hold or order.blend_mode not in _MODES:
             return refuse(self._edge(index, epoch), Refusal(UNSUPPORTED, order))
         return order
 
@@ -285,10 +282,14 @@ class StackedSeedManager:
         elif event.to_stage == ly.SEED_STAGE_BLENDING:
             seed, self._changed = self._seeds[key], True
             seed.role = Role.BLENDED
-            seed.schedule = AlphaSchedule(self._config.alpha_curve, round(event.metrics[BLEND_STEPS]))
+            curve = CURVE_NAMES.get(event.alpha_curve) or self._config.alpha_curve
+            seed.schedule = AlphaSchedule(curve, round(event.metrics[BLEND_STEPS]))
         elif event.to_stage == ly.SEED_STAGE_FOSSILIZED:
             self._seeds[key].role, self._changed = Role.FOSSIL, True
-        elif event.to_stage == ly.SEED_STAGE_CULLED:
+        elif event.to_stage == ly.SEED_STAGE_CULLED and event.metrics.get(FALL_STEPS):
+            self._changed = True
+            self._seeds[key].fall(self._config.alpha_curve, steps=round(event.metrics[FALL_STEPS]))
+        elif event.to_stage in (ly.SEED_STAGE_CULLED, ly.SEED_STAGE_EMBARGOED) and key in self._seeds:
             seed, self._changed = self._seeds.pop(key), True
             group = next(one for one in self.garden.groups if any(each is seed for each in one.seeds))
             self._remains[key] = StackRemains.of(seed, group)
@@ -330,3 +331,12 @@ class StackedSeedManager:
     def lifecycles(self) -> Iterator[KasminaLifecycle]:
         """Return every member's lifecycle, in order."""
         return (member.lifecycle for member in self._members)
+
+
+def _reason_to_go(seed: Seedling) -> str:
+    """Return why a seed is to be taken off now: a fault, or its alpha fell to 0; nothing where it may stay."""
+    if not seed.sound:
+        return "fault:non_finite"
+    if seed.leaks.total:
+        return "fault:isolation"
+    return FADED if seed.falling and seed.alpha == 0.0 else ""

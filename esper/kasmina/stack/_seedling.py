@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from esper.kasmina._alpha import AlphaSchedule
+from esper.kasmina._alpha import AlphaCurve, AlphaSchedule
 from esper.kasmina._bench import HeldOutLosses
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina._gate_gradients import NO_GRADIENTS, GradientRecord
@@ -33,6 +33,8 @@ class Seedling:
     role: Role = Role.ISOLATED
     schedule: AlphaSchedule | None = None
     blend_step: int = 0
+    #: Whether alpha falls: the seed was culled while its host heard it, and learns nothing more.
+    falling: bool = False
     steps: int = 0
     age: int = 0
     epoch_losses: tuple[float, ...] = ()
@@ -64,6 +66,12 @@ class Seedling:
         """Return the rate of the seed's next step, or of that `after` so many more."""
         share = min(1.0, (self.steps + after + 1) / config.warmup_steps) if config.warmup_steps else 1.0
         return config.learning_rate * share
+
+    def fall(self, curve: AlphaCurve, *, steps: int) -> None:
+        """Let alpha fall to 0 over `steps` steps, from where it is."""
+        start = self.alpha
+        self.schedule = AlphaSchedule(self.schedule.curve if self.schedule else curve, steps, start=start, end=0.0)
+        self.blend_step, self.falling, self.held_out = 0, True, None
 
     def close_epoch(self, *, steps: int, norms: GradientRecord, last_norm: float | None, sound: bool) -> None:
         """Take note of an epoch of own steps."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from esper.kasmina import KasminaConfig
 from esper.kasmina.stack import StackedSeedManager
 from esper.leyline import messages as ly
 from esper.tamiyo import RunState, decide, fold
@@ -48,12 +47,11 @@ def grow_stack(
 
 
 def grow_alone(request: ly.TrainingRunRequested) -> MemoryJournal:
-    """Train a member by itself, to its end; as in a stack, who is culled goes at once."""
+    """Train a member by itself, to its end."""
     lone = alone(request)
     journal = MemoryJournal(Tamiyo([lone]))
     with prepared(lone) as setup:
-        config = KasminaConfig(kernel_wait_seconds=setup.config.kernel_wait_seconds, cull_epochs=0.0)
-        TolariaTrainer(setup, controller(setup, RealKernels(), config), journal).run()
+        TolariaTrainer(setup, controller(setup, RealKernels()), journal).run()
     return journal
 
 

@@ -20,7 +20,7 @@ def _differing(members: int, *, epochs: int) -> list[ly.TrainingRunRequested]:
     plans = [
         schedule(blueprint=21),
         schedule(blueprint=9, germinate=2, graft=4),
-        schedule(blueprint=21, germinate=2, graft=4, cull=7),
+        schedule(blueprint=21, germinate=2, graft=4, blend=3, cull=6),
         schedule(germinate=epochs + 1),
     ]
     for index, request in enumerate(asked):
@@ -64,6 +64,8 @@ def test_members_grow_as_they_would_alone() -> None:
             assert dict(one.gate_verdicts) == dict(other.gate_verdicts)
     stages = [[seed.stage for seed in member.summaries()] for member in grafts.members()]
     assert stages[0] == [ly.SEED_STAGE_FOSSILIZED]
+    assert stages[2] == [ly.SEED_STAGE_DORMANT]
+    assert "faded_out" in {getattr(event, "reason", "") for event in journal.seed_events}
     assert stages[3] == []
 
 
