@@ -194,3 +194,21 @@ def test_a_re_execution_prefetches_nothing_and_takes_the_recorded_digest(looks: 
     assert state_digest({**module_state(again.model), **again.manager.state()}) == state_digest(
         {**module_state(lived.model), **lived.manager.state()}
     )
+
+
+def test_what_went_wrong_is_told_once() -> None:
+    """Goal: people hear of prefetches that fail and of breakers. Method: one that fails; an open breaker."""
+    loop = a_loop(ForeseeingRuntime(FACTORIES, failing={"BYPASS": "forge_busy"}))
+    foresee(loop, wish())
+    loop.train_epoch(3)
+    loop.train_epoch(3)
+    assert [notice.attributes["kind"] for notice in loop.manager.notices()] == ["prefetch_failed"]
+    house = loop.manager._house
+    for epoch, isolated in ((7, False), (8, False), (9, True)):
+        house.close_epoch(epoch, isolated=isolated)
+    told = [(notice.attributes["kind"], notice.attributes["epoch"], notice.level) for notice in house.notices()]
+    assert told == [
+        ("isolation_breaker", "7", ly.TELEMETRY_LEVEL_WARNING),
+        ("isolation_breaker", "9", ly.TELEMETRY_LEVEL_INFO),
+    ]
+    loop.manager.close()
