@@ -58,6 +58,8 @@ def test_a_whole_life_compiles_nothing(name: str, backend: str) -> None:
     loop, compiled = socketed(name, backend)
     (spec,) = loop.manager._slots.values()
     compiled_before = dict(counters["stats"])
+    # Machine code fuses what eager code rounds in between.
+    close = {"rtol": 0.0, "atol": 0.0} if backend == "aot_eager" else {"rtol": 1e-4, "atol": 1e-5}
     heard = []
     with torch.compiler.set_stance("fail_on_recompile"):
         loop.epoch = 1
@@ -78,11 +80,11 @@ def test_a_whole_life_compiles_nothing(name: str, backend: str) -> None:
             ly.SEED_OP_FOSSILIZE,
         ):
             epochs(loop, compiled, 2)
-            torch.testing.assert_close(evaluated(loop, compiled), evaluated(loop, loop.model), rtol=0, atol=0)
+            torch.testing.assert_close(evaluated(loop, compiled), evaluated(loop, loop.model), **close)
             moved = loop.order(operation, seed_id=second)
             assert moved.result == ly.COMMAND_RESULT_APPLIED, moved.reason
         epochs(loop, compiled, 1)
-        torch.testing.assert_close(evaluated(loop, compiled), evaluated(loop, loop.model), rtol=0, atol=0)
+        torch.testing.assert_close(evaluated(loop, compiled), evaluated(loop, loop.model), **close)
     assert dict(counters["stats"]) == compiled_before
     assert heard[0] != heard[2]
     assert loop.manager.lifecycle.stage_of(second) == ly.SEED_STAGE_FOSSILIZED
