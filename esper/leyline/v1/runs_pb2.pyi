@@ -19,7 +19,7 @@ class StackPlace(_message.Message):
     def __init__(self, stack_id: _Optional[str] = ..., index: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
 
 class TrainingRunRequested(_message.Message):
-    __slots__ = ("meta", "run_id", "task", "host", "policy", "policy_parameters", "epochs", "seed", "experiment_name", "device", "hyperparameters", "re_executable", "decision_wait_seconds", "kernel_wait_seconds", "digest_every_epochs", "slots", "forked_from", "forked_epochs", "replicate", "stack", "world_size")
+    __slots__ = ("meta", "run_id", "task", "host", "policy", "policy_parameters", "epochs", "seed", "experiment_name", "device", "hyperparameters", "re_executable", "decision_wait_seconds", "kernel_wait_seconds", "digest_every_epochs", "slots", "forked_from", "forked_epochs", "replicate", "stack")
     class PolicyParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -54,7 +54,6 @@ class TrainingRunRequested(_message.Message):
     FORKED_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     REPLICATE_FIELD_NUMBER: _ClassVar[int]
     STACK_FIELD_NUMBER: _ClassVar[int]
-    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     meta: _meta_pb2.EventMeta
     run_id: str
     task: str
@@ -75,8 +74,7 @@ class TrainingRunRequested(_message.Message):
     forked_epochs: int
     replicate: int
     stack: StackPlace
-    world_size: int
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., task: _Optional[str] = ..., host: _Optional[str] = ..., policy: _Optional[str] = ..., policy_parameters: _Optional[_Mapping[str, float]] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., experiment_name: _Optional[str] = ..., device: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., re_executable: _Optional[bool] = ..., decision_wait_seconds: _Optional[float] = ..., kernel_wait_seconds: _Optional[float] = ..., digest_every_epochs: _Optional[int] = ..., slots: _Optional[_Iterable[str]] = ..., forked_from: _Optional[str] = ..., forked_epochs: _Optional[int] = ..., replicate: _Optional[int] = ..., stack: _Optional[_Union[StackPlace, _Mapping]] = ..., world_size: _Optional[int] = ...) -> None: ...
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., task: _Optional[str] = ..., host: _Optional[str] = ..., policy: _Optional[str] = ..., policy_parameters: _Optional[_Mapping[str, float]] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., experiment_name: _Optional[str] = ..., device: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., re_executable: _Optional[bool] = ..., decision_wait_seconds: _Optional[float] = ..., kernel_wait_seconds: _Optional[float] = ..., digest_every_epochs: _Optional[int] = ..., slots: _Optional[_Iterable[str]] = ..., forked_from: _Optional[str] = ..., forked_epochs: _Optional[int] = ..., replicate: _Optional[int] = ..., stack: _Optional[_Union[StackPlace, _Mapping]] = ...) -> None: ...
 
 class TrainingRunClaimed(_message.Message):
     __slots__ = ("meta", "run_id", "attempt", "worker", "producer_id", "request_event_id", "home_id")
