@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set as AbstractSet
-
 import torch
 from torch import Tensor
 
@@ -131,13 +129,13 @@ class SeedBed(ProbeBench):
 
     def clear(self) -> None:
         """Take every seed off the host, fossils too, and forget those that were culled: others are planted next."""
-        going = {id(parameter) for live in self.live.values() for parameter in live.seed.parameters()}
+        going = [parameter for live in self.live.values() for parameter in live.seed.parameters()]
         for seed_id, live in self.live.items():
             live.graft.remove()
             self._late.forget(live.trainer.parameters)
             self.registry.release(seed_owner(seed_id))
         if self._optimizer is not None:
-            _forget_parameters(self._optimizer, going)
+            release(self._optimizer, going)
         self.live.clear()
         self._remains.clear()
         self._costs.clear()
@@ -225,11 +223,3 @@ class SeedBed(ProbeBench):
         loss = self._shadow_loss(live, inputs, targets, seed=0)
         if loss.requires_grad:
             torch.autograd.grad(loss, live.trainer.parameters, allow_unused=True)
-
-
-def _forget_parameters(optimizer: torch.optim.Optimizer, going: AbstractSet[int]) -> None:
-    """Take parameters, named by their ids, out of an optimiser's groups and state."""
-    for group in optimizer.param_groups:
-        group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in going]
-    for parameter in [parameter for parameter in optimizer.state if id(parameter) in going]:
-        del optimizer.state[parameter]

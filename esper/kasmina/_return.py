@@ -49,18 +49,21 @@ def moves_back(edge: Edge, now: KasminaLifecycle, then: KasminaLifecycle, *, to_
 def returned(now: KasminaLifecycle, then: KasminaLifecycle, *, epoch: int, to_epoch: int) -> KasminaLifecycle:
     """Return the lifecycle after a return at the edge after `epoch` to the end of `to_epoch`.
 
-    Ages and embargoes go on from what they were there, so epochs of records move along. Seeds that were not yet born
-    stay known, so that their ids are not given again. The moves of `moves_back` are counted already in `now`.
+    Ages, fine-tunings and embargoes go on from what they were there, so epochs of records move along. Seeds that were
+    not yet born stay known, so that their ids are not given again. The moves of `moves_back` are counted in `now`.
     """
     shift = epoch - to_epoch
     seeds = {
         seed_id: replace(
-            record, germinated_epoch=record.germinated_epoch + shift, stage_epoch=record.stage_epoch + shift
+            record,
+            germinated_epoch=record.germinated_epoch + shift,
+            stage_epoch=record.stage_epoch + shift,
+            tuned_until=record.tuned_until + shift if record.tuned_until else 0,
         )
         for seed_id, record in then.seeds.items()
     }
     unborn = {
-        seed_id: replace(record, stage=ly.SEED_STAGE_DORMANT, stage_epoch=epoch)
+        seed_id: replace(record, stage=ly.SEED_STAGE_DORMANT, stage_epoch=epoch, tuned_until=0, folded=False)
         for seed_id, record in now.seeds.items()
         if seed_id not in seeds
     }

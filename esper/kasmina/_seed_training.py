@@ -212,7 +212,7 @@ def release(host: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> 
     """Take `parameters` and all that `host` knows of them out of it; its groups stay, for schedulers count them."""
     gone = {id(parameter): parameter for parameter in parameters}
     for group in host.param_groups:
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
+        group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in gone]
     for parameter in gone.values():
         host.state.pop(parameter, None)
 

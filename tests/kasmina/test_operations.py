@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from esper.core.checkpoint import read_checkpoint, write_checkpoint
 from esper.kasmina import GateLimits, KasminaConfig
 from esper.kasmina.testing import InMemoryRuntime, bypass
 from esper.leyline import messages as ly
@@ -418,6 +419,37 @@ def test_a_record_of_old_culls_at_once_and_folds_nothing() -> None:
     for event in decision.events:
         loop.manager.fold(event)
     assert loop.manager.lifecycle.stage_of("1.1") == ly.SEED_STAGE_EMBARGOED
+
+
+@pytest.mark.parametrize("to", [4, 7, 10, 11])
+def test_a_run_may_return_from_its_end_to_any_stage(to: int) -> None:
+    """Goal: tuned, blending in a mode, falling, fossil: all come back. Method: keep the state at one edge, live on to
+    where one seed is pruned and the other gone, and return on the same host: stages, alphas and rates are those of
+    the edge, epochs move along, and training goes on without a fault or a stranger in the host's optimiser.
+    """
+    loop = Loop(seeded(mlp), ["1", "2"], config=CONFIG)
+    for epoch in edges(loop):
+        if epoch == to:
+            kept = {name: tensor.clone() for name, tensor in (loop.model.state_dict() | loop.manager.state()).items()}
+            content, then = write_checkpoint(loop.manager.checkpoint()), loop.manager.lifecycle.seeds
+            shown = [(state.stage, state.alpha, state.learning_rate) for state in loop.manager.seed_states()]
+        ordered(loop, epoch)
+    manager, saved, shift = loop.manager, read_checkpoint(content), loop.epoch - to
+    manager.prepare_return(saved, epoch=loop.epoch, to_epoch=to)
+    manager.rewind(saved)
+    with torch.no_grad():
+        for name, tensor in (loop.model.state_dict() | manager.state()).items():
+            tensor.copy_(kept[name])
+    manager.go_on(to_epoch=to)
+    assert [(state.stage, state.alpha, state.learning_rate) for state in manager.seed_states()] == shown
+    for seed_id, record in then.items():
+        until = record.tuned_until + shift if record.tuned_until else 0
+        assert manager.lifecycle.seeds[seed_id].tuned_until == until
+    loop.train_epoch(STEPS)
+    assert all(live.trainer.rate_factor == 1.0 for live in manager._bed.live.values())
+    own = {id(parameter) for parameter in loop.model.parameters()}
+    assert {id(parameter) for group in loop.optimizer.param_groups for parameter in group["params"]} <= own
+    assert manager.figures()["kasmina.isolation.violations"] == 0.0
 
 
 # -- memory -------------------------------------------------------------------------------------------------
