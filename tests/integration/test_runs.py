@@ -183,11 +183,12 @@ def test_a_fork_with_other_commands_differs_only_after_it(serving: Esper, lived:
     assert serving("runs", "verify", run_id, "--anyway", "--json").json["equal"]
 
 
+@pytest.mark.timeout(1500)
 def test_replicates_say_what_a_policy_is_worth(serving: Esper, lived: Any) -> None:
     """Goal: what if, with an interval. Method: two pairs of forks; the pairs draw otherwise, each arm's are equal up to
     the fork, the figures follow from those of the runs, SQL knows them, and one of them computes again."""
     words = ["--at", str(EPOCHS - 4), "--policy", "noop", "--replicates", "2", "--json"]
-    document = serving("runs", "fork", lived["run_id"], *words).json
+    document = serving("runs", "fork", lived["run_id"], *words, timeout=1200).json
     assert (document["a"]["policy"], document["b"]["policy"]) == ("heuristic", "noop")
     pairs = document["pairs"]
     differences = [pair["b"]["loss"] - pair["a"]["loss"] for pair in pairs]
