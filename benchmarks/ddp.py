@@ -197,7 +197,7 @@ def work(folder: Path, backend: str, *, rounds: int, steps: int) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(backend)
     ranks = ProcessRanks(wait_seconds=_WAIT_SECONDS)
-    width, batch = (2048, 4096) if device.type == "cuda" else (512, 128)
+    width, batch = (1024, 16384) if device.type == "cuda" else (512, 128)
     bare = Bare(device, width=width, batch=batch, rank=rank)
     again = Bare(device, width=width, batch=batch, rank=rank)
     found: dict[str, Any] = {}
