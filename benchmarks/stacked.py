@@ -67,13 +67,13 @@ class Scheduled(Collection):
 
 
 @contextmanager
-def system(*, mock: bool) -> Iterator[tuple[Fabric, Supervisor | None]]:
-    """Yield a fabric with kernel makers, and on a real broker the supervisor of a worker and Tamiyo."""
-    if not mock:
+def system(*, mock: bool, alone: bool) -> Iterator[tuple[Fabric, Supervisor | None]]:
+    """Yield a fabric with kernel makers, and on a real broker the supervisor of what runs one at a time need."""
+    if not mock and alone:
         with broker_only() as fabric, members_for_a_while(fabric.settings, wanted=tuple(SUBSYSTEMS)) as supervisor:
             yield fabric, supervisor
         return
-    with mock_only() as fabric, BlueprintPipeline(fabric):
+    with mock_only() if mock else broker_only() as fabric, BlueprintPipeline(fabric):
         yield fabric, None
 
 
@@ -88,16 +88,17 @@ def alone(fabric: Fabric, supervisor: Supervisor | None, first: TrainingRequest,
         else:
             seeds += len(train(fabric, one.request(index), supervisor)["seeds"])
     seconds = SYSTEM_CLOCK.monotonic() - began
-    return {"episodes": runs, "seconds": seconds, "episodes_per_second": runs / seconds, "seeds_grafted": seeds}
+    rate = runs / seconds if runs else 0.0
+    return {"episodes": runs, "seconds": seconds, "episodes_per_second": rate, "seeds_grafted": seeds}
 
 
 def main() -> int:
     """Run both arms in turns and report."""
     arguments = _arguments()
     rounds: list[dict[str, Any]] = []
-    with system(mock=arguments.mock) as (fabric, supervisor):
+    with system(mock=arguments.mock, alone=bool(arguments.alone)) as (fabric, supervisor):
         warm = TrainingRequest(task="mnist1d", epochs=12, policy="fixed", seed=1, device=arguments.device)
-        alone(fabric, supervisor, warm, 2)
+        alone(fabric, supervisor, warm, min(2, arguments.alone))
         collect(fabric, Scheduled(warm, runs=4 * arguments.workers, stack=4), workers=arguments.workers)
         for number in range(arguments.rounds):
             seed = 1_000 + 100_000 * number
@@ -113,7 +114,7 @@ def main() -> int:
             stacked = collect(
                 fabric, Scheduled(first, runs=arguments.runs, stack=arguments.stack), workers=arguments.workers
             )
-            checked = None if arguments.mock else verify_run(fabric, stacked["runs"][0]).equal
+            checked = None if arguments.mock or not arguments.alone else verify_run(fabric, stacked["runs"][0]).equal
             rounds.append({"alone": single, "stacked": _row(stacked), "verified": checked})
     return report(
         f"stacked_{arguments.device}", _claims(arguments, rounds), _details(arguments, rounds), as_json=arguments.json
@@ -125,7 +126,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=64)
     parser.add_argument("--stack", type=int, default=64)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--alone", type=int, default=3)
+    parser.add_argument("--alone", type=int, default=3, help="runs one at a time; 0 leaves the ratio out")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--digest-every", type=int, default=1)
@@ -136,16 +137,14 @@ def _arguments() -> argparse.Namespace:
 
 
 def _claims(arguments: argparse.Namespace, rounds: list[dict[str, Any]]) -> list[Claim]:
-    worst = min(rounds, key=lambda one: one["stacked"]["episodes_per_second"] / one["alone"]["episodes_per_second"])
-    rate = worst["stacked"]["episodes_per_second"]
+    rate = min(one["stacked"]["episodes_per_second"] for one in rounds)
     grafted = sum(one["stacked"]["seeds_grafted"] for one in rounds)
     episodes = sum(one["stacked"]["episodes"] for one in rounds)
-    claims = [
-        at_least(
-            "stacked_episodes", rate, "episodes/s", peer=worst["alone"]["episodes_per_second"], bound=_RATIO_BOUND
-        ),
-        at_least("stacked_seeds_a_run", grafted / episodes, "seeds", peer=1.0, bound=0.9),
-    ]
+    claims = [at_least("stacked_seeds_a_run", grafted / episodes, "seeds", peer=1.0, bound=0.9)]
+    if arguments.alone:
+        worst = min(rounds, key=lambda one: one["stacked"]["episodes_per_second"] / one["alone"]["episodes_per_second"])
+        beside, peer = worst["stacked"]["episodes_per_second"], worst["alone"]["episodes_per_second"]
+        claims.append(at_least("stacked_episodes", beside, "episodes/s", peer=peer, bound=_RATIO_BOUND))
     if arguments.device != "cpu":
         claims.append(at_least("stacked_episodes_on_one_gpu", rate, "episodes/s", peer=1.0, bound=_GPU_BOUND))
     return claims
