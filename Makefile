@@ -13,6 +13,8 @@ BENCHMARKS ?= $(basename $(notdir $(filter-out benchmarks/_%,$(sort $(wildcard b
 COVERAGE_MIN ?= 80
 # Each process has a broker of its own (350 MB); much of a test is waiting for another process.
 TEST_PROCESSES ?= 2
+# Threads of torch that wait must not spin: more processes than cores would mostly watch each other wait.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help
 help: ## List the targets
