@@ -137,20 +137,34 @@ def _certain(name: str, actions: tuple[str, ...], mask: tuple[bool, ...], taken:
 
 
 def action_space(
-    observation: Observation, options: Sequence[BlueprintOption], *, refused: Collection[str] = ()
+    observation: Observation,
+    options: Sequence[BlueprintOption],
+    *,
+    refused: Collection[str] = (),
+    barred: Collection[str] = (),
 ) -> ActionSpace:
     """Return what is legal at `observation` for a policy that may germinate `options`.
 
     `refused` are the ids of blueprints that may not be grafted: they stay among the options, and every mask bars them.
+    Operations that are `barred` are legal in no slot.
     """
     allowed = [option for option in options if option.blueprint_id not in refused]
     fitting = {slot.slot: tuple(option for option in allowed if option.fits(slot)) for slot in observation.slots}
     targets = {
         operation: frozenset(slot.slot for slot in observation.slots if _legal(operation, slot, fitting))
+        if operation not in barred
+        else frozenset()
         for operation in OPERATIONS[1:]
     }
     slots = tuple(slot.slot for slot in observation.slots)
     return ActionSpace(slots=slots, options=tuple(options), targets=targets, fitting=fitting)
+
+
+def barred_while(*, held: bool, breaker_open: bool) -> frozenset[str]:
+    """Return the operations that Kasmina would refuse wherever they are ordered, as the packet says it."""
+    if held:
+        return frozenset(OPERATIONS) - {CONTINUE, CULL}
+    return frozenset({GERMINATE}) if breaker_open else frozenset()
 
 
 def _legal(operation: str, slot: SlotView, fitting: Mapping[str, tuple[BlueprintOption, ...]]) -> bool:

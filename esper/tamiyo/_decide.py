@@ -9,7 +9,7 @@ from esper.core.errors import UsageError
 from esper.core.ids import EventId, derive_id
 from esper.core.rng import derive_seed
 from esper.leyline import messages as ly
-from esper.tamiyo._actions import CONTINUE, GERMINATE, SEED_OPERATIONS, Action, Head, action_space
+from esper.tamiyo._actions import CONTINUE, GERMINATE, SEED_OPERATIONS, Action, Head, action_space, barred_while
 from esper.tamiyo._facts import PacketFacts
 from esper.tamiyo._noop import NoopPolicy
 from esper.tamiyo._observation import OBSERVATION_SCHEMA, Observation, observe
@@ -64,7 +64,8 @@ def decide(
     policy = policy or policy_of(state, packet)
     forked = state.request.forked_epochs if state.request is not None else 0
     observation = observe(state.history(packet.epoch), state.decisions.values(), forked_epochs=forked)
-    space = action_space(observation, policy.options, refused=refused)
+    barred = barred_while(held=packet.held, breaker_open=packet.breaker_open)
+    space = action_space(observation, policy.options, refused=refused, barred=barred)
     proposal = policy.propose(observation, space)
     decision_id = decision_id_of(state.run_id, packet.event_id)
     command = _command(state.run_id, packet, proposal.action, decision_id)

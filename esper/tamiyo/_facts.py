@@ -87,6 +87,10 @@ class PacketFacts:
     multiply_adds: int
     seeds: tuple[SeedFacts, ...]
     slots: tuple[SlotFacts, ...]
+    #: Growth stands still by order: whatever is asked for but a cull would be refused.
+    held: bool = False
+    #: Kasmina's breaker is open, by order or not: nothing germinates.
+    breaker_open: bool = False
 
     def seed(self, seed_id: str) -> SeedFacts | None:
         """Return the seed called `seed_id`, or None."""
@@ -165,6 +169,8 @@ def packet_facts(packet: ly.SystemStatePacket) -> PacketFacts:
         multiply_adds=packet.multiply_adds,
         seeds=tuple(_seed_facts(seed) for seed in packet.seed_states),
         slots=_slot_facts(packet),
+        held=packet.growth.paused or packet.growth.halted or packet.growth.breaker_held,
+        breaker_open=packet.growth.breaker == ly.CIRCUIT_STATE_OPEN,
     )
 
 

@@ -42,6 +42,40 @@ def test_any_packets_yield_exactly_one_legal_decision_each(data: st.DataObject, 
         assert_complete(decision)
 
 
+def wants_to_germinate(growth: ly.GrowthState | None) -> ly.DecisionMade:
+    """Return what `fixed` decides at the epoch at which it germinates, where growth stands like this."""
+    run = ScriptedRun(RUN, epochs=1, policy="fixed")
+    packet = run.next_packet()
+    if growth is not None:
+        packet.growth.CopyFrom(growth)
+    _, [made] = decided([packet])
+    assert_complete(made)
+    return made
+
+
+def test_a_free_run_germinates_where_the_held_ones_do_not() -> None:
+    """Goal: the next test can fail. Method: the same packet, nothing held."""
+    assert wants_to_germinate(None).proposed.seed_operation.operation == ly.SEED_OP_GERMINATE
+
+
+@pytest.mark.parametrize(
+    "growth",
+    [
+        ly.GrowthState(paused=True),
+        ly.GrowthState(halted=True),
+        ly.GrowthState(breaker_held=True, breaker=ly.CIRCUIT_STATE_OPEN),
+        ly.GrowthState(breaker=ly.CIRCUIT_STATE_OPEN),
+    ],
+    ids=["paused", "halted", "breaker by order", "breaker"],
+)
+def test_nothing_germinates_while_growth_is_held(growth: ly.GrowthState) -> None:
+    """Goal: no policy collects refusals that the packet announced. Method: a germination that is due, each hold."""
+    made = wants_to_germinate(growth)
+    assert made.proposed.command_type == ly.COMMAND_CONTINUE
+    operations = made.heads[0]
+    assert not operations.mask[list(operations.actions).index("germinate")]
+
+
 def assert_complete(decision: ly.DecisionMade) -> None:
     """Assert what off-policy learning needs: finite observation, honoured masks, a proper distribution."""
     assert len(decision.observation) == len(decision.observation_names) == len(set(decision.observation_names))
