@@ -106,7 +106,7 @@ def test_a_users_own_task_is_loaded() -> None:
     """Goal: package.module:factory works. Method: load the task that stands beside this test."""
     assert load_task(TASK).name == "rings"
     check_task(TASK, "mlp")
-    with pytest.raises(UsageError, match="it has breaking, deaf, exploding, failing"):
+    with pytest.raises(UsageError, match="it has breaking, deaf, doomed, exploding, failing"):
         check_task(TASK, "huge")
 
 
