@@ -46,7 +46,7 @@ def test_a_request_becomes_a_finished_run(fabric: Fabric) -> None:
     assert [(outcome.epoch, outcome.result, outcome.reason) for outcome in outcomes] == [
         (1, ly.COMMAND_RESULT_APPLIED, ""),
         (2, ly.COMMAND_RESULT_APPLIED, ""),
-        (3, ly.COMMAND_RESULT_REJECTED, "unsupported_command"),
+        (3, ly.COMMAND_RESULT_REJECTED, "rollback_unavailable:no_checkpoint"),
     ]
     assert [outcome.meta.causation_id for outcome in outcomes] == [outcome.command_event_id for outcome in outcomes]
     assert all(0 < outcome.latency_ms < 10_000 for outcome in outcomes)
@@ -72,7 +72,7 @@ def test_without_a_controller_the_run_goes_on_and_says_so(fabric: Fabric) -> Non
     ("fields", "reason", "words"),
     [
         ({"task": "mnist2d"}, "task_unusable", "the shipped tasks are charlm, digits, mnist1d, spirals"),
-        ({"host": "huge"}, "task_unusable", "it has breaking, deaf, exploding, failing"),
+        ({"host": "huge"}, "task_unusable", "it has breaking, deaf, doomed, exploding, failing"),
         ({"hyperparameters": {"momentum": 1.0}}, "task_unusable", "there is no hyperparameter 'momentum'"),
         ({"task": "tests.tolaria.small:failing"}, "task_unusable", "ZeroDivisionError: in the user's factory"),
         ({"host": "exploding"}, "diverged", "the held-out loss is nan"),
