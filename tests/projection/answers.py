@@ -153,7 +153,13 @@ ANSWERS: dict[str, list[Row]] = {
         ("run-helped", 2, "d" * 64, 4096),
     ],
     "Which runs went back?": [
-        ("run-helped", 3, 2, "diverged"),
+        ("run-helped", 3, 2, "diverged", 0.5),
+    ],
+    "Which runs were held back?": [
+        ("run-undecided", 1, True, 3, False, False),
+    ],
+    "Which seeds were tuned?": [
+        ("run-hurt", 2, "hidden.1", "TRAINING", 0.5, 2, "command:fine_tune"),
     ],
     "Who worked on a run?": [
         (1, "tolaria-0", 0, 1),

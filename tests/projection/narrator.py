@@ -88,12 +88,20 @@ class Run:
         )
         self.writer.tell(start, self.run_id, after_ms=500)
 
-    def packet(self, epoch: int, val_loss: float, *, losses: tuple[float, float] | None = None) -> None:
+    def packet(
+        self,
+        epoch: int,
+        val_loss: float,
+        *,
+        losses: tuple[float, float] | None = None,
+        growth: ly.GrowthState | None = None,
+    ) -> None:
         """Finish an epoch after a second; `losses` are the held-out ones without and with the seed."""
         packet = ly.SystemStatePacket(
             training_run_id=self.run_id, attempt=self.attempt, current_epoch=epoch, training_loss=val_loss,
             validation_loss=val_loss, validation_accuracy=1 - val_loss / 2, task=self.task, host="mlp",
             policy=self.policy[0], seed=self.seed, parameters=100, multiply_adds=1_000 * epoch,
+            growth=growth,
         )  # fmt: skip
         if losses is not None:
             metrics = {"loss_seed_off": losses[0], "loss_seed_on": losses[1]}

@@ -98,7 +98,8 @@ def others(writer: Writer) -> None:
     undecided = Run(writer, "run-undecided")
     undecided.request()
     undecided.take()
-    undecided.packet(1, 1.0)
+    paused = ly.GrowthState(breaker=ly.CIRCUIT_STATE_CLOSED, paused=True, paused_until_epoch=3)
+    undecided.packet(1, 1.0, growth=paused)
     lost = Run(writer, "run-lost")
     lost.request()
     lost.take()
@@ -113,8 +114,9 @@ def checkpoints(writer: Writer) -> None:
         saved = ly.CheckpointSaved(run_id="run-helped", attempt=1, epoch=2, blob_digest=digest, size_bytes=4_096)
         writer.tell(saved, "run-helped")
     back = ly.RunRolledBack(
-        run_id="run-helped", attempt=1, from_epoch=3, to_epoch=2, checkpoint_digest="d" * 64, reason="diverged"
-    )
+        run_id="run-helped", attempt=1, from_epoch=3, to_epoch=2, checkpoint_digest="d" * 64, reason="diverged",
+        rate_factor=0.5, faults=1,
+    )  # fmt: skip
     writer.tell(back, "run-helped")
 
 
