@@ -9,9 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.campaigns import WHOLE
 from tests.integration.driver import REPOSITORY, Esper
 
 RANKS = 2
@@ -59,7 +56,6 @@ def test_two_ranks_grow_one_recorded_run(esper: Esper, tmp_path: Path) -> None:
     assert (tmp_path / "ranks" / "run-1").read_text() == run_id, "the second rank knows the run"
 
 
-@pytest.mark.skipif(not WHOLE, reason="part of the campaign")
 def test_a_run_whose_rank_dies_ends_as_failed(esper: Esper, tmp_path: Path) -> None:
     """Goal: no run that hangs. Method: the second rank ends without a word; the log says that the run failed."""
     code, (first, *_), run_id = torchrun(esper.home, tmp_path / "ranks", "die")
