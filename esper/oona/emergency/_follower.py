@@ -28,6 +28,8 @@ _PLACE: Final = (EMERGENCY, 0)
 _HISTORY_RECORDS: Final = 10_000
 _READ_SECONDS: Final = 0.25
 _CLOSE_SECONDS: Final = 5.0
+#: After an outage the topic is followed again, from the first signal that was not heard.
+_RETRY_SECONDS: Final = 1.0
 #: Signals that wait for one consumer; the watch reads on when it has heard some, and Kafka keeps the rest.
 _WAITING_MAX: Final = 10_000
 #: Signals that are handed to a consumer that begins while they are in force.
@@ -44,6 +46,7 @@ class EmergencyWatch:
         self._fabric = fabric
         self._state = EmergencyState(fabric.settings.emergency_hold_seconds)
         self._signals = 0
+        self._next = 0
         self._recent: deque[Event] = deque(maxlen=_RECENT_MAX)
         self._inboxes: WeakSet[EmergencyInbox] = WeakSet()
         self._lock = threading.Lock()
@@ -105,20 +108,23 @@ class EmergencyWatch:
         self._thread.join(_CLOSE_SECONDS)
 
     def _run(self) -> None:
-        try:
-            self._follow()
-        except EsperError as error:
-            if not self._closing.is_set():
-                _logger.warning("emergencies can no longer be heard: %s", error)
-            self._failure = error
-        finally:
-            self.following = False
-            self._caught_up.set()
+        while not self._closing.is_set():
+            try:
+                self._follow()
+            except EsperError as error:
+                if not self._closing.is_set():
+                    _logger.warning("emergencies cannot be heard for now: %s", error)
+                self._failure = error
+            finally:
+                self.following = False
+                self._caught_up.set()
+            self._closing.wait(_RETRY_SECONDS)
 
     def _follow(self) -> None:
         with Reader(self._fabric, {_PLACE: self._start()}, rejects=None) as reader:
             for event in reader.read_to_end(self._fabric.settings.broker_retry_seconds):
                 self._hear(event)
+            self._failure = None
             self.following = True
             self._caught_up.set()
             while not self._closing.is_set():
@@ -130,7 +136,7 @@ class EmergencyWatch:
         low, high = self._fabric.cluster.watermarks([_PLACE])[_PLACE]
         since_ms = int(_now_ms() - self._state.hold_seconds * 1000) - CLOCK_SKEW_MS_MAX
         in_force = offsets_at(self._fabric, AtTime(since_ms), [_PLACE])[_PLACE]
-        return max(low, min(high - _HISTORY_RECORDS, in_force))
+        return max(low, self._next, min(high - _HISTORY_RECORDS, in_force))
 
     def _hear(self, event: Event) -> None:
         signal = cast("ly.EmergencySignal", event.message)
@@ -138,6 +144,7 @@ class EmergencyWatch:
             self._state = self._state.fold(signal, event.record.append_time_ms)
             self._signals += 1
             self._recent.append(event)
+            self._next = event.record.offset + 1
             inboxes = list(self._inboxes)
         level = ly.EmergencyLevel.Name(signal.level)
         _logger.log(logging.INFO, "%s by %s: %s", level, signal.origin, signal.reason)

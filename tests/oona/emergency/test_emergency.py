@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.core.clock import Deadline
+from esper.core.errors import BrokerUnavailable
 from esper.core.ids import derive_id, new_run_id
 from esper.leyline import Record
 from esper.leyline import messages as ly
 from esper.oona import Event, Fabric
 from esper.oona.emergency._follower import EMERGENCY
 from esper.oona.emergency._state import EmergencyState, emergency_signal
-from tests.conftest import RunningBroker
+from tests.conftest import RunningBroker, running_broker
 from tests.oona.log import append, fresh_group, packet, poll_until, read_run
 
 LEVELS = [
@@ -227,3 +230,31 @@ def test_a_flood_of_junk_hides_no_signal_in_force(secluded: Fabric) -> None:
                 assert late.emergencies.level() == ly.EMERGENCY_LEVEL_CONSERVATIVE
         finally:
             publisher.raise_emergency(ly.EMERGENCY_LEVEL_NOTICE, "over")
+
+
+def test_signals_are_heard_again_after_an_outage(tmp_path: Path) -> None:
+    """Goal: an outage costs no signal and hears none twice. Method: a broker of its own, stopped and started again."""
+    heard: list[str] = []
+    with (
+        running_broker(tmp_path / "home", broker_retry_seconds=2.0) as broker,
+        Fabric.open(broker.settings, member="hearer") as fabric,
+    ):
+        inbox = fabric.emergencies.inbox(lambda event: heard.append(_reason_of(event)))
+        with fabric.publisher("oona") as publisher:
+            publisher.raise_emergency(ly.EMERGENCY_LEVEL_NOTICE, "before")
+        until(lambda: bool(inbox.waiting))
+        inbox.hear()
+        broker.local.stop()
+        until(lambda: not fabric.emergencies.following, seconds=60.0)
+        with pytest.raises(BrokerUnavailable):
+            inbox.hear()
+        broker.local.start()
+        with Fabric.open(broker.settings, member="teller") as other, other.publisher("oona") as publisher:
+            publisher.raise_emergency(ly.EMERGENCY_LEVEL_NOTICE, "after")
+        until(lambda: fabric.emergencies.following and bool(inbox.waiting), seconds=60.0)
+        inbox.hear()
+    assert heard == ["before", "after"]
+
+
+def _reason_of(event: Event) -> str:
+    return cast("ly.EmergencySignal", event.message).reason
