@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from torch import nn
+
+from esper.core.lru import SizedLru
 
 
 @dataclass
 class _Held:
     module: nn.Module
-    size: int
     used_epoch: int
 
 
@@ -27,16 +27,22 @@ class KernelCache:
     def __init__(self, *, bytes_max: int, epochs_max: int) -> None:
         assert bytes_max >= 0, "a budget is a number of bytes"
         assert epochs_max >= 1, "what is held is held for an epoch at least"
-        self._bytes_max = bytes_max
         self._epochs_max = epochs_max
         self._epoch = 0
-        self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._held: SizedLru[_Held] = SizedLru(bytes_max)
         self._lock = threading.Lock()
-        self.bytes = 0
         self.hits = 0
         self.misses = 0
-        #: Bodies that went before they were asked for again: too old, or no room.
-        self.evictions = 0
+
+    @property
+    def bytes(self) -> int:
+        """What the held bodies take."""
+        return self._held.bytes
+
+    @property
+    def evictions(self) -> int:
+        """Bodies that went before they were asked for again: too old, or no room."""
+        return self._held.evictions
 
     def get(self, digest: str) -> nn.Module | None:
         """Return the body, to be copied and never changed, and count it as used; None where it is not held."""
@@ -47,52 +53,32 @@ class KernelCache:
                 return None
             self.hits += 1
             held.used_epoch = self._epoch
-            self._held.move_to_end(digest)
             return held.module
 
     def put(self, digest: str, module: nn.Module) -> None:
         """Hold `module`, which is the caller's no more; one that is larger than the whole budget is let go."""
         size = module_bytes(module)
         with self._lock:
-            self._drop(digest)
-            if size > self._bytes_max:
-                return
-            while self.bytes + size > self._bytes_max:
-                self._evict(next(iter(self._held)))
-            self._held[digest] = _Held(module, size, self._epoch)
-            self.bytes += size
+            self._held.put(digest, _Held(module, self._epoch), size)
 
     def close_epoch(self, epoch: int) -> int:
         """Let go what was not used in the last `epochs_max` epochs; return how many."""
         with self._lock:
             self._epoch = epoch
             old = [digest for digest, held in self._held.items() if epoch - held.used_epoch >= self._epochs_max]
-            for digest in old:
-                self._evict(digest)
+            self._held.evict(old)
             return len(old)
 
     def clear(self) -> int:
         """Let go everything; return how many bytes that were."""
         with self._lock:
-            freed = self.bytes
-            for digest in list(self._held):
-                self._evict(digest)
-            return freed
+            return self._held.clear()
 
     def __len__(self) -> int:
         return len(self._held)
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._held
-
-    def _evict(self, digest: str) -> None:
-        self._drop(digest)
-        self.evictions += 1
-
-    def _drop(self, digest: str) -> None:
-        held = self._held.pop(digest, None)
-        if held is not None:
-            self.bytes -= held.size
 
 
 def module_bytes(module: nn.Module) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from esper.kasmina._bench import LiveSeed
+from esper.kasmina._bench import HeldOutLosses, LiveSeed
 from esper.kasmina._gates import relative_trend
 from esper.kasmina._lifecycle import FOLDED, SeedRecord
+from esper.kasmina._seed_training import ShadowRecord
 from esper.kasmina._slots import SlotSpec
 from esper.leyline import messages as ly
 
@@ -38,23 +39,37 @@ def seed_state(record: SeedRecord, spec: SlotSpec, live: LiveSeed | None, *, epo
 
 
 def _metrics(live: LiveSeed) -> dict[str, float]:
-    metrics: dict[str, float] = {
-        "parameters": live.parameters,
-        "multiply_adds_per_sample": live.multiply_adds_per_sample,
-        "optimizer_steps": live.trainer.steps,
-        "shadow_steps": live.trainer.shadow.steps,
-        "training_epochs": len(live.trainer.shadow.epoch_losses),
-    }
+    metrics = seed_metrics(
+        parameters=live.parameters,
+        multiply_adds_per_sample=live.multiply_adds_per_sample,
+        steps=live.trainer.steps,
+        shadow=live.trainer.shadow,
+        held_out=live.held_out,
+    )
     if live.trainer.rate_factor != 1.0:
         metrics["rate_factor"] = live.trainer.rate_factor
-    losses = live.trainer.shadow.epoch_losses
+    return metrics
+
+
+def seed_metrics(
+    *, parameters: int, multiply_adds_per_sample: int, steps: int, shadow: ShadowRecord, held_out: HeldOutLosses | None
+) -> dict[str, float]:
+    """Return the figures of a seed that policies and gates go by, under the names of the contract."""
+    metrics: dict[str, float] = {
+        "parameters": parameters,
+        "multiply_adds_per_sample": multiply_adds_per_sample,
+        "optimizer_steps": steps,
+        "shadow_steps": shadow.steps,
+        "training_epochs": len(shadow.epoch_losses),
+    }
+    losses = shadow.epoch_losses
     if losses:
         metrics["shadow_loss_first"], metrics["shadow_loss"] = losses[0], losses[-1]
     if len(losses) > 1:
         metrics["shadow_loss_trend"] = relative_trend(losses)
-    if live.held_out is not None:
-        metrics["host_loss"] = live.held_out.host
-        metrics["loss_seed_on"] = live.held_out.seed_on
-        metrics["loss_seed_off"] = live.held_out.seed_off
-        metrics["loss_gain"] = live.held_out.seed_off - live.held_out.seed_on
+    if held_out is not None:
+        metrics["host_loss"] = held_out.host
+        metrics["loss_seed_on"] = held_out.seed_on
+        metrics["loss_seed_off"] = held_out.seed_off
+        metrics["loss_gain"] = held_out.seed_off - held_out.seed_on
     return metrics

@@ -39,6 +39,18 @@ class Answer:
     unlisted: int = 0
     recorded: ly.CommandOutcome | None = None
 
+    @classmethod
+    def of(cls, outcome: ly.CommandOutcome) -> Answer:
+        """Return the answer that an outcome records, and which then binds."""
+        return cls(
+            command=outcome.command if outcome.HasField("command") else None,
+            reason=outcome.reason,
+            offset=outcome.command_offset,
+            late=tuple(outcome.late_commands),
+            unlisted=outcome.late_commands_unlisted,
+            recorded=outcome,
+        )
+
 
 class TrainingJournal(Protocol):
     """Keeps the record of one run, in the order of the calls. What returns is acknowledged.

@@ -126,14 +126,7 @@ class RecordedJournal:
         outcome = self._recording.outcomes.get(packet.current_epoch)
         if outcome is None:
             raise RecordingEnded
-        return Answer(
-            command=outcome.command if outcome.HasField("command") else None,
-            reason=outcome.reason,
-            offset=outcome.command_offset,
-            late=tuple(outcome.late_commands),
-            unlisted=outcome.late_commands_unlisted,
-            recorded=outcome,
-        )
+        return Answer.of(outcome)
 
     def append_outcome(self, outcome: ly.CommandOutcome) -> None:
         """Let the recorded outcome pass: it is in the log already."""

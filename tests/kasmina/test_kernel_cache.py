@@ -102,7 +102,7 @@ def test_what_is_held_changes_nothing_that_is_computed() -> None:
 def test_a_held_body_is_never_trained() -> None:
     """Goal: what is held stays what its digest says. Method: train a seed made from it, then compare with a new one."""
     loop, _ = life(1 << 20)
-    (digest,) = loop.manager._house.kernels._held
+    ((digest, _),) = loop.manager._house.kernels._held.items()
     held = loop.manager._house.kernels.get(digest)
     fresh = loop.manager._examiner._runtime.fetch_by_digest(digest).module
     assert held is not None

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
 import torch
 from torch import nn
 
 from esper.core.checkpoint import Saved, read_checkpoint, write_checkpoint
 from esper.core.errors import IntegrityError
-from esper.kasmina import KasminaSeedManager, discover_slots
+from esper.kasmina import KasminaSeedManager
 from esper.kasmina.testing import InMemoryRuntime, bypass
 from esper.leyline import messages as ly
 from esper.tolaria import (
-    Checkpoint,
     MemoryJournal,
     Recording,
     ResumingJournal,
     TolariaTrainer,
-    TrainingResult,
     TrainingSetup,
     digest_in,
     prepared,
     weights_in,
 )
+from tests.tolaria.grafting import Kept, Lived, seed_manager
 from tests.tolaria.small import request, scheduled
 
 EPOCHS = 12
@@ -38,20 +35,6 @@ MOVES = {
 }
 
 
-@dataclass
-class Kept:
-    """Keeps the checkpoint of every epoch in memory."""
-
-    checkpoints: dict[int, Checkpoint] = field(default_factory=dict)
-
-    def wants(self, epoch: int) -> bool:
-        return True
-
-    def keep(self, checkpoint: Checkpoint) -> None:
-        assert checkpoint.epoch not in self.checkpoints
-        self.checkpoints[checkpoint.epoch] = checkpoint
-
-
 schedule = scheduled(MOVES)
 
 
@@ -60,30 +43,12 @@ RUNTIME = InMemoryRuntime({"BYPASS": bypass(width=16, dropout=0.25)})
 
 
 def manager(setup: TrainingSetup) -> KasminaSeedManager:
-    return KasminaSeedManager(
-        setup.model,
-        discover_slots(setup.model, setup.train.inputs[:2], [slot.module for slot in setup.slots]),
-        runtime=RUNTIME,
-        run_id=setup.request.run_id,
-        attempt=setup.attempt,
-        seed=setup.request.seed,
-        loss_fn=setup.loss,
-        probe=[(setup.probe.inputs, setup.probe.targets)],
-        optimizer=setup.optimizer,
-    )
-
-
-@dataclass(frozen=True)
-class Lived:
-    """An undisturbed run of the small task: a host with batch norm and dropout, on which a seed grows."""
-
-    result: TrainingResult
-    journal: MemoryJournal
-    checkpoints: dict[int, Checkpoint]
+    return seed_manager(setup, RUNTIME)
 
 
 @pytest.fixture(scope="module")
 def lived() -> Lived:
+    """An undisturbed run of the small task: a host with batch norm and dropout, on which a seed grows."""
     journal, kept = MemoryJournal(policy=schedule), Kept()
     with prepared(request(epochs=EPOCHS)) as setup:
         result = TolariaTrainer(setup, manager(setup), journal, checkpoints=kept).run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from esper.kasmina import KasminaSeedManager, discover_slots
+from esper.kasmina import KasminaSeedManager
 from esper.kasmina.testing import InMemoryRuntime, bypass
 from esper.leyline import messages as ly
 from esper.tolaria import (
@@ -19,6 +19,7 @@ from esper.tolaria import (
     prepared,
     re_execute,
 )
+from tests.tolaria.grafting import seed_manager
 from tests.tolaria.small import request, scheduled
 
 EPOCHS = 20
@@ -37,17 +38,7 @@ def grown(runtime: InMemoryRuntime) -> ControllerFactory:
     """Return what makes a real seed manager for an attempt."""
 
     def make(setup: TrainingSetup) -> KasminaSeedManager:
-        return KasminaSeedManager(
-            setup.model,
-            discover_slots(setup.model, setup.train.inputs[:2], [slot.module for slot in setup.slots]),
-            runtime=runtime,
-            run_id=setup.request.run_id,
-            attempt=setup.attempt,
-            seed=setup.request.seed,
-            loss_fn=setup.loss,
-            probe=[(setup.probe.inputs, setup.probe.targets)],
-            optimizer=setup.optimizer,
-        )
+        return seed_manager(setup, runtime)
 
     return make
 

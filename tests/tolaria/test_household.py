@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 
-from esper.kasmina import MEMORY_PRESSURE, KasminaConfig, KasminaSeedManager, MemoryReading, discover_slots
+from esper.kasmina import MEMORY_PRESSURE, KasminaConfig, KasminaSeedManager, MemoryReading
 from esper.kasmina.testing import ForeseeingRuntime, bypass
 from esper.leyline import messages as ly
 from esper.tolaria import (
-    Checkpoint,
     ControllerFactory,
     MemoryJournal,
     Recording,
     ResumingJournal,
     TolariaTrainer,
-    TrainingResult,
     TrainingSetup,
     prepared,
     re_execute,
 )
+from tests.tolaria.grafting import Kept, Lived, seed_manager
 from tests.tolaria.small import request, scheduled
 
 EPOCHS = 12
@@ -100,47 +98,14 @@ RUNTIME = ForeseeingRuntime({"BYPASS": bypass(width=16, dropout=0.25)})
 
 def grown(sensor: Callable[[], MemoryReading]) -> ControllerFactory:
     def make(setup: TrainingSetup) -> KasminaSeedManager:
-        return KasminaSeedManager(
-            setup.model,
-            discover_slots(setup.model, setup.train.inputs[:2], [slot.module for slot in setup.slots]),
-            runtime=RUNTIME,
-            run_id=setup.request.run_id,
-            attempt=setup.attempt,
-            seed=setup.request.seed,
-            loss_fn=setup.loss,
-            probe=[(setup.probe.inputs, setup.probe.targets)],
-            optimizer=setup.optimizer,
-            config=KasminaConfig(collect_every_epochs=3),
-            memory=sensor,
-        )
+        return seed_manager(setup, RUNTIME, config=KasminaConfig(collect_every_epochs=3), memory=sensor)
 
     return make
 
 
-@dataclass
-class Kept:
-    """Keeps the checkpoint of every epoch in memory."""
-
-    checkpoints: dict[int, Checkpoint] = field(default_factory=dict)
-
-    def wants(self, epoch: int) -> bool:
-        return True
-
-    def keep(self, checkpoint: Checkpoint) -> None:
-        self.checkpoints[checkpoint.epoch] = checkpoint
-
-
-@dataclass(frozen=True)
-class Lived:
-    """A run whose memory is short at its first edge, so that its first germination is refused."""
-
-    result: TrainingResult
-    journal: MemoryJournal
-    checkpoints: dict[int, Checkpoint]
-
-
 @pytest.fixture(scope="module")
 def lived() -> Lived:
+    """A run whose memory is short at its first edge, so that its first germination is refused."""
     journal, kept = MemoryJournal(policy=foreseeing), Kept()
     with prepared(request(epochs=EPOCHS)) as setup:
         # An edge that is short reads twice: before the caches go and after.

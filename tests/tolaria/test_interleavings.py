@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from esper.leyline import messages as ly
 from esper.tolaria import ReturnPoints
 from tests.campaigns import WHOLE
+from tests.tolaria.grafting import Kept
 from tests.tolaria.small import Policy, command
-from tests.tolaria.test_checkpoints import Kept
 from tests.tolaria.test_rollback import Lived, adjustment, asked, live, rollback, successor, verified
 
 EPOCHS = 12

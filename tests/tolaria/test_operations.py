@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from esper.kasmina import GateLimits, KasminaConfig, KasminaSeedManager, discover_slots
+from esper.kasmina import GateLimits, KasminaConfig, KasminaSeedManager
 from esper.kasmina.testing import InMemoryRuntime, bypass
 from esper.leyline import messages as ly
 from esper.tolaria import (
@@ -22,6 +22,7 @@ from esper.tolaria import (
     re_execute,
 )
 from tests.kasmina.test_folding import low_rank
+from tests.tolaria.grafting import seed_manager
 from tests.tolaria.small import Policy, command, request
 
 EPOCHS, SLOT, SEED = 12, "hidden.linear", "hidden.linear.1"
@@ -70,18 +71,7 @@ def policy(orders: Orders) -> Policy:
 
 def growing(setup: TrainingSetup) -> KasminaSeedManager:
     """Make a real seed manager for an attempt, with wide gates."""
-    return KasminaSeedManager(
-        setup.model,
-        discover_slots(setup.model, setup.train.inputs[:2], [SLOT]),
-        runtime=KERNELS,
-        run_id=setup.request.run_id,
-        attempt=setup.attempt,
-        seed=setup.request.seed,
-        loss_fn=setup.loss,
-        probe=[(setup.probe.inputs, setup.probe.targets)],
-        optimizer=setup.optimizer,
-        config=KasminaConfig(limits=LIMITS),
-    )
+    return seed_manager(setup, KERNELS, slots=[SLOT], config=KasminaConfig(limits=LIMITS))
 
 
 def train(journal: MemoryJournal | ResumingJournal, *, attempt: int = 1) -> TrainingResult:

@@ -27,8 +27,9 @@ from esper.tolaria import (
 )
 from esper.tolaria._checkpoint import Position, capture_run
 from esper.tolaria._points import ReturnPoints
+from tests.tolaria.grafting import Kept
 from tests.tolaria.small import Policy, command, request, scheduled
-from tests.tolaria.test_checkpoints import Kept, manager
+from tests.tolaria.test_checkpoints import manager
 
 EPOCHS = 9
 #: With this seed the fragile hosts are spoilt in epoch 6 and in no other of the first 14.

@@ -9,8 +9,9 @@ import pytest
 from esper.leyline import messages as ly
 from esper.oona import Fabric
 from esper.tolaria import MemoryJournal, ReturnPoints, TolariaTrainer, prepared, re_execute
+from tests.tolaria.grafting import Kept
 from tests.tolaria.live import Log, ask, eventually, responder, worker
-from tests.tolaria.test_checkpoints import Kept, manager
+from tests.tolaria.test_checkpoints import manager
 from tests.tolaria.test_rollback import EPOCHS, SEED, SPOILT, orders, rollback
 
 

@@ -8,10 +8,11 @@ from esper.kasmina._alpha import AlphaCurve, AlphaSchedule
 from esper.kasmina._bench import HeldOutLosses
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina._gate_gradients import NO_GRADIENTS, GradientRecord
-from esper.kasmina._gates import relative_trend
 from esper.kasmina._graft import Role
 from esper.kasmina._isolation import NO_LEAKS, Leaks
 from esper.kasmina._lifecycle import SeedRecord
+from esper.kasmina._report import seed_metrics
+from esper.kasmina._seed_training import ShadowRecord
 from esper.kasmina._slots import SlotSpec
 from esper.leyline import messages as ly
 
@@ -89,7 +90,13 @@ def seed_state(record: SeedRecord, seed: Seedling, *, epoch: int, risk: float, c
         stage=record.stage,
         learning_rate=0.0 if seed.role is Role.FOSSIL else seed.learning_rate(config),
         layer_depth=seed.spec.depth,
-        metrics=_metrics(seed),
+        metrics=seed_metrics(
+            parameters=seed.parameters,
+            multiply_adds_per_sample=seed.multiply_adds_per_sample,
+            steps=seed.steps,
+            shadow=ShadowRecord(seed.epoch_losses, seed.shadow_steps),
+            held_out=seed.held_out,
+        ),
         age_epochs=epoch - record.germinated_epoch,
         risk_score=risk,
         slot=record.slot,
@@ -100,24 +107,3 @@ def seed_state(record: SeedRecord, seed: Seedling, *, epoch: int, risk: float, c
     if seed.gradient_norm is not None:
         state.gradient_norm = seed.gradient_norm
     return state
-
-
-def _metrics(seed: Seedling) -> dict[str, float]:
-    metrics: dict[str, float] = {
-        "parameters": seed.parameters,
-        "multiply_adds_per_sample": seed.multiply_adds_per_sample,
-        "optimizer_steps": seed.steps,
-        "shadow_steps": seed.shadow_steps,
-        "training_epochs": len(seed.epoch_losses),
-    }
-    losses = seed.epoch_losses
-    if losses:
-        metrics["shadow_loss_first"], metrics["shadow_loss"] = losses[0], losses[-1]
-    if len(losses) > 1:
-        metrics["shadow_loss_trend"] = relative_trend(losses)
-    if seed.held_out is not None:
-        metrics["host_loss"] = seed.held_out.host
-        metrics["loss_seed_on"] = seed.held_out.seed_on
-        metrics["loss_seed_off"] = seed.held_out.seed_off
-        metrics["loss_gain"] = seed.held_out.seed_off - seed.held_out.seed_on
-    return metrics

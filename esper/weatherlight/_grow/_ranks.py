@@ -280,14 +280,7 @@ class FollowingJournal:
             )
         if kernel:
             self._kernels.receive(outcome.kernel_digest, kernel)
-        return Answer(
-            command=outcome.command if outcome.HasField("command") else None,
-            reason=outcome.reason,
-            offset=outcome.command_offset,
-            late=tuple(outcome.late_commands),
-            unlisted=outcome.late_commands_unlisted,
-            recorded=outcome,
-        )
+        return Answer.of(outcome)
 
     def append_outcome(self, outcome: ly.CommandOutcome) -> None:
         """Let it pass: the first rank appended it."""
