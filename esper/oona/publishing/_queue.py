@@ -65,6 +65,8 @@ class SendQueue:
         self._closing = threading.Event()
         self._serving = threading.Lock()
         self._unserved = 0
+        #: Held by whoever flushes, who would wait in vain for a lock that the delivery thread takes again and again.
+        self._flushing = threading.Lock()
         self._aside_until = 0.0
         self._producer = Producer(_producer_config(cluster) | {"error_cb": on_error})
         self._deliveries = threading.Thread(target=self._serve_deliveries, name=name, daemon=True)
@@ -142,7 +144,7 @@ class SendQueue:
 
     def flush(self, deadline: Deadline) -> None:
         """Wait until nothing waits for its acknowledgement, a second at most and not beyond the deadline."""
-        with self._serving:
+        with self._flushing, self._serving:
             self._producer.flush(min(deadline.remaining_seconds, 1.0))
 
     def discard(self) -> None:
@@ -169,7 +171,7 @@ class SendQueue:
         with suppress(KafkaException):
             self._producer.list_topics(timeout=_WARM_UP_SECONDS)
         while not self._closing.is_set():
-            if SYSTEM_CLOCK.monotonic() < self._aside_until:
+            if self._flushing.locked() or SYSTEM_CLOCK.monotonic() < self._aside_until:
                 self._closing.wait(_ASIDE_SECONDS)
             else:
                 with self._serving:
