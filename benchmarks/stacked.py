@@ -1,19 +1,25 @@
 """Collecting episodes: stacks of hosts against the same runs one at a time, through the log, with grafts.
 
 python -m benchmarks.stacked [--runs 64] [--stack 64] [--alone 3] [--rounds 2] [--workers 1] [--json]
-python -m benchmarks.stacked --device cuda --mock --runs 6144 --stack 1024 --workers 6 --alone 1 --rounds 1 --json
+python -m benchmarks.stacked --device cuda --mock --runs 16384 --stack 1024 --workers 16 --alone 0 --rounds 1 --json
+python -m benchmarks.stacked --device cuda --mock --profile 256
 
 An episode is one run of 40 epochs on MNIST-1D's mlp: requested, claimed, decided, grafted, reported and finished in the
 log. Every run follows a schedule of its own that is drawn from its seed: when a seed germinates, when it is grafted,
 how long it blends, which blueprint, and whether it is culled. Rounds are interleaved: some runs one at a time, by a
 worker beside Tamiyo, then a collection of others; the claim compares the rates of one round's two arms, the worst round
-counts. With --mock librdkafka's mock cluster is the broker, and one run at a time is a stack of one in this process. At
-the end a member of each collection's first stack is verified where the broker keeps the whole log.
+counts. On a GPU one small stack is also trained with its steps replayed as CUDA graphs and with its steps one by one:
+both must give the same digests. With --mock librdkafka's mock cluster is the broker, and one run at a time is a stack
+of one in this process. At the end a member of each collection's first stack is verified where the broker keeps the
+whole log. --profile says where the time of one stack of so many goes in this process, and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
+import json
+import pstats
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +28,7 @@ from random import Random
 from typing import Any, Final
 
 from benchmarks._mock import believe_its_clock, mock_only
+from benchmarks._replays import compared
 from benchmarks._report import Claim, at_least, report
 from benchmarks._system import broker_only
 from esper.core.clock import SYSTEM_CLOCK
@@ -96,29 +103,62 @@ def main() -> int:
     """Run both arms in turns and report."""
     arguments = _arguments()
     rounds: list[dict[str, Any]] = []
+    replays: dict[str, Any] | None = None
     with system(mock=arguments.mock, alone=bool(arguments.alone)) as (fabric, supervisor):
+        if arguments.profile:
+            return _profile(fabric, arguments)
+        if arguments.device != "cpu" and arguments.compare:
+            replays = compared(fabric, Scheduled(_first(arguments, 7), runs=arguments.compare, stack=arguments.compare))
+            print(json.dumps(replays), file=sys.stderr, flush=True)
         warm = TrainingRequest(task="mnist1d", epochs=12, policy="fixed", seed=1, device=arguments.device)
         alone(fabric, supervisor, warm, min(2, arguments.alone))
         collect(fabric, Scheduled(warm, runs=4 * arguments.workers, stack=4), workers=arguments.workers)
         for number in range(arguments.rounds):
             seed = 1_000 + 100_000 * number
-            first = TrainingRequest(
-                task="mnist1d",
-                policy="fixed",
-                epochs=arguments.epochs,
-                seed=seed,
-                device=arguments.device,
-                digest_every_epochs=arguments.digest_every,
-            )
+            first = _first(arguments, seed)
             single = alone(fabric, supervisor, first, arguments.alone)
             stacked = collect(
                 fabric, Scheduled(first, runs=arguments.runs, stack=arguments.stack), workers=arguments.workers
             )
             checked = None if arguments.mock or not arguments.alone else verify_run(fabric, stacked["runs"][0]).equal
             rounds.append({"alone": single, "stacked": _row(stacked), "verified": checked})
-    return report(
-        f"stacked_{arguments.device}", _claims(arguments, rounds), _details(arguments, rounds), as_json=arguments.json
+    details = {**_details(arguments, rounds), "replays": replays}
+    claims = [*_claims(arguments, rounds), *_replay_claims(replays)]
+    return report(f"stacked_{arguments.device}", claims, details, as_json=arguments.json)
+
+
+def _first(arguments: argparse.Namespace, seed: int) -> TrainingRequest:
+    return TrainingRequest(
+        task="mnist1d",
+        policy="fixed",
+        epochs=arguments.epochs,
+        seed=seed,
+        device=arguments.device,
+        digest_every_epochs=arguments.digest_every,
     )
+
+
+def _profile(fabric: Fabric, arguments: argparse.Namespace) -> int:
+    """Show where the time of a stack goes; the profiler makes Python's share larger than it is."""
+    members = arguments.profile
+    collect(fabric, Scheduled(_first(arguments, 1), runs=8, stack=8))
+    profile = cProfile.Profile()
+    document = profile.runcall(collect, fabric, Scheduled(_first(arguments, 500), runs=members, stack=members))
+    print(f"{document['episodes_per_second']:.2f} episodes/s in {document['seconds']:.1f} s, profiled")
+    for order in ("cumulative", "tottime"):
+        pstats.Stats(profile).sort_stats(order).print_stats(70)
+    return 0
+
+
+def _replay_claims(replays: dict[str, Any] | None) -> list[Claim]:
+    if replays is None:
+        return []
+    taken, peer = (replays[name]["seconds"] for name in ("replayed", "eager"))
+    same = float(replays["equal"] and replays["repeats"])
+    return [
+        at_least("stacked_replays_same_bits", same, "share", peer=1.0, bound=1.0),
+        at_least("stacked_replays", 1.0 / taken, "stacks/s", peer=1.0 / peer, bound=1.5),
+    ]
 
 
 def _arguments() -> argparse.Namespace:
@@ -131,6 +171,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--digest-every", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compare", type=int, default=64, help="members of the stack that is also taken step by step")
+    parser.add_argument("--profile", type=int, default=0, help="profile one stack of so many members, and end")
     parser.add_argument("--mock", action="store_true")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

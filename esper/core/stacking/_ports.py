@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -59,6 +59,12 @@ class StackGrafts(Protocol):
         self, epoch: int, *, rates_SN: NDArray[np.float64], batches: Sequence[int], clock: StepClock
     ) -> None:
         """Make ready for the steps of an epoch: the hosts' learning rates, and the samples of each batch."""
+
+    def structure(self) -> Hashable:
+        """Return what stays equal as long as each step but the last asks for the same operations on the same tensors.
+
+        Asked between `begin_epoch` and the first step.
+        """
 
     def tap(self) -> Tap | None:
         """Return what lets the hosts hear their seeds in training; None where no seed takes part."""

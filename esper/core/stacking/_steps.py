@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from esper.core.stacking._rows import rows_once
+
 
 class StepClock:
     """Reads from and writes to tables [S, ...] with a row for each step of an epoch.
@@ -24,6 +26,10 @@ class StepClock:
         if self.captured:
             self._cursor.fill_(step)
 
+    def advance(self) -> None:
+        """Let the tensor stand at the next step: what a captured step ends with, since no replay comes by here."""
+        self._cursor.add_(1)
+
     def take(self, table: Tensor) -> Tensor:
         """Return the row of this step."""
         return table.index_select(0, self._cursor)[0] if self.captured else table[self.step]
@@ -31,6 +37,7 @@ class StepClock:
     def put(self, table: Tensor, value: Tensor) -> None:
         """Write the row of this step."""
         if self.captured:
-            table.index_copy_(0, self._cursor, value.unsqueeze(0))
+            with rows_once(table.device):
+                table.index_copy_(0, self._cursor, value.unsqueeze(0))
         else:
             table[self.step] = value

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esper.core.flops import count_multiply_adds
-from esper.core.stacking import AdamMoments, StackedHost, StepClock, cross_entropies
+from esper.core.stacking import AdamMoments, StackedHost, StepClock, cross_entropies, fetched
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._graft import Role
 from esper.kasmina._isolation import Leaks
 from esper.kasmina.stack._group import GroupKey, SeedGroup, StackedKernel
 from esper.kasmina.stack._seedling import Seedling
@@ -29,9 +28,13 @@ _COSTS_MAX = 1024
 
 @dataclass
 class _Watch:
-    """Copies taken at the one step of an epoch at which isolation is looked at."""
+    """What is noted at the one step of an epoch at which isolation is looked at, by isolated group."""
 
+    #: The seeds before the hosts' step.
     seeds: list[Tensor] = field(default_factory=list)
+    #: How many numbers of each seed that step wrote to, and how many of each host its seed's step, [G].
+    writes: list[Tensor] = field(default_factory=list)
+    leaks: list[Tensor] = field(default_factory=list)
 
 
 class Garden:
@@ -46,6 +49,7 @@ class Garden:
         self._kernels: dict[tuple[str, str], StackedKernel] = {}
         self._tap: TrainingTap | None = None
         self._shadows: list[tuple[SeedGroup, QuietTap]] = []
+        self._structure = self._tapped = 0
         self._batches: Sequence[int] = ()
         self._clock = StepClock(host.device)
         self._watch = _Watch()
@@ -69,11 +73,16 @@ class Garden:
         self._batches, self._clock = batches, clock
         for group in self.groups:
             group.begin_epoch(rates_SN, self.config)
-        joint = self.joint
-        self._tap = TrainingTap(joint, clock) if joint else None
-        self._shadows = [(group, self.shadow_tap(group)) for group in self.isolated]
-        for group in joint:
-            group.note_alphas()
+        if self._structure != self._tapped:
+            joint = self.joint
+            self._tap = TrainingTap(joint, clock) if joint else None
+            self._shadows = [(group, self.shadow_tap(group)) for group in self.isolated]
+            self._tapped = self._structure
+
+    @property
+    def structure(self) -> int:
+        """Changes with the groups: as long as it does not, every step is of the same operations on the same tensors."""
+        return self._structure
 
     def tap(self) -> TrainingTap | None:
         """Return the tap of the step that begins."""
@@ -98,7 +107,8 @@ class Garden:
         """Apply the gradients of the hosts' own backward to the joint seeds, and train the others in shadow."""
         watched = self._is_watched()
         if watched:
-            self._look_for_writes()
+            pairs = zip(self._watch.seeds, self.isolated, strict=True)
+            self._watch.writes = [_changes(before, group.parameters.flat_NP) for before, group in pairs]
         at = 0
         for group in self.joint:
             count = len(group.kernel.shapes)
@@ -112,7 +122,7 @@ class Garden:
             found = torch.autograd.grad(losses_G.sum(), group.parameters.leaves())
             group.learn(found, self._clock, losses_G.detach())
             if before is not None:
-                self._look_for_leaks(group, before)
+                self._watch.leaks.append(self._changed_since(before, group))
 
     def shadow_losses(self, group: SeedGroup, tap: QuietTap, x_GB: Tensor, y_GB: Tensor) -> Tensor:
         """Return the loss of every seed's host in which that seed is heard in full, [G]."""
@@ -120,8 +130,10 @@ class Garden:
         return cross_entropies(outputs, y_GB)
 
     def end_epoch(self) -> None:
-        """Close the figures of every group and count what its steps cost."""
-        samples = sum(self._batches)
+        """Close the figures of every group and count what its steps cost; waits for the device once."""
+        samples, watch = sum(self._batches), self._watch
+        figures = [figure for group in self.groups for figure in group.figures()]
+        found = iter(fetched([*figures, *watch.writes, *watch.leaks]))
         for group in self.groups:
             heard_SG = group.steps_heard()
             for place, seed in enumerate(group.seeds):
@@ -130,7 +142,13 @@ class Garden:
                     self.multiply_adds[seed.member] += _TRAINING_FACTOR * seed.multiply_adds_per_sample * trained
                 else:
                     self.multiply_adds[seed.member] += self.shadow_cost(group, seed.member) * samples
-            group.end_epoch()
+            group.end_epoch(next(found), next(found), next(found))
+        left = list(found)
+        writes, leaks = left[: len(watch.writes)], left[len(watch.writes) :]
+        for group, writes_G, leaks_G in zip(self.isolated, writes, leaks, strict=True):
+            for seed, written, leaked in zip(group.seeds, writes_G, leaks_G, strict=True):
+                seed.leaks = Leaks(int(leaked), int(written))
+        self._watch = _Watch()
 
     # -- isolation ------------------------------------------------------------------------------------------
 
@@ -145,22 +163,14 @@ class Garden:
             streams.append(torch.cuda.get_rng_state(self.host.device))
         return self.host.parameters.flat_NP.clone(), torch.cat(streams)
 
-    def _look_for_writes(self) -> None:
-        """Count isolated seeds that the hosts' step wrote to."""
-        for group, before in zip(self.isolated, self._watch.seeds, strict=True):
-            for seed, changed in zip(group.seeds, _changes(before, group.parameters.flat_NP), strict=True):
-                seed.leaks = Leaks(seed_changes=changed)
-
-    def _look_for_leaks(self, group: SeedGroup, before: tuple[Tensor, Tensor]) -> None:
-        for seed, changes in zip(group.seeds, self.changes_since(before, group), strict=True):
-            seed.leaks = Leaks(changes, seed.leaks.seed_changes)
-
     def changes_since(self, before: tuple[Tensor, Tensor], group: SeedGroup) -> list[int]:
         """Return, for each seed of a group, how many numbers of its host and random streams are other bits now."""
+        return [int(count) for count in self._changed_since(before, group).tolist()]
+
+    def _changed_since(self, before: tuple[Tensor, Tensor], group: SeedGroup) -> Tensor:
         now = self.host_print()
         drawn = int(not torch.equal(before[1], now[1]))
-        hosts = (tensor.index_select(0, group.rows_G) for tensor in (before[0], now[0]))
-        return [changed + drawn for changed in _changes(*hosts)]
+        return _changes(*(tensor.index_select(0, group.rows_G) for tensor in (before[0], now[0]))) + drawn
 
     # -- what passes cost -----------------------------------------------------------------------------------
 
@@ -228,13 +238,14 @@ class Garden:
         for key in sorted(wanted):
             old = present.get(key)
             if old is not None and [id(seed) for seed in old.seeds] == [id(seed) for seed in wanted[key]]:
-                old.trusted_G = torch.tensor([seed.role is Role.FOSSIL for seed in old.seeds], device=self.host.device)
-                old.note_alphas()
+                old.note_roles()
                 groups.append(old)
             else:
                 groups.append(self._gathered(key, wanted[key], places))
-        self.groups = groups
-        self._tap, self._shadows, self._watch = None, [], _Watch()
+        if [id(group) for group in groups] != [id(group) for group in self.groups]:
+            self._structure += 1
+            self._tap, self._shadows = None, []
+        self.groups, self._watch = groups, _Watch()
         self._by_member = {}
         for seed in seeds:
             self._by_member.setdefault(seed.member, []).append(seed)
@@ -264,7 +275,6 @@ class Garden:
         return tuple(tensor.detach().index_select(0, chosen) for tensor in held)
 
 
-def _changes(before_GP: Tensor, after_GP: Tensor) -> list[int]:
-    """Return how many numbers of each row are other bits than before."""
-    differ = before_GP.view(torch.int32) != after_GP.view(torch.int32)
-    return [int(count) for count in differ.sum(dim=1).tolist()]
+def _changes(before_GP: Tensor, after_GP: Tensor) -> Tensor:
+    """Return how many numbers of each row are other bits than before, [G]."""
+    return (before_GP.view(torch.int32) != after_GP.view(torch.int32)).sum(dim=1)

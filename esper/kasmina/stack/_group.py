@@ -12,7 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from esper.core.stacking import AdamMoments, Program, StackedParameters, StepClock, adam_table, per_member, take_rows
+from esper.core.stacking import (
+    ADAM_NUMBERS,
+    AdamMoments,
+    Program,
+    StackedParameters,
+    StepClock,
+    adam_table,
+    finite_rows,
+    per_member,
+    take_rows,
+)
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina._gate_gradients import NO_GRADIENTS, GradientRecord
 from esper.kasmina._gates import KernelEvidence
@@ -47,16 +57,27 @@ class GroupKey(NamedTuple):
     joint: bool
 
 
-@dataclass
-class _Epoch:
-    """What the steps of an epoch read and write for a group, a row a step."""
+@dataclass(frozen=True)
+class _Tables:
+    """What the steps of an epoch read and write for a group, a row a step; the same tensors every epoch."""
 
     numbers_SKG: Tensor
     alphas_SG: Tensor
     losses_SG: Tensor
     norms_SG: Tensor
     sound_SG: Tensor
-    active_SG: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, steps: int, seeds: int, device: torch.device) -> _Tables:
+        """Return those of a group to which nothing was written yet."""
+        shape = (steps, seeds)
+        return cls(
+            torch.zeros(steps, ADAM_NUMBERS, seeds, device=device),
+            torch.zeros(shape, device=device),
+            torch.zeros(shape, device=device),
+            torch.zeros(shape, device=device),
+            torch.ones(shape, dtype=torch.bool, device=device),
+        )
 
 
 class SeedGroup:
@@ -73,10 +94,14 @@ class SeedGroup:
         self.rows_G = torch.tensor(self.members, dtype=torch.int64, device=device)
         self.parameters = StackedParameters(kernel.shapes, flat_GP)
         self.moments = moments
-        self.trusted_G = torch.tensor([seed.role is Role.FOSSIL for seed in seeds], device=device)
-        self._epoch: _Epoch | None = None
-        self.alpha_now_G = torch.empty(0)
-        self.note_alphas()
+        # Recorded steps read from these: they are written in place.
+        self.trusted_G = torch.zeros(len(seeds), dtype=torch.bool, device=device)
+        self.alpha_now_G = torch.zeros(len(seeds), device=device)
+        self._clip_G = torch.zeros(len(seeds), device=device)
+        self._tables: _Tables | None = None
+        #: At which steps of the epoch each seed learns; None between two epochs.
+        self._active_SG: NDArray[np.bool_] | None = None
+        self.note_roles()
 
     @property
     def module(self) -> str:
@@ -88,10 +113,14 @@ class SeedGroup:
         """Whether the seeds read their module's input, not its output."""
         return self.seeds[0].spec.placement == "branch"
 
+    def note_roles(self) -> None:
+        """Take over what the seeds are at this moment: their alphas, and which of them are trusted."""
+        self.trusted_G.copy_(torch.tensor([seed.role is Role.FOSSIL for seed in self.seeds]))
+        self.note_alphas()
+
     def note_alphas(self) -> None:
         """Take over the seeds' alphas of this moment, for passes between two steps."""
-        alphas = [seed.alpha for seed in self.seeds]
-        self.alpha_now_G = torch.tensor(alphas, dtype=torch.float32, device=self.parameters.flat_NP.device)
+        self.alpha_now_G.copy_(torch.tensor([seed.alpha for seed in self.seeds], dtype=torch.float32))
 
     # -- forward --------------------------------------------------------------------------------------------
 
@@ -106,61 +135,59 @@ class SeedGroup:
 
     def heard(self, source_NB: Tensor, clock: StepClock) -> Tensor:
         """Return what the hosts hear in this training step, [G, B, ...]; a seed that is not finite is not heard."""
-        epoch = self._now()
+        tables = self._now()
         source_GB = take_rows(source_NB, self.rows_G, trusted_M=self.trusted_G)
-        contribution, finite_G = self.blended(self.body(source_GB), clock.take(epoch.alphas_SG), self.trusted_G)
-        clock.put(epoch.sound_SG, finite_G)
+        contribution, finite_G = self.blended(self.body(source_GB), clock.take(tables.alphas_SG), self.trusted_G)
+        clock.put(tables.sound_SG, finite_G)
         return contribution
 
     @staticmethod
     def blended(given_MB: Tensor, alpha_M: Tensor, trusted_M: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha times what seeds give, zero where that is not finite, and where it is; fossils are trusted."""
         contribution = given_MB * per_member(alpha_M, given_MB)
-        finite_M = torch.isfinite(contribution).flatten(1).all(dim=1) | trusted_M
-        return torch.where(per_member(finite_M, contribution), contribution, torch.zeros_like(contribution)), finite_M
+        finite_M = finite_rows(contribution) | trusted_M
+        return torch.where(per_member(finite_M, contribution), contribution, 0.0), finite_M
 
     # -- steps ----------------------------------------------------------------------------------------------
 
     def begin_epoch(self, rates_SN: NDArray[np.float64], config: KasminaConfig) -> None:
         """Work out every step's numbers for every seed."""
-        steps, seeds, device = len(rates_SN), len(self.seeds), self.parameters.flat_NP.device
         plans = [_plan(seed, rates_SN[:, seed.member], config) for seed in self.seeds]
         rates, ages, active, alphas = (np.stack(column, axis=1) for column in zip(*plans, strict=True))
+        if self._tables is None:
+            self._tables = _Tables.of(len(rates_SN), len(self.seeds), self.parameters.flat_NP.device)
+        self._active_SG = active
         decay = [0.0 if seed.role is Role.FOSSIL else config.weight_decay for seed in self.seeds]
-        numbers = adam_table(rates, ages, active_SN=active, betas=config.betas, decay=decay, device=device)
-        clips = [math.inf if seed.role is Role.FOSSIL else config.clip_norm for seed in self.seeds]
-        self._clip_G = torch.tensor(clips, device=device)
-        self._epoch = _Epoch(
-            numbers.values_SKN,
-            torch.from_numpy(alphas).to(device, torch.float32),
-            torch.zeros(steps, seeds, device=device),
-            torch.zeros(steps, seeds, device=device),
-            torch.ones(steps, seeds, dtype=torch.bool, device=device),
-            active,
+        self._tables.numbers_SKG.copy_(adam_table(rates, ages, active_SN=active, betas=config.betas, decay=decay))
+        self._tables.alphas_SG.copy_(torch.from_numpy(alphas).float())
+        self._clip_G.copy_(
+            torch.tensor([math.inf if seed.role is Role.FOSSIL else config.clip_norm for seed in self.seeds])
         )
 
     def learn(self, gradients: Sequence[Tensor], clock: StepClock, losses_G: Tensor | None = None) -> None:
         """Clip every seed's gradient by itself and apply it; one that is not finite counts as zero."""
-        epoch = self._now()
+        tables = self._now()
         with torch.no_grad():
             gradient_GP = self.parameters.flat(gradients)
             norm_G = torch.linalg.vector_norm(gradient_GP, dim=1)
-            clock.put(epoch.norms_SG, norm_G)
+            clock.put(tables.norms_SG, norm_G)
             if losses_G is not None:
-                clock.put(epoch.losses_SG, losses_G)
+                clock.put(tables.losses_SG, losses_G)
             scale_G = (self._clip_G / (norm_G + _CLIP_EPSILON)).clamp(max=1.0)
             usable_G1 = (torch.isfinite(norm_G) | self.trusted_G).unsqueeze(1)
-            scaled = gradient_GP * scale_G.unsqueeze(1)
-            kept = torch.where(usable_G1, scaled, torch.zeros_like(scaled))
-            self.moments.step(self.parameters.flat_NP, kept, clock.take(epoch.numbers_SKG))
+            kept = torch.where(usable_G1, gradient_GP * scale_G.unsqueeze(1), 0.0)
+            self.moments.step(self.parameters.flat_NP, kept, clock.take(tables.numbers_SKG))
 
-    def end_epoch(self) -> None:
-        """Tell every seed what the epoch came to; waits for the device."""
-        epoch = self._now()
-        norms, losses = epoch.norms_SG.double().cpu().numpy(), epoch.losses_SG.double().cpu().numpy()
-        sound = (epoch.sound_SG.all(dim=0) & torch.isfinite(self.parameters.flat_NP).all(dim=1)).tolist()
+    def figures(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the epoch's steps left on the device: norms and losses [S, G], and whose numbers are finite."""
+        tables = self._now()
+        return tables.norms_SG, tables.losses_SG, tables.sound_SG.all(dim=0) & finite_rows(self.parameters.flat_NP)
+
+    def end_epoch(self, norms: NDArray[np.float64], losses: NDArray[np.float64], sound: NDArray[np.float64]) -> None:
+        """Tell every seed what the epoch came to, by the group's `figures`."""
+        active_SG = self.steps_heard()
         for place, seed in enumerate(self.seeds):
-            own = norms[epoch.active_SG[:, place], place]
+            own = norms[active_SG[:, place], place]
             if seed.role is Role.FOSSIL:
                 seed.age += len(norms)
                 continue
@@ -178,16 +205,17 @@ class SeedGroup:
                 seed.blend_step += len(norms)
             last = float(own[-1]) if len(own) else None
             seed.close_epoch(steps=len(own), norms=record, last_norm=last, sound=healthy)
-        self._epoch = None
+        self._active_SG = None
         self.note_alphas()
 
     def steps_heard(self) -> NDArray[np.bool_]:
         """Return at which steps of the epoch each seed is heard, [S, G]."""
-        return self._now().active_SG
+        assert self._active_SG is not None, "steps are taken between begin_epoch and end_epoch"
+        return self._active_SG
 
-    def _now(self) -> _Epoch:
-        assert self._epoch is not None, "steps are taken between begin_epoch and end_epoch"
-        return self._epoch
+    def _now(self) -> _Tables:
+        assert self._tables is not None, "steps are taken after begin_epoch"
+        return self._tables
 
     def weights(self) -> list[Mapping[str, Tensor]]:
         """Return every seed's parameters on the CPU, by their names in the kernel."""

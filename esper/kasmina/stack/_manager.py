@@ -115,6 +115,10 @@ class StackedSeedManager:
         self._steps_per_epoch = len(batches)
         self.garden.begin_epoch(rates_SN, batches, clock)
 
+    def structure(self) -> int:
+        """Return what changes whenever seeds come, go, or change groups."""
+        return self.garden.structure
+
     def tap(self) -> TrainingTap | None:
         """Return what lets the hosts hear their seeds in training."""
         return self.garden.tap()

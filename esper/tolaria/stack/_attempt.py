@@ -12,7 +12,7 @@ from typing import Final
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import EsperError, IntegrityError
 from esper.core.ids import derive_id
-from esper.core.stacking import StackGrafts
+from esper.core.stacking import StackGrafts, recorder_for
 from esper.leyline import messages as ly
 from esper.oona import Fabric, Publisher, Reader
 from esper.tolaria._claims import RUNS_TOPIC, RunClaim
@@ -153,7 +153,14 @@ class _StackAttempt:
                 seed_publisher=wiring.seed_publisher,
                 decisions=self._decisions,
             )
-            trainer = StackTrainer(setup, wiring.grafts_factory(setup), journal, stop=stop, clock=wiring.clock)
+            trainer = StackTrainer(
+                setup,
+                wiring.grafts_factory(setup),
+                journal,
+                stop=stop,
+                clock=wiring.clock,
+                recorder=recorder_for(setup.device),
+            )
             self._append_started(setup, trainer)
             for epoch in range(1, setup.first.config.epochs + 1):
                 if not any(trainer.live):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,10 @@ class StaticStackGrafts:
         self, epoch: int, *, rates_SN: NDArray[np.float64], batches: Sequence[int], clock: StepClock
     ) -> None:
         """Do nothing: there are no seeds."""
+
+    def structure(self) -> Hashable:
+        """Return the same always: there are no seeds."""
+        return ()
 
     def tap(self) -> Tap | None:
         return None

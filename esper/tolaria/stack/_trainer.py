@@ -12,7 +12,7 @@ from torch import Tensor
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.digest import state_digest
 from esper.core.ids import Digest
-from esper.core.stacking import StackGrafts
+from esper.core.stacking import Recorder, ReplayCounts, StackGrafts
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
 from esper.tolaria._edge import check_verdict, outcome_of
@@ -33,7 +33,8 @@ ATTEMPT: Final = 1
 class StackTrainer:
     """Trains every member of a stack, epoch by epoch; use it inside the block that made its set-up.
 
-    What each member computes is a function of the stack's requests and of all its members' outcomes.
+    What each member computes is a function of the stack's requests and of all its members' outcomes. With a `recorder`
+    (`esper.core.stacking.recorder_for` the device) the steps of an epoch are replays of one of them.
     """
 
     def __init__(
@@ -44,13 +45,14 @@ class StackTrainer:
         *,
         stop: threading.Event | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        recorder: Recorder | None = None,
     ) -> None:
         self._setup = setup
         self._grafts = grafts
         self._journal = journal
         self._stop = stop or threading.Event()
         self._clock = clock
-        self._steps = StackSteps(setup, grafts)
+        self._steps = StackSteps(setup, grafts, recorder=recorder)
         self._host_parameters = sum(each.numel() for each in setup.host.template.parameters())
         #: Epochs whose outcomes are appended.
         self.epochs_finished = 0
@@ -61,6 +63,11 @@ class StackTrainer:
     def host_parameters(self) -> int:
         """Parameters of one host."""
         return self._host_parameters
+
+    @property
+    def step_counts(self) -> ReplayCounts:
+        """How the steps so far were taken."""
+        return self._steps.counts
 
     def weights(self) -> list[Mapping[str, Tensor]]:
         """Return each member's network by name, on the CPU: the host's tensors, and the seeds'."""
