@@ -10,7 +10,7 @@ two equal loops is noise. One fixed batch, so that no data loading is timed. See
 * monitoring: a seed in TRAINING, a shadow pass each 4th step, with and without the isolation monitor: at most 2 %;
 * a seed in TRAINING: at most 10 % above bare plus the multiply-adds of its own passes;
 * a graft: what an edge that germinates or begins to blend takes longer than an edge that does not, against one step,
-  and the first step after it;
+  and the first step after each, which also does what the edge put off;
 * with --device cuda also the memory that a culled seed leaves behind, which must be none.
 
 `--compiled` trains a compiled host, with the bare loop compiled as well. Written to results/training_DEVICE.json.
@@ -104,6 +104,8 @@ def _graft(arm: GrowingArm, *, steps: int) -> dict[str, float]:
     """Germinate a seed, let it blend and cull it; return the milliseconds of steps and edges on the way."""
     taken = {"step": statistics.median(_step_ms(arm) for _ in range(steps)), "edge": _edge_ms(arm)[0]}
     taken["germinate"], seed_id = _edge_ms(arm, ly.SEED_OP_GERMINATE)
+    stall = arm.manager.stalls[-1]
+    taken |= {"germinate_fetch": stall.fetch_ms, "germinate_decide": stall.decide_ms, "germinate_fold": stall.fold_ms}
     taken["first_step_in_training"] = _step_ms(arm)
     arm.until_grafting(steps)
     taken["edge_in_training"] = _edge_ms(arm)[0]
@@ -142,6 +144,7 @@ def stalls(kind: HostKind, device: torch.device, *, compiled: bool, steps: int, 
         at_most(f"{name}_{what}", stall(key, beside), "ms", peer=step, bound=_STALL_STEPS_MAX)
         for what, key, beside in (
             ("germination_stall", "germinate", "edge"),
+            ("germination_stall_of_first_step", "first_step_in_training", "step"),
             ("blend_stall", "blend", "edge_in_training"),
             ("stall_of_first_step", "first_step_of_blend", "step"),
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final
 
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -22,6 +23,8 @@ class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # unannotated in torch
         self.flops: int = 0
+        #: What was found for an operator on such shapes: layers of a network are alike, and torch's formulas slow.
+        self._known: dict[Hashable, int] = {}
 
     def __torch_dispatch__(
         self,
@@ -40,8 +43,35 @@ class _Counter(TorchDispatchMode):
             _WHOLE.add(func)
         out = func(*args, **options)
         if formula is not None:
-            self.flops += int(formula(*args, **options, out_val=out))
+            self.flops += self._flops_of(func, formula, args, options, out)
         return out
+
+    def _flops_of(
+        self,
+        func: object,
+        formula: Callable[..., float],
+        args: tuple[Any, ...],
+        options: Mapping[str, Any],
+        out: object,
+    ) -> int:
+        if not hasattr(formula, "__wrapped__") or getattr(formula, "_get_raw", False):
+            return int(formula(*args, **options, out_val=out))  # It looks at more than shapes.
+        key = (func, _shapes(args), _shapes(tuple(options.items())), _shapes(out))
+        try:
+            if key not in self._known:
+                self._known[key] = int(formula(*args, **options, out_val=out))
+            return self._known[key]
+        except TypeError:  # An argument that cannot be a key.
+            return int(formula(*args, **options, out_val=out))
+
+
+def _shapes(value: Any) -> Hashable:  # noqa: ANN401 - whatever an operator takes
+    """Return a value with its tensors' shapes in the place of these."""
+    if isinstance(value, Tensor):
+        return value.shape
+    if isinstance(value, list | tuple):
+        return tuple(map(_shapes, value))
+    return value  # type: ignore[no-any-return]  # one that is no key shows when it is used as one
 
 
 def count_multiply_adds(work: Callable[[], object]) -> int:

@@ -26,9 +26,10 @@ from esper.kasmina._isolation import IsolationMonitor, Leaks
 from esper.kasmina._ownership import HOST, OwnershipRegistry
 from esper.kasmina._passes import HostPasses, Isolation, forked_rng
 from esper.kasmina._quarantine import slot_batch
+from esper.kasmina._rehearsal import Precision, Rehearsal
 from esper.kasmina._remains import Remains
 from esper.kasmina._seed_training import LossFunction, SeedTrainer
-from esper.kasmina._sensors import inspect_interface, rehearse
+from esper.kasmina._sensors import inspect_interface
 from esper.kasmina._slots import SlotSpec
 
 Probe = Sequence[Batch]
@@ -87,7 +88,9 @@ class SeedBench:
         ranks: Ranks = ALONE,
     ) -> None:
         self.live: dict[str, LiveSeed] = {}
-        self.multiply_adds = 0
+        self._multiply_adds = 0
+        #: The rehearsal that was run last, and whose, until its work is counted.
+        self._uncounted: tuple[str, Rehearsal] | None = None
         self.loss_fn = loss_fn
         self.probe = [(inputs, targets) for inputs, targets in probe or () if samples_in(inputs)] or None
         #: The batch that was trained on last: what stands in where there is no probe.
@@ -112,6 +115,30 @@ class SeedBench:
         )
         #: Weak references to culled seeds, until these are reset.
         self._remains: dict[str, Remains] = {}
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of own work so far."""
+        self.count_rehearsal()
+        return self._multiply_adds
+
+    @multiply_adds.setter
+    def multiply_adds(self, total: int) -> None:
+        self._multiply_adds, self._uncounted = total, None
+
+    def count_rehearsal(self) -> None:
+        """Count the work of the last rehearsal, by a pass of its own: no training waits for that at an edge.
+
+        Called before the host next changes or anybody asks; what is counted is the same as it would have been then.
+        """
+        if self._uncounted is None:
+            return
+        (seed_id, rehearsal), self._uncounted = self._uncounted, None
+        if rehearsal.precision == Precision.now(self._passes.devices):  # It is a shadow pass like those to come.
+            key = ("shadow", seed_id, shapes_of(rehearsal.inputs), *self._heard())
+            self._multiply_adds += self._cost(key, rehearsal.again)
+        else:
+            self._multiply_adds += count_multiply_adds(rehearsal.again)
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -186,21 +213,23 @@ class SeedBench:
         batch, loss_fn = self.batch(), self.loss_fn
         if batch is None or loss_fn is None:
             return None
+        self.count_rehearsal()
         rng_seed = derive_seed(self._seed, "kasmina", "rehearsal", seed_id)
-        seed = self._grafted(spec, prepared, rng_seed=rng_seed).eval()
-        evidence, cost = rehearse(
+        rehearsal = Rehearsal(
             self._model,
             self._passes,
             self._focus,
             spec=spec,
-            seed=seed,
+            seed=self._grafted(spec, prepared, rng_seed=rng_seed),
             batch=batch,
             loss_fn=loss_fn,
             rng_seed=rng_seed,
         )
-        self.multiply_adds += cost
+        evidence = rehearsal.evidence()
         if not self._isolation.monitor:
-            return replace(evidence, host_changes=0)
+            evidence = replace(evidence, host_changes=0)
+        if not evidence.host_changes:  # Who reached the host is not run again, and its work is not counted.
+            self._uncounted = seed_id, rehearsal
         self.monitor.breach(seed_id, Leaks(host_changes=evidence.host_changes))
         return evidence
 
@@ -248,6 +277,9 @@ class SeedBench:
 
 
 def _values_not_finite(module: nn.Module) -> int:
-    """Return how many parameters and float buffers hold a value that is not finite."""
+    """Return how many parameters and float buffers hold a value that is not finite. Waits once."""
     tensors = [*module.parameters(), *(buffer for buffer in module.buffers() if buffer.is_floating_point())]
-    return sum(not bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    if not tensors:
+        return 0
+    finite = [torch.isfinite(tensor).all().to(tensors[0].device) for tensor in tensors]
+    return len(finite) - int(torch.stack(finite).sum())

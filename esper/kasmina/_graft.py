@@ -61,12 +61,13 @@ class PassFocus:
     def on(
         self, *, shadowed: GraftedSeed | None = None, muted: GraftedSeed | None = None, instead: bool = False
     ) -> Iterator[None]:
-        """Make the block's passes about these seeds, and about none afterwards."""
+        """Make the block's passes about these seeds, and afterwards about whom they were before."""
+        before = self.shadowed, self.muted, self.instead
         self.shadowed, self.muted, self.instead = shadowed, muted, instead
         try:
             yield
         finally:
-            self.shadowed, self.muted, self.instead = None, None, False
+            self.shadowed, self.muted, self.instead = before
 
 
 class GraftedSeed(nn.Module):

@@ -50,21 +50,6 @@ def random_states(devices: Iterable[torch.device]) -> list[Tensor]:
     return [torch.default_generator.get_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
 
-def checksums(tensors: Iterable[Tensor]) -> list[int]:
-    """Return the sum of every tensor's words, modulo 2^64: sees writes that raise no version. Waits for the device."""
-    sums = [_words_of(tensor).sum(dtype=torch.int64) for tensor in tensors]
-    # The waiting comes after all of the work was handed to the device.
-    return [int(each) for each in sums]
-
-
-def _words_of(tensor: Tensor) -> Tensor:
-    """Return the content as integers, of 8 bytes where it can be cut so: their sum is many times as fast as bytes'."""
-    flat = tensor.detach().contiguous().reshape(-1)
-    size = flat.element_size()
-    whole = flat.numel() * size % 8 == 0 and flat.storage_offset() * size % 8 == 0
-    return flat.view(torch.int64 if whole else torch.uint8)
-
-
 @dataclass(frozen=True)
 class HostPrint:
     """What a pass must leave as it was: versions of tensors and gradients, and random streams."""

@@ -37,6 +37,7 @@ class ManagerSteps(ManagerFigures):
         self._epoch_steps += 1
         self._bed.last_batch = inputs, targets
         self._bed.host_stepped()
+        self._bed.count_rehearsal()  # While the device still works at the host's step.
         for record in self.lifecycle.in_stages(FALLING_STAGES):
             self._bed.sink(record.seed_id)
         if self._stand_still():

@@ -53,7 +53,7 @@ def forked_rng(devices: Iterable[torch.device] = (), *, seed: int | None = None)
 
 
 @contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Run the block with every module in eval mode; each gets its own flag back, frozen parts included."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -89,7 +89,7 @@ class HostPasses:
         with ExitStack() as stack:
             stack.enter_context(_countable_attention())
             if self._isolation.eval_mode:
-                stack.enter_context(_in_eval_mode(self._model))
+                stack.enter_context(in_eval_mode(self._model))
             if self._isolation.fork_rng:
                 stack.enter_context(forked_rng(self.devices, seed=seed))
             yield
