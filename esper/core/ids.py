@@ -54,12 +54,11 @@ def derive_id(*parts: str | int) -> EventId:
     Used for events that follow from other events, so that a handler that runs twice
     names its results alike and the first offset wins.
     """
-    digest = hashlib.sha256()
+    pieces: list[bytes] = []
     for part in parts:
         encoded = str(part).encode()
-        digest.update(len(encoded).to_bytes(4, "big"))
-        digest.update(encoded)
-    return EventId(digest.hexdigest()[:_ID_HEX_LENGTH])
+        pieces += (len(encoded).to_bytes(4, "big"), encoded)
+    return EventId(hashlib.sha256(b"".join(pieces)).hexdigest()[:_ID_HEX_LENGTH])
 
 
 def sha256_hex(content: bytes) -> Digest:

@@ -13,7 +13,7 @@ from esper.tamiyo._actions import CONTINUE, GERMINATE, SEED_OPERATIONS, Action, 
 from esper.tamiyo._facts import PacketFacts
 from esper.tamiyo._noop import NoopPolicy
 from esper.tamiyo._observation import OBSERVATION_SCHEMA, Observation, observe
-from esper.tamiyo._policy import ForeseeingPolicy, Policy, Proposal
+from esper.tamiyo._policy import Policy, Proposal, foresees
 from esper.tamiyo._registry import make_policy
 from esper.tamiyo._state import RunState
 
@@ -69,7 +69,7 @@ def decide(
     proposal = policy.propose(observation, space)
     decision_id = decision_id_of(state.run_id, packet.event_id)
     command = _command(state.run_id, packet, proposal.action, decision_id)
-    if isinstance(policy, ForeseeingPolicy) and proposal.action.operation != GERMINATE:
+    if proposal.action.operation != GERMINATE and foresees(policy):
         command.candidates.extend(_germination(action) for action in policy.candidates(observation, space))
     return Decision(made=_made(state.run_id, packet, policy, observation, proposal, command), command=command)
 

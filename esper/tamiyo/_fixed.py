@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 
 from esper.tamiyo._actions import (
     BLEND_EPOCHS,
@@ -90,7 +91,7 @@ class FixedPolicy:
                 raise unknown_parameter(cls.name, name, (*known, "blueprint", f"{_PARAMETER_PREFIX}NAME"))
         return cls(FixedSchedule(**schedule), _option(parameters))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         option = self.options[0]
         configuration = {"blueprint": option.blueprint_id, "parameters": dict(option.parameters)}

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 
 from esper.leyline import messages as ly
 from esper.tamiyo._actions import (
@@ -61,7 +62,7 @@ class HeuristicPolicy:
         """
         return cls(HeuristicConfig.from_parameters(parameters))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         options = [option.label for option in self.options]
         return canonical_digest(self.name, self.version, {"config": asdict(self.config), "options": options})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 from esper.tamiyo._actions import Action, ActionSpace, BlueprintOption
 from esper.tamiyo._observation import Observation
@@ -33,7 +34,7 @@ class NoopPolicy:
             raise unknown_parameter(cls.name, name, ())
         return cls()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return canonical_digest(self.name, self.version, {})
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard
 
 from esper.core.errors import UsageError
 from esper.tamiyo._actions import Action, ActionSpace, BlueprintOption, Head
@@ -58,7 +58,6 @@ class Policy(Protocol):
         """Return the action to take; `space` must be the one of `observation` and `options`."""
 
 
-@runtime_checkable
 class ForeseeingPolicy(Policy, Protocol):
     """A policy that can say what it may germinate next, so that kernels are fetched before they are ordered."""
 
@@ -67,6 +66,14 @@ class ForeseeingPolicy(Policy, Protocol):
 
         They order nothing, and a proposal may be another.
         """
+
+
+def foresees(policy: Policy) -> TypeGuard[ForeseeingPolicy]:
+    """Whether a policy can say what it may germinate next.
+
+    Asked at every decision: isinstance with a protocol would look at every attribute, digest and all.
+    """
+    return callable(getattr(policy, "candidates", None))
 
 
 def canonical_digest(name: str, version: str, configuration: Mapping[str, object]) -> str:

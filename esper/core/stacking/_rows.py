@@ -76,8 +76,9 @@ def per_member(values_M: Tensor, like: Tensor) -> Tensor:
 
 
 def finite_rows(values: Tensor) -> Tensor:
-    """Return whether all numbers of each member are finite, [M]; of the largest alone, in one pass over the others."""
-    return torch.isfinite(torch.linalg.vector_norm(values.detach().flatten(1), ord=math.inf, dim=1))
+    """Return whether all numbers of each member are finite, [M]: whether the largest is, which is NaN if one is."""
+    largest_M: Tensor = torch.linalg.vector_norm(values.detach().flatten(1), ord=math.inf, dim=1)
+    return largest_M.lt(math.inf)
 
 
 def fetched(tensors: Sequence[Tensor]) -> list[NDArray[np.float64]]:

@@ -174,7 +174,7 @@ class SeedGroup:
             if losses_G is not None:
                 clock.put(tables.losses_SG, losses_G)
             scale_G = (self._clip_G / (norm_G + _CLIP_EPSILON)).clamp(max=1.0)
-            usable_G1 = (torch.isfinite(norm_G) | self.trusted_G).unsqueeze(1)
+            usable_G1 = ((norm_G < math.inf) | self.trusted_G).unsqueeze(1)
             kept = torch.where(usable_G1, gradient_GP * scale_G.unsqueeze(1), 0.0)
             self.moments.step(self.parameters.flat_NP, kept, clock.take(tables.numbers_SKG))
 
