@@ -31,7 +31,7 @@ demo: setup ## Train a static and a growing network through a real Kafka broker 
 .PHONY: test
 test: setup ## Run every test, real broker included, with branch coverage over all processes
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/coverage run -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --fail-under $(COVERAGE_MIN)
 

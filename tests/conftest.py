@@ -33,6 +33,24 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+#: Packages whose tests start many processes, longest first: what is left for the end is then short.
+_LONG_FIRST = ("tests/integration", "tests/tolaria", "tests/cli", "tests/kasmina", "tests/oona", "tests/projection")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run a package's tests together, files with campaigns first, in the order that was drawn for all else.
+
+    What a package shares, brokers and serving members above all, then ends with it: idle ones took a third of a core.
+    """
+    campaigns = {item.path for item in items if item.get_closest_marker("campaign")}
+    ranks: dict[str, int] = {name: rank for rank, name in enumerate(_LONG_FIRST)}
+    places = {item.path: "/".join(item.nodeid.split("/")[:2]) for item in items}
+    for place in places.values():
+        ranks.setdefault(place, len(ranks))
+    items.sort(key=lambda item: (ranks[places[item.path]], item.path not in campaigns))
+
+
 def pytest_report_header() -> str:
     """Say which Kafka serves."""
     return str(KAFKA)

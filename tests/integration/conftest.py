@@ -10,7 +10,7 @@ import pytest
 from tests.integration.driver import Esper
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Esper]:
     """A home with a real broker and all members running."""
     with own_home(tmp_path_factory.mktemp("serving")) as esper, esper.serving():

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from esper.core.clock import SYSTEM_CLOCK, Deadline
+from esper.core.home import Home, MemberInfo, live_members
+from esper.core.settings import load_settings
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).parents[2]
@@ -108,13 +110,15 @@ class Esper:
     def _ready(self, process: subprocess.Popen[str], wanted: int) -> bool:
         if process.poll() is not None:
             raise AssertionError(f"serve ended with {process.returncode}: {process.communicate()[1]}")
-        members = self("status", "--json").json["members"]
-        return sum(member["state"] == "running" for member in members) >= wanted
+        return sum(member.state == "running" for member in self._members()) >= wanted
+
+    def _members(self) -> list[MemberInfo]:
+        """Look without a command: starting one each time would take the cores from the members that start."""
+        return live_members(Home.open(load_settings(_env_file=None, home=self.home)))
 
     def member_pid(self, name: str) -> int:
         """Return the process id of a member that lives."""
-        members = {m["name"]: m["pid"] for m in self("status", "--json").json["members"]}
-        return int(members[name])
+        return {member.name: member.pid for member in self._members()}[name]
 
     def events(self, topic: str, *, run_id: str | None = None) -> list[Any]:
         """Return the events of a topic, all or of one run."""

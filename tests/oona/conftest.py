@@ -10,7 +10,7 @@ from esper.oona import Fabric
 from tests.conftest import running_broker
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def scratch(tmp_path_factory: pytest.TempPathFactory, _no_settings_from_outside: None) -> Iterator[Fabric]:
     """The fabric on a broker that only tests use which count or delete what a topic holds."""
     with (
@@ -20,7 +20,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory, _no_settings_from_outside:
         yield fabric
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def secluded(tmp_path_factory: pytest.TempPathFactory, _no_settings_from_outside: None) -> Iterator[Fabric]:
     """The fabric on a broker that no member serves, for events that would steer whoever hears them."""
     with (

@@ -11,7 +11,7 @@ from tests.conftest import running_broker
 from tests.oona.proof.recorded import Recorded, last_number, record_log, wait_for_checkpoint, write_events, writing
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def proving(tmp_path_factory: pytest.TempPathFactory, _no_settings_from_outside: None) -> Iterator[Fabric]:
     """The fabric on a broker of its own whose housekeeper would sign every 40 records."""
     root = tmp_path_factory.mktemp("proving") / "home"
@@ -22,7 +22,7 @@ def proving(tmp_path_factory: pytest.TempPathFactory, _no_settings_from_outside:
         yield fabric
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def recorded(proving: Fabric) -> Recorded:
     """What a real broker held after three lives of a writer, two of them with events in between."""
     for _ in range(3):
