@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from esper.core.stacking import StepClock, add_rows
+from esper.core.stacking import StepClock, add_rows, take_rows
 from esper.kasmina.stack._group import SeedGroup
 
 # Legend: N members of the stack, G seeds of a group, M members that a pass is about.
@@ -76,7 +76,7 @@ class QuietTap:
         for each in self._hearing:
             group = each.group
             if group.module == module:
-                read = (source_MB if group.reads_input else own).index_select(0, each.rows_M)
+                read = take_rows(source_MB if group.reads_input else own, each.rows_M)
                 given = group.body_of(read, each.places_M)
                 alpha_M = group.alpha_now_G.index_select(0, each.places_M)
                 trusted_M = group.trusted_G.index_select(0, each.places_M)
