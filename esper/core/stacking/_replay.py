@@ -120,7 +120,8 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        cuda: Any = torch.cuda  # mypy finds no types for its streams.
+        self._stream: torch.cuda.Stream = cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         with self.running():
             self._tick()
