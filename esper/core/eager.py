@@ -5,10 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
+
+#: Torch says it where it meets one while it compiles.
+_REASON: Final = (
+    "seeds come, move and go while a host trains: they run uncompiled, or each of it would compile them anew"
+)
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
@@ -37,12 +42,12 @@ def eagerly() -> Iterator[None]:
 class EagerHook:
     """A forward hook that compiled code calls and does not trace, so that what it does may change without a trace.
 
-    Copied with its module, it belongs to the copy's hook.
+    Nothing of what it calls is traced either, whoever calls it. Copied with its module, it belongs to the copy's hook.
     """
 
     def __init__(self, hook: Callable[..., Any]) -> None:
         self._hook = hook
-        self._call: Callable[..., Any] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]  # unannotated in torch
+        self._call: Callable[..., Any] = torch.compiler.disable(hook, reason=_REASON)  # type: ignore[no-untyped-call]  # unannotated in torch
 
     def __call__(self, *args: Any) -> Any:  # noqa: ANN401 - as hooks get and give it
         return self._call(*args)

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor, nn
 
-from esper.core.eager import forget_compiled
+from esper.core.eager import EagerHook, forget_compiled
 from esper.core.errors import IntegrityError
 from esper.core.inputs import Output, main_of, source_of, with_main
 from esper.kasmina._slots import SlotSpec
@@ -99,9 +99,13 @@ class Socket:
         return set(self._seeds)
 
     def take(self, hook: SeedHook) -> int:
-        """Let a seed be asked from now on; return its place."""
+        """Let a seed be asked from now on; return its place.
+
+        It is never traced: not by a torch that looks into what an operator calls, nor where torch gives up the frame
+        around the slot and traces what that calls. A seed counts its draws: each count would be compiled anew.
+        """
         place = next(_places)
-        self._seeds[place] = hook
+        self._seeds[place] = EagerHook(hook)
         return place
 
     def leave(self, place: int) -> None:

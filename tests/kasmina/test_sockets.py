@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
+from torch._dynamo.utils import clear_compilation_metrics, counters, get_compilation_metrics
 from torch.nn import functional
 
 from esper.core.errors import IntegrityError
@@ -58,6 +58,7 @@ def test_a_whole_life_compiles_nothing(name: str, backend: str) -> None:
     loop, compiled = socketed(name, backend)
     (spec,) = loop.manager._slots.values()
     compiled_before = dict(counters["stats"])
+    clear_compilation_metrics()
     # Machine code fuses what eager code rounds in between.
     close = {"rtol": 0.0, "atol": 0.0} if backend == "aot_eager" else {"rtol": 1e-4, "atol": 1e-5}
     heard = []
@@ -86,8 +87,49 @@ def test_a_whole_life_compiles_nothing(name: str, backend: str) -> None:
         epochs(loop, compiled, 1)
         torch.testing.assert_close(evaluated(loop, compiled), evaluated(loop, loop.model), **close)
     assert dict(counters["stats"]) == compiled_before
+    assert compiled_of_us() == []
     assert heard[0] != heard[2]
     assert loop.manager.lifecycle.stage_of(second) == ly.SEED_STAGE_FOSSILIZED
+
+
+def compiled_of_us() -> list[str]:
+    """Return the functions of Esper's seeds that torch compiled since the metrics were cleared, one for each time."""
+    metrics = get_compilation_metrics()
+    return [str(each.co_name) for each in metrics if str(each.co_filename).endswith(("_graft.py", "_passes.py"))]
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
+@pytest.mark.parametrize("guarded", [True, False], ids=["as it is", "a seed that torch may trace"])
+def test_torch_traces_no_seed(guarded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: no version of torch compiles a seed, draw after draw. Method: ask a blending seed from a frame that torch
+    gave up, where it traces what that calls; without the guard it compiles `_drawing_apart` until its limit.
+    """
+    if not guarded:
+        monkeypatch.setattr("esper.kasmina._sockets.EagerHook", lambda hook: hook)
+    loop, compiled = socketed()
+    seed_id = loop.grow("1", ly.SEED_STAGE_BLENDING)
+    for _ in range(2):
+        step(loop, compiled)
+    seed, module = loop.manager._bed.live[seed_id].seed, loop.model.get_submodule("1")
+    socket = socket_of(module)
+    assert socket is not None
+    assert seed.alpha > 0.0
+    assert seed.training
+
+    def asked(source: Tensor, output: Tensor) -> Tensor | None:
+        return socket.hear((source,), output)
+
+    given_up = torch.compiler.disable(asked, recursive=False)
+    torch.manual_seed(3)
+    source, output = torch.randn(4, 12), torch.randn(4, 8)
+    traced = torch.compile(lambda source, output: given_up(source, output * 2.0), backend="aot_eager")
+    draws = seed._draws
+    clear_compilation_metrics()
+    for _ in range(5):
+        assert isinstance(traced(source, output), Tensor)
+    assert seed._draws == draws + 5
+    assert compiled_of_us().count("_drawing_apart") == (0 if guarded else 5)
+    assert bool(compiled_of_us()) == (not guarded)
 
 
 def test_without_sockets_a_graft_compiles_anew() -> None:
