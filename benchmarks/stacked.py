@@ -21,7 +21,7 @@ import cProfile
 import json
 import pstats
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
@@ -112,13 +112,16 @@ def main() -> int:
             print(json.dumps(replays), file=sys.stderr, flush=True)
         warm = TrainingRequest(task="mnist1d", epochs=12, policy="fixed", seed=1, device=arguments.device)
         alone(fabric, supervisor, warm, min(2, arguments.alone))
-        collect(fabric, Scheduled(warm, runs=4 * arguments.workers, stack=4), workers=arguments.workers)
+        collect(fabric, Scheduled(warm, runs=4, stack=4))
         for number in range(arguments.rounds):
             seed = 1_000 + 100_000 * number
             first = _first(arguments, seed)
             single = alone(fabric, supervisor, first, arguments.alone)
             stacked = collect(
-                fabric, Scheduled(first, runs=arguments.runs, stack=arguments.stack), workers=arguments.workers
+                fabric,
+                Scheduled(first, runs=arguments.runs, stack=arguments.stack),
+                workers=arguments.workers,
+                progress=_told(arguments.runs * arguments.epochs),
             )
             checked = None if arguments.mock or not arguments.alone else verify_run(fabric, stacked["runs"][0]).equal
             rounds.append({"alone": single, "stacked": _row(stacked), "verified": checked})
@@ -136,6 +139,21 @@ def _first(arguments: argparse.Namespace, seed: int) -> TrainingRequest:
         device=arguments.device,
         digest_every_epochs=arguments.digest_every,
     )
+
+
+def _told(total: int) -> Callable[[int], None]:
+    """Return what says on stderr, every ten seconds, how many epochs of all runs are over."""
+    began = SYSTEM_CLOCK.monotonic()
+    done, due = 0, began
+
+    def progress(epochs: int) -> None:
+        nonlocal done, due
+        done, now = done + epochs, SYSTEM_CLOCK.monotonic()
+        if now >= due:
+            due = now + 10.0
+            print(f"{now - began:.0f} s: {done} of {total} epochs of runs", file=sys.stderr, flush=True)
+
+    return progress
 
 
 def _profile(fabric: Fabric, arguments: argparse.Namespace) -> int:
