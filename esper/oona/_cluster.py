@@ -10,8 +10,10 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import BrokerUnavailable
 from esper.core.home import Home
+from esper.core.pacing import Pace
 from esper.core.principals import ADMIN, MECHANISM, Principals
 from esper.core.settings import Settings
 from esper.leyline import VALUE_BYTES_MAX
@@ -23,6 +25,9 @@ from esper.oona._retired import drop_retired, retire
 RECORD_BYTES_MAX: Final = VALUE_BYTES_MAX + 1024 * 1024
 _logger = logging.getLogger("esper.oona.librdkafka")
 _REQUEST_SECONDS: Final = 5.0
+#: How often an administrative client is replaced while requests fail. One that was replaced lives on for two minutes,
+#: and each takes one of a process's 1,024 keys for data of its threads.
+_RENEWED_SECONDS: Final = (1.0, 8.0)
 
 Position = tuple[str, int]
 #: Names and values as librdkafka's CONFIGURATION.md lists them, callbacks among them.
@@ -70,6 +75,7 @@ class Cluster:
         client_id: str = "esper",
         passwords: Principals | None = None,
         principal: str = ADMIN,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.settings = settings
         self.bootstrap = bootstrap
@@ -78,6 +84,8 @@ class Cluster:
         self._passwords = passwords
         self._admin: AdminClient | None = None
         self._retire: Callable[[], object] = lambda: None
+        first, most = _RENEWED_SECONDS
+        self._renewals = Pace(first_seconds=first, most_seconds=most, clock=clock)
         self._watch = self.watch(f"the Kafka cluster at {bootstrap} cannot be used")
 
     @classmethod
@@ -223,8 +231,9 @@ class Cluster:
                     self._raise_if_hidden({topic for topic, _ in wanted})
                 # A client that knows the leaders of before a restart is refused (FENCED_LEADER_EPOCH) and never
                 # asks who leads now; a fresh one does. Other threads may still wait for answers of this one.
-                self._admin = None
-                self._retire()
+                if self._renewals.may():
+                    self._admin = None
+                    self._retire()
                 raise
             return found
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from esper.core.clock import ManualClock
 from esper.core.errors import BrokerUnavailable, UsageError
 from esper.core.ports import FetchedKernel, KernelUnavailable
 from esper.leyline import EventMessage
@@ -30,6 +31,7 @@ class Broker:
     absent: int = 0
     log: list[str] = field(default_factory=list)
     gaps: list[tuple[int, int]] = field(default_factory=list)
+    connections: int = 0
 
     def call(self) -> None:
         if self.lives == 0:
@@ -73,13 +75,17 @@ class LiveJournal:
         raise AssertionError("no telemetry is handed over here")
 
 
-def journal(broker: Broker) -> GapJournal:
+def journal(broker: Broker, clock: ManualClock | None = None) -> GapJournal:
     def connect() -> LiveJournal:
+        broker.connections += 1
         broker.call()
         return LiveJournal(broker)
 
     return GapJournal(
-        connect=connect, answers=broker.answers, tell_gap=lambda first, last, _: broker.gaps.append((first, last))
+        connect=connect,
+        answers=broker.answers,
+        tell_gap=lambda first, last, _: broker.gaps.append((first, last)),
+        clock=clock or ManualClock(),
     )
 
 
@@ -115,17 +121,77 @@ def test_whatever_call_loses_the_broker_the_log_is_whole(lives: int, absent: int
 
 def test_a_broker_that_goes_again_while_the_gap_is_told_changes_nothing() -> None:
     """Goal: a gap that cannot be closed stays open. Method: a broker that answers and takes two entries only."""
-    broker = Broker(lives=2, absent=0)
-    one = journal(broker)
+    broker, clock = Broker(lives=2, absent=0), ManualClock()
+    one = journal(broker, clock)
     live_through(one, 1)
     assert one.in_gap
     broker.lives = 3  # The connection and two entries.
     assert not one.try_to_close()
     assert one.in_gap
     broker.lives = 1_000
+    clock.advance(1.0)
     assert one.try_to_close()
     assert broker.log == ["1:fault", "1:state", "1:move", "1:outcome:log_gap"]
     assert broker.gaps == [(1, 1)]
+
+
+class Flapping(Broker):
+    """Answers every look, and loses each connection before it was good for an entry."""
+
+    def call(self) -> None:
+        if self.connections != 1:
+            raise BrokerUnavailable("the log cannot be written", cause="the broker went again")
+
+    def answers(self) -> bool:
+        return True
+
+
+def test_a_broker_that_comes_and_goes_is_connected_to_ever_more_seldom() -> None:
+    """Goal: a bounded number of connections. Method: 300 epochs of one second with a broker that answers every look and
+    loses every connection; then it stays, and the log is whole.
+    """
+    broker, clock = Flapping(lives=0), ManualClock()
+    one = journal(broker, clock)
+    broker.connections = 2  # From now on it goes.
+    for epoch in range(1, 301):
+        assert live_through(one, epoch) == "log_gap"
+        clock.advance(1.0)
+    assert 8 <= broker.connections <= 2 + 7 + 2 * 300 / 30
+    assert not one.try_to_close(unpaced=True)
+    tried = broker.connections
+    assert not one.try_to_close()
+    assert broker.connections == tried, "only who waits by itself asks without a pace"
+    broker.call = lambda: None  # type: ignore[method-assign]  # it stays
+    assert one.try_to_close(unpaced=True)
+    assert [entry for entry in broker.log if entry.endswith("state")] == [f"{epoch}:state" for epoch in range(1, 301)]
+    assert broker.gaps == [(1, 300)]
+
+
+def test_kernels_are_not_asked_for_at_every_edge_of_an_outage() -> None:
+    """Goal: as above for what fetches kernels. Method: 100 failing fetches, one a second."""
+    opened, clock = list[int](), ManualClock()
+
+    def absent() -> FetchedKernel:
+        raise BrokerUnavailable("no catalogue", cause="no broker answers")
+
+    class Runtime:
+        def fetch_kernel(self, request: ly.KernelRequestSpec, *, run_id: str, wait_seconds: float) -> FetchedKernel:
+            return absent()
+
+        def fetch_by_digest(self, artifact_ref: str) -> FetchedKernel:
+            return absent()
+
+    def open_runtime() -> Runtime:
+        opened.append(len(opened))
+        return Runtime()
+
+    runtime = RenewedRuntime(open_runtime, clock=clock)
+    for _ in range(100):
+        with pytest.raises(KernelUnavailable) as refused:
+            runtime.fetch_by_digest("digest")
+        assert refused.value.reason == "log_gap"
+        clock.advance(1.0)
+    assert 4 <= len(opened) <= 2 + 7 + 2 * 100 / 30
 
 
 def test_a_kernel_runtime_is_opened_anew_after_its_broker_was_away() -> None:

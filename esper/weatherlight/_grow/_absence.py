@@ -5,6 +5,7 @@ from __future__ import annotations
 from esper.core.clock import SYSTEM_CLOCK, Deadline
 from esper.core.errors import BrokerUnavailable
 from esper.core.ports import BlueprintRuntime
+from esper.core.rng import jitter
 from esper.oona import Fabric
 from esper.tolaria import TrainingJournal
 from esper.weatherlight._grafting import kernel_runtime
@@ -14,7 +15,8 @@ from esper.weatherlight._grow._wishes import LogLoss
 
 #: How long an edge in a gap looks for a broker before training goes on.
 _LOOK_SECONDS = 0.2
-_POLL_SECONDS = 0.1
+#: The end of a block waits between two looks, from the first to the most.
+_POLL_SECONDS, _POLL_SECONDS_MOST = 0.1, 2.0
 
 
 def runtime_for(loss: LogLoss, fabric: Fabric) -> BlueprintRuntime:
@@ -53,12 +55,13 @@ def close_gap(journal: TrainingJournal | None, *, run_id: str, wait_seconds: flo
     """
     if not isinstance(journal, GapJournal):
         return
-    deadline = Deadline(wait_seconds)
-    while not journal.try_to_close():
+    deadline, pause = Deadline(wait_seconds), _POLL_SECONDS
+    while not journal.try_to_close(unpaced=True):
         if deadline.expired:
             raise BrokerUnavailable(
                 f"run {run_id} came to its end, and the log does not know",
                 cause=f"no broker answered for {wait_seconds:g} s; the model is trained",
                 next_step="Start the broker before the block ends; `esper runs cancel` ends the run",
             )
-        SYSTEM_CLOCK.sleep(_POLL_SECONDS)
+        SYSTEM_CLOCK.sleep(min(jitter(pause), deadline.remaining_seconds))
+        pause = min(2.0 * pause, _POLL_SECONDS_MOST)

@@ -9,6 +9,7 @@ from typing import Final
 
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import BrokerUnavailable
+from esper.core.pacing import Pace
 from esper.core.ports import BlueprintRuntime, FetchedKernel, KernelUnavailable
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
@@ -18,6 +19,8 @@ _log = logging.getLogger("esper.grow")
 
 #: The reason of every outcome in a gap.
 REASON_LOG_GAP: Final = "log_gap"
+#: How often connections are opened anew while a broker comes and goes: each takes threads and seconds of training.
+_FIRST_SECONDS, _MOST_SECONDS = 1.0, 30.0
 
 _Entry = Callable[[TrainingJournal], None]
 
@@ -29,6 +32,7 @@ class GapJournal:
     whether a broker is there; `tell_gap(first_epoch, last_epoch, seconds)` appends that there was a gap. In a gap
     no command is waited for, every outcome is "log_gap", and what seeds must suffer, a fault's cull, happens before
     the log knows of it. Events that were under way when the broker went may stand in the log twice, under one id.
+    A broker that comes and goes is connected to ever more seldom (`Pace`); until then the gap goes on.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class GapJournal:
         self._answers = answers
         self._tell_gap = tell_gap
         self._clock = clock
+        self._connections = Pace(first_seconds=_FIRST_SECONDS, most_seconds=_MOST_SECONDS, clock=clock)
         self._live: TrainingJournal | None = connect()
         self._unsaid: deque[_Entry] = deque()
         self._epochs: list[int] = []
@@ -86,11 +91,14 @@ class GapJournal:
         if self._live is not None:
             self._live.submit_telemetry(epoch, packet)
 
-    def try_to_close(self) -> bool:
-        """Say what is unsaid if a broker answers; return whether nothing is left. Does nothing outside a gap."""
+    def try_to_close(self, *, unpaced: bool = False) -> bool:
+        """Say what is unsaid if a broker answers; return whether nothing is left. Does nothing outside a gap.
+
+        Connects no more often than its pace allows, unless `unpaced`: whoever asks so waits between two tries.
+        """
         if self._live is not None:
             return True
-        if not self._answers():
+        if not self._answers() or not (self._connections.may() or unpaced):
             return False
         try:
             self._close()
@@ -129,8 +137,9 @@ class GapJournal:
 class RenewedRuntime:
     """A kernel runtime that is opened anew after its broker was away; meanwhile there are no kernels."""
 
-    def __init__(self, open_runtime: Callable[[], BlueprintRuntime]) -> None:
+    def __init__(self, open_runtime: Callable[[], BlueprintRuntime], *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._open = open_runtime
+        self._openings = Pace(first_seconds=_FIRST_SECONDS, most_seconds=_MOST_SECONDS, clock=clock)
         self._runtime: BlueprintRuntime | None = open_runtime()
 
     def fetch_kernel(self, request: ly.KernelRequestSpec, *, run_id: str, wait_seconds: float) -> FetchedKernel:
@@ -146,6 +155,13 @@ class RenewedRuntime:
         return self._asked(lambda one: one.fetch_by_digest(artifact_ref))
 
     def _asked(self, ask: Callable[[BlueprintRuntime], FetchedKernel]) -> FetchedKernel:
+        if self._runtime is None and not self._openings.may():
+            raise KernelUnavailable(
+                "no kernel can be had",
+                reason=REASON_LOG_GAP,
+                cause="the broker comes and goes, and connections to it are opened ever more seldom",
+                next_step="Wait until it stays",
+            )
         try:
             self._runtime = self._runtime or self._open()
             return ask(self._runtime)
