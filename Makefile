@@ -13,6 +13,8 @@ BENCHMARKS ?= $(basename $(notdir $(filter-out benchmarks/_%,$(sort $(wildcard b
 COVERAGE_MIN ?= 80
 # Each process has a broker of its own (350 MB); much of a test is waiting for another process.
 TEST_PROCESSES ?= 2
+# A file's tests stay in one process; packages stay in the order of tests/conftest.py.
+TESTS := pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 # Threads of torch that wait must not spin: more processes than cores would mostly watch each other wait.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -29,9 +31,13 @@ demo: setup ## Train a static and a growing network through a real Kafka broker 
 	$(DEMO)
 
 .PHONY: test
-test: setup ## Run every test, real broker included, with branch coverage over all processes
+test: setup ## Run every test, real broker included
+	$(BIN)/python -m $(TESTS)
+
+.PHONY: coverage
+coverage: setup ## Run every test with branch coverage over all processes; takes half as long again
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	$(BIN)/coverage run -m $(TESTS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --fail-under $(COVERAGE_MIN)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import json
+import os
 import pstats
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -102,6 +103,7 @@ def alone(fabric: Fabric, supervisor: Supervisor | None, first: TrainingRequest,
 def main() -> int:
     """Run both arms in turns and report."""
     arguments = _arguments()
+    os.environ["ESPER_REPLAY_STACKS"] = "1"  # Also in the processes of a collection; on a CPU nothing is recorded.
     rounds: list[dict[str, Any]] = []
     replays: dict[str, Any] | None = None
     with system(mock=arguments.mock, alone=bool(arguments.alone)) as (fabric, supervisor):

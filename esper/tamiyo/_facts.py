@@ -91,6 +91,8 @@ class PacketFacts:
     held: bool = False
     #: Kasmina's breaker is open, by order or not: nothing germinates.
     breaker_open: bool = False
+    #: Epoch that the run had returned to before it trained this one; 0: it goes on from the epoch before.
+    follows_epoch: int = 0
 
     def seed(self, seed_id: str) -> SeedFacts | None:
         """Return the seed called `seed_id`, or None."""
@@ -171,6 +173,7 @@ def packet_facts(packet: ly.SystemStatePacket) -> PacketFacts:
         slots=_slot_facts(packet),
         held=packet.growth.paused or packet.growth.halted or packet.growth.breaker_held,
         breaker_open=packet.growth.breaker == ly.CIRCUIT_STATE_OPEN,
+        follows_epoch=packet.follows_epoch,
     )
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from esper.leyline import messages as ly
 from esper.tamiyo._facts import DecisionFacts, PacketFacts, SeedFacts, SlotFacts
@@ -141,9 +142,10 @@ def improvement_per_epoch(history: Sequence[PacketFacts]) -> float | None:
     """Return the mean relative fall of the validation loss per epoch over the last WINDOW_EPOCHS epochs."""
     window = history[-WINDOW_EPOCHS - 1 :]
     begin, end = window[0], window[-1]
-    if end.epoch <= begin.epoch or not begin.validation_loss > 0.0:
+    epochs = sum(1 if later.follows_epoch else later.epoch - earlier.epoch for earlier, later in pairwise(window))
+    if epochs <= 0 or not begin.validation_loss > 0.0:
         return None
-    return (1.0 - end.validation_loss / begin.validation_loss) / (end.epoch - begin.epoch)
+    return (1.0 - end.validation_loss / begin.validation_loss) / epochs
 
 
 def _slot_block(

@@ -63,8 +63,17 @@ class RunState:
         return self.packets[min(later)] if later else None
 
     def history(self, epoch: int) -> tuple[PacketFacts, ...]:
-        """Return the packets up to and with `epoch`, oldest first."""
-        return tuple(self.packets[seen] for seen in sorted(self.packets) if seen <= epoch)
+        """Return the packets that led to `epoch`, its own included, oldest first.
+
+        Epochs that the run left behind when it returned to an earlier one are not among them: the network that is
+        trained on has not seen them, and their losses, a spike perhaps, say nothing of its progress.
+        """
+        line: list[PacketFacts] = []
+        for packet in (self.packets[seen] for seen in sorted(self.packets) if seen <= epoch):
+            if packet.follows_epoch:
+                line = [earlier for earlier in line if earlier.epoch <= packet.follows_epoch]
+            line.append(packet)
+        return tuple(line)
 
 
 def run_of(message: Message) -> str:

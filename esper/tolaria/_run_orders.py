@@ -76,12 +76,18 @@ class RunOrders:
     def see(self, packet: ly.SystemStatePacket) -> str:
         """Look at an epoch before its packet is appended; return its fault, "" if there is none to act on.
 
+        The packet is told where it follows on, if the run had returned: whoever reads packets alone, as Tamiyo does,
+        then knows which epochs lead to it.
+
         Raises:
             TrainingDiverged: there is one, and nothing to return to, or the run returned often enough.
         """
         self._history = self._history.fold(packet)
         self._fault, self._due = "", None
         limits, epoch = self._limits, packet.current_epoch
+        before = self._history.before(epoch)
+        if before != epoch - 1:
+            packet.follows_epoch = before
         if limits is None or epoch <= self._points.repeated_epochs:
             return ""  # What came of it stands in the record.
         fault = self._history.fault(packet, spike_factor=limits.spike_factor)

@@ -16,10 +16,10 @@ from esper.oona.broker import LocalBroker
 from tests.integration.driver import Esper, eventually, finish, kill
 
 TRAIN = ["--task", "mnist1d", "--host", "mlp", "--policy", "heuristic", "--seed", "3"]
-#: With batches of two samples an epoch of mnist1d takes half a second on an idle core, more than one under coverage:
-#: twelve of them outlast a kill and the start of a process.
-SLOW = [*TRAIN, "--hyper", "batch_size=2"]
-EPOCHS = 12
+#: With batches of two samples an epoch of mnist1d takes half a second on an idle core: twelve of them outlast a kill
+#: and the start of a process, eight with batches of four a kill.
+SLOW, EPOCHS = [*TRAIN, "--hyper", "batch_size=2"], 12
+SHORT, SHORT_EPOCHS = [*TRAIN, "--hyper", "batch_size=4"], 8
 Note = Callable[[str, object], None]
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(600)]
@@ -89,14 +89,14 @@ def test_a_killed_broker_loses_no_epoch(esper: Esper) -> None:
     """Goal: nothing is missing from the log after a crash of the broker. Method: SIGKILL it in mid-run, start it."""
     settings = load_settings(home=esper.home)
     broker = LocalBroker(Home.open(settings), settings)
-    run = esper.spawn("train", *SLOW, "--epochs", str(EPOCHS), "--json")
+    run = esper.spawn("train", *SHORT, "--epochs", str(SHORT_EPOCHS), "--json")
     wait_for_epoch(esper, 2)
     broker.kill()
     broker.start()
     document = finish(run).json
     assert document["status"] == "finished"
-    assert epochs_logged(esper) == list(range(1, EPOCHS + 1))
-    assert [o["epoch"] for o in outcomes(esper, document["run_id"])] == list(range(1, EPOCHS + 1))
+    assert epochs_logged(esper) == list(range(1, SHORT_EPOCHS + 1))
+    assert [o["epoch"] for o in outcomes(esper, document["run_id"])] == list(range(1, SHORT_EPOCHS + 1))
 
 
 def test_a_killed_worker_is_followed_by_another_attempt(esper: Esper) -> None:
@@ -105,13 +105,13 @@ def test_a_killed_worker_is_followed_by_another_attempt(esper: Esper) -> None:
     Method: SIGKILL the worker under `serve`, which starts it again; compare with an undisturbed run.
     """
     with esper.serving():
-        run = esper.spawn("train", *SLOW, "--epochs", str(EPOCHS), "--json")
+        run = esper.spawn("train", *SHORT, "--epochs", str(SHORT_EPOCHS), "--json")
         wait_for_epoch(esper, 2)
         kill(esper.member_pid("tolaria-0"))
         document = finish(run).json
-        undisturbed = esper("train", *SLOW, "--epochs", str(EPOCHS), "--json").json
+        undisturbed = esper("train", *SHORT, "--epochs", str(SHORT_EPOCHS), "--json").json
     kinds = types(esper, document["run_id"])
     assert kinds["TrainingRunClaimed"] == 2
-    assert kinds["CommandOutcome"] == EPOCHS
+    assert kinds["CommandOutcome"] == SHORT_EPOCHS
     assert document["digest"] == undisturbed["digest"]
     assert document["accuracy"] == undisturbed["accuracy"]

@@ -12,8 +12,8 @@ from tests.campaigns import WHOLE
 from tests.integration.driver import Esper, busy_machine, eventually, finish
 
 EPOCHS = 40
-#: `make faults` repeats a run ten times, `make test` three.
-REPEATS = 10 if WHOLE else 3
+#: `make faults` trains a run ten times, `make test` twice.
+REPEATS = 10 if WHOLE else 2
 RESULT_FIELDS = {
     "run_id", "task", "host", "policy", "seed", "epochs", "status", "accuracy", "loss", "parameters",
     "multiply_adds", "multiply_adds_per_sample", "digest", "seeds",
@@ -130,7 +130,7 @@ def test_the_same_request_gives_the_same_digests_under_load(
     with busy_machine():
         for _ in range(REPEATS - 1):
             assert digests(train(serving, policy="heuristic", seed=7)["run_id"]) == first
-    other = digests(train(serving, policy="heuristic", seed=8)["run_id"])
+    other = digests(train(serving, policy="heuristic", seed=8, epochs=5)["run_id"])
     assert not set(other) & set(first)
     record_property("runs_with_equal_digests", REPEATS)
     record_property("epochs_each", EPOCHS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from esper.leyline import messages as ly
 from esper.tamiyo import RunState, decide, fold
 from esper.tamiyo._due import reports_due
 from esper.tamiyo._ledger import RunLedger
+from esper.tamiyo._observation import improvement_per_epoch, loss_delta
 from tests.tamiyo.scripted_run import ScriptedRun
 
 TOPICS = {
@@ -135,3 +137,20 @@ def test_unrelated_events_change_nothing() -> None:
     state = RunState("run-other")
     started = ly.TrainingRunStarted(meta=ly.EventMeta(event_id=derive_id("x"), subject="run-other"), run_id="run-other")
     assert fold(state, started) is state
+
+
+def test_epochs_that_a_return_left_behind_are_no_history() -> None:
+    """Goal: progress is that of the network that is trained. Method: packets of a run that spiked at epoch 5 and went
+    back to epoch 3; the epochs after it follow on that one, and the spike is in nobody's trend."""
+    losses = {1: 2.0, 2: 1.8, 3: 1.6, 4: 1.5, 5: 90.0, 6: 1.4, 7: 1.3}
+    run, state = ScriptedRun("run-back"), RunState("run-back")
+    for epoch, loss in losses.items():
+        packet = run.next_packet()
+        packet.validation_loss = loss
+        packet.follows_epoch = 3 if epoch == 6 else 0
+        state = fold(state, packet)
+    assert [packet.epoch for packet in state.history(5)] == [1, 2, 3, 4, 5]
+    assert [packet.epoch for packet in state.history(7)] == [1, 2, 3, 6, 7]
+    fall = improvement_per_epoch(state.history(7))
+    assert fall == pytest.approx((1.0 - 1.3 / 2.0) / 4), "four epochs lead from the first to here"
+    assert loss_delta(state.history(6)) == pytest.approx(1.4 - 1.6)

@@ -238,6 +238,8 @@ def test_a_return_by_command_goes_to_the_named_epoch(tmp_path: Path) -> None:
     assert [lived.journal.outcomes[epoch - 1].result for epoch in (6, 8)] == [ly.COMMAND_RESULT_APPLIED] * 2
     for event in (first, second):
         same(lived.stood[event.from_epoch], lived.kept.checkpoints[event.to_epoch])
+    follows = {packet.current_epoch: packet.follows_epoch for packet in lived.journal.packets if packet.follows_epoch}
+    assert follows == {7: 3, 9: 1}
     (restored,) = lived.journal.packets[6].seed_states
     assert (restored.stage, restored.age_epochs) == (
         ly.SEED_STAGE_TRAINING,

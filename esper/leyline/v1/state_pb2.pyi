@@ -62,7 +62,7 @@ class GrowthState(_message.Message):
     def __init__(self, breaker: _Optional[_Union[_health_pb2.CircuitBreakerState, str]] = ..., breaker_held: _Optional[bool] = ..., paused: _Optional[bool] = ..., paused_until_epoch: _Optional[int] = ..., halted: _Optional[bool] = ...) -> None: ...
 
 class SystemStatePacket(_message.Message):
-    __slots__ = ("meta", "version", "training_run_id", "experiment_name", "attempt", "current_epoch", "epochs_planned", "global_step", "training_loss", "validation_loss", "validation_accuracy", "training_metrics", "seed_states", "slots", "hardware_context", "weights_digest", "policy", "parameters", "multiply_adds", "multiply_adds_per_sample", "task", "host", "seed", "growth")
+    __slots__ = ("meta", "version", "training_run_id", "experiment_name", "attempt", "current_epoch", "epochs_planned", "global_step", "training_loss", "validation_loss", "validation_accuracy", "training_metrics", "seed_states", "slots", "hardware_context", "weights_digest", "policy", "parameters", "multiply_adds", "multiply_adds_per_sample", "task", "host", "seed", "growth", "follows_epoch")
     class TrainingMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +94,7 @@ class SystemStatePacket(_message.Message):
     HOST_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     GROWTH_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWS_EPOCH_FIELD_NUMBER: _ClassVar[int]
     meta: _meta_pb2.EventMeta
     version: int
     training_run_id: str
@@ -118,4 +119,5 @@ class SystemStatePacket(_message.Message):
     host: str
     seed: int
     growth: GrowthState
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., version: _Optional[int] = ..., training_run_id: _Optional[str] = ..., experiment_name: _Optional[str] = ..., attempt: _Optional[int] = ..., current_epoch: _Optional[int] = ..., epochs_planned: _Optional[int] = ..., global_step: _Optional[int] = ..., training_loss: _Optional[float] = ..., validation_loss: _Optional[float] = ..., validation_accuracy: _Optional[float] = ..., training_metrics: _Optional[_Mapping[str, float]] = ..., seed_states: _Optional[_Iterable[_Union[_seeds_pb2.SeedState, _Mapping]]] = ..., slots: _Optional[_Iterable[_Union[SlotState, _Mapping]]] = ..., hardware_context: _Optional[_Union[HardwareContext, _Mapping]] = ..., weights_digest: _Optional[str] = ..., policy: _Optional[str] = ..., parameters: _Optional[int] = ..., multiply_adds: _Optional[int] = ..., multiply_adds_per_sample: _Optional[int] = ..., task: _Optional[str] = ..., host: _Optional[str] = ..., seed: _Optional[int] = ..., growth: _Optional[_Union[GrowthState, _Mapping]] = ...) -> None: ...
+    follows_epoch: int
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., version: _Optional[int] = ..., training_run_id: _Optional[str] = ..., experiment_name: _Optional[str] = ..., attempt: _Optional[int] = ..., current_epoch: _Optional[int] = ..., epochs_planned: _Optional[int] = ..., global_step: _Optional[int] = ..., training_loss: _Optional[float] = ..., validation_loss: _Optional[float] = ..., validation_accuracy: _Optional[float] = ..., training_metrics: _Optional[_Mapping[str, float]] = ..., seed_states: _Optional[_Iterable[_Union[_seeds_pb2.SeedState, _Mapping]]] = ..., slots: _Optional[_Iterable[_Union[SlotState, _Mapping]]] = ..., hardware_context: _Optional[_Union[HardwareContext, _Mapping]] = ..., weights_digest: _Optional[str] = ..., policy: _Optional[str] = ..., parameters: _Optional[int] = ..., multiply_adds: _Optional[int] = ..., multiply_adds_per_sample: _Optional[int] = ..., task: _Optional[str] = ..., host: _Optional[str] = ..., seed: _Optional[int] = ..., growth: _Optional[_Union[GrowthState, _Mapping]] = ..., follows_epoch: _Optional[int] = ...) -> None: ...

@@ -159,7 +159,7 @@ class _StackAttempt:
                 journal,
                 stop=stop,
                 clock=wiring.clock,
-                recorder=recorder_for(setup.device),
+                recorder=recorder_for(setup.device) if wiring.fabric.settings.replay_stacks else None,
             )
             self._append_started(setup, trainer)
             for epoch in range(1, setup.first.config.epochs + 1):

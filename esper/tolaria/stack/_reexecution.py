@@ -8,7 +8,6 @@ from torch import Tensor
 
 from esper.core.errors import IntegrityError
 from esper.core.ids import Digest
-from esper.core.stacking import recorder_for
 from esper.leyline import messages as ly
 from esper.tolaria._past import Past
 from esper.tolaria._recording import NotRepeated, RecordingEnded
@@ -40,7 +39,7 @@ def re_execute_stack(
     run_id = requests[member].run_id
     with prepared_stack(requests) as setup:
         journal = RecordedStackJournal([past.recording for past in pasts])
-        trainer = StackTrainer(setup, grafts_factory(setup), journal, recorder=recorder_for(setup.device))
+        trainer = StackTrainer(setup, grafts_factory(setup), journal)
         try:
             for epoch in range(1, setup.first.config.epochs + 1):
                 if not any(trainer.live):
@@ -78,7 +77,7 @@ def weights_of_member(
     """
     with prepared_stack(requests) as setup:
         journal = RecordedStackJournal([past.recording for past in pasts])
-        trainer = StackTrainer(setup, grafts_factory(setup), journal, recorder=recorder_for(setup.device))
+        trainer = StackTrainer(setup, grafts_factory(setup), journal)
         for following in range(1, epoch):
             trainer.run_epoch(following)
             if on_epoch is not None:
