@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from esper.core.errors import UsageError
 
@@ -29,10 +28,10 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
-def call(module: nn.Module, inputs: Inputs, state: dict[str, Tensor] | None = None) -> Output:
-    """Return what `module` makes of `inputs`, with the parameters and buffers of `state` where they are given."""
+def call(module: nn.Module, inputs: Inputs) -> Output:
+    """Return what `module` makes of `inputs`."""
     args, kwargs = arguments(inputs)
-    return module(*args, **kwargs) if state is None else functional_call(module, state, args, kwargs)
+    return module(*args, **kwargs)
 
 
 def tensors_of(inputs: Inputs) -> list[Tensor]:

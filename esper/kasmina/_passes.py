@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,10 +101,37 @@ class HostPasses:
         The parameters named in `replaced` have those values instead of their own.
         Gradients flow only through what a slot's hook puts in. Call it inside `quiet`.
         """
-        return call(self._model, detached(inputs), dict(self._tensors()) | dict(replaced or {}))
+        with self._stood_in_for(replaced or {}):
+            return call(self._model, detached(inputs))
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self._model.named_parameters():
-            yield name, parameter.detach() if self._isolation.detach else parameter
-        for name, buffer in self._model.named_buffers():
-            yield name, buffer.clone() if self._isolation.clone_buffers else buffer
+    @contextmanager
+    def _stood_in_for(self, replaced: Mapping[str, Tensor]) -> Iterator[None]:
+        """Run the block with others in the place of the host's tensors; what is tied has one stand-in.
+
+        As `torch.func.functional_call` does, which looks every tensor up by its name, twice: on a transformer that took
+        as long again as its forward.
+        """
+        stand_ins = {id(self._model.get_parameter(name)): tensor for name, tensor in replaced.items()}
+        kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        try:
+            for module in self._model.modules():
+                parameters: dict[str, Any] = module._parameters  # noqa: SLF001 - where torch's own stand-ins go, too
+                buffers: dict[str, Any] = module._buffers  # noqa: SLF001 - as above
+                for tensors, stand_in in ((parameters, self._of_parameter), (buffers, self._of_buffer)):
+                    if not tensors:
+                        continue
+                    kept.append((tensors, dict(tensors)))
+                    for name, tensor in kept[-1][1].items():
+                        if tensor is not None:
+                            known = stand_ins.get(id(tensor))
+                            tensors[name] = stand_ins[id(tensor)] = stand_in(tensor) if known is None else known
+            yield
+        finally:
+            for tensors, before in kept:
+                tensors.update(before)
+
+    def _of_parameter(self, parameter: Tensor) -> Tensor:
+        return parameter.detach() if self._isolation.detach else parameter
+
+    def _of_buffer(self, buffer: Tensor) -> Tensor:
+        return buffer.clone() if self._isolation.clone_buffers else buffer

@@ -89,7 +89,7 @@ class Rehearsal:
             self._pass()
         except RuntimeError as error:
             logger.warning("the rehearsal of a seed in %s failed: %s", self._spec.slot, error)
-        after = contents_of(self._model)
+        after = contents_of(self._model, like=before)
         record = _norm_record([parameter.grad for parameter in self._parameters if parameter.grad is not None])
         for parameter in self._parameters:
             parameter.grad = None

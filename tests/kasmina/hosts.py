@@ -16,9 +16,10 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
-from esper.core.inputs import Batch, Inputs, Output, Targets, call, scores_of
+from esper.core.inputs import Batch, Inputs, Output, Targets, arguments, call, scores_of
 from esper.kasmina import KasminaConfig, KasminaSeedManager, discover_slots
 from esper.kasmina._passes import Isolation
 from esper.kasmina._seed_training import SeedTrainer
@@ -243,7 +244,7 @@ class Training:
         self.model.train(training)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(1)
-            found = call(self.model, self.kind.batch(-2, 2 * SIZE)[0], buffers)
+            found = functional_call(self.model, buffers, *arguments(self.kind.batch(-2, 2 * SIZE)[0]))
         self.model.train(was)
         scores = scores_of(found)
         assert scores is not None, "a host gives scores"

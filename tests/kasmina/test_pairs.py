@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
@@ -90,6 +91,8 @@ def with_seed(
 
 def _train(training: Training, steps: int, *, careless: bool = False) -> None:
     torch.manual_seed(11)
+    random.seed(11)  # A bare run that another test trained is compared as well.
+    np.random.seed(11)
     training.model.train()
     for step in range(1, steps + 1):
         training.step(careless=careless)

@@ -42,14 +42,31 @@ def test_contents_that_are_alike() -> None:
     assert Contents.of({}).changes(Contents.of({})) == 0
 
 
+@pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("name", [name for name, make in TENSORS.items() if make().numel()])
-def test_one_value_that_changed_is_counted_once(name: str) -> None:
+def test_one_value_that_changed_is_counted_once(name: str, quick: bool) -> None:
     """Goal: every kind of tensor is compared. Method: write to the last value of one, through `.data`."""
     tensors = held()
     before = Contents.of(tensors)
+    assert before.changes(Contents.of(tensors, like=before if quick else None)) == 0
     last = tensors[name].data.view(-1) if tensors[name].is_contiguous() else tensors[name].data[-1]
     last[-1] = ~last[-1] if last.dtype == torch.bool else last[-1] + 1
-    assert before.changes(Contents.of(tensors)) == 1
+    assert before.changes(Contents.of(tensors, like=before if quick else None)) == 1
+
+
+@pytest.mark.parametrize("name", ["small", "large", "half"])
+def test_other_memory_behind_the_same_tensor_is_read(name: str) -> None:
+    """Goal: what is kept from before hides nothing. Method: other memory, other values, another size."""
+    changes: list[Callable[[Tensor], Tensor]] = [Tensor.clone, lambda each: each + 1, lambda each: each[:-1].clone()]
+    for change, found in zip(changes, (0, 1, 1), strict=True):
+        tensors = held()
+        before = Contents.of(tensors)
+        tensors[name].data = change(tensors[name])
+        assert before.changes(Contents.of(tensors, like=before)) == found
+    tensors = held()
+    before = Contents.of(tensors)
+    tensors[name].resize_(2)
+    assert before.changes(Contents.of(tensors, like=before)) == 1
 
 
 def test_what_is_new_gone_or_of_another_size_is_a_change() -> None:
