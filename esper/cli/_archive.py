@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from esper.cli._console import JsonFlag, emit_json, emit_line, emit_table, err, open_fabric, open_home, say, settings
+from esper.cli._console import JsonFlag, emit_json, emit_line, emit_table, open_fabric, open_home, say, settings
+from esper.cli._progress import progress
 from esper.core._log_key import read_public_key
 from esper.core.errors import IntegrityError, UsageError
 from esper.core.home import Home
-from esper.oona import Cluster, Position, TopicCatalog
+from esper.oona import Cluster, TopicCatalog
 
 if TYPE_CHECKING:
     from esper.projection.archive import Layout
@@ -45,24 +47,11 @@ def _existing(folder: Path | None) -> Layout:
     return layout
 
 
-class _Bar:
-    """Shows on stderr how far long work is; off where that is no terminal."""
-
-    def __init__(self, what: str) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=err, disable=not err.is_terminal, transient=True)
-        self._line = self._progress.add_task(what, total=None)
-        self._what = what
-
-    def __enter__(self) -> Report:
-        self._progress.start()
-        return self._report
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def _report(self, place: Position, records: int) -> None:
-        self._progress.update(self._line, description=f"{self._what} {place[0]}-{place[1]}: {records} records")
+@contextmanager
+def _reporting(what: str) -> Iterator[Report]:
+    """Show on stderr how far long work is."""
+    with progress(what, spins=True) as show:
+        yield lambda place, records: show(f"{what} {place[0]}-{place[1]}: {records} records")
 
 
 @archive.command()
@@ -77,7 +66,7 @@ def seal(
 
     fabric = open_fabric()
     layout = _layout(folder, fabric.home)
-    with sealing(fabric, layout, codec="deflate" if deflate else "null") as sealer, _Bar("sealing") as report:
+    with sealing(fabric, layout, codec="deflate" if deflate else "null") as sealer, _reporting("sealing") as report:
         sealed = sealer.seal(topic or (), report=report)
     if sealed.unknown_topics:
         say(
@@ -159,7 +148,7 @@ def restore(
     from esper.projection.archive import Restorer
 
     layout = _existing(folder)
-    with _Bar("restoring") as report:
+    with _reporting("restoring") as report:
         restored = Restorer(settings(), layout).restore(again=again, report=report)
     if json:
         emit_json({"archive": str(layout.root)} | vars(restored))

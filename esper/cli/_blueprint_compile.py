@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from esper.cli._blueprint_options import (
     Layout,
@@ -20,7 +19,8 @@ from esper.cli._blueprint_options import (
     shapes_of,
     times,
 )
-from esper.cli._console import JsonFlag, emit_json, emit_table, err, open_fabric, say
+from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, say
+from esper.cli._progress import progress
 from esper.core.approvals import refusal, registered
 from esper.core.errors import OperationFailed, UsageError
 from esper.oona import Fabric
@@ -120,7 +120,5 @@ def _request(
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[Compiled], None]]:
     """Show a bar on stderr where that is a terminal; yields what is to be told each end."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
-        line = bar.add_task("starting members", total=total)
-        yield lambda end: bar.update(line, advance=1, description=f"{end.blueprint_id} {end.layout} {end.status}")
+    with progress("starting members", total=total) as show:
+        yield lambda end: show(f"{end.blueprint_id} {end.layout} {end.status}", advance=1)

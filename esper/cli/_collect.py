@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from esper.cli._console import JsonFlag, emit_json, emit_table, err, open_fabric, say
+from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, say
+from esper.cli._progress import progress
 from esper.cli._train import pairs
 from esper.weatherlight import (
     KERNEL_MAKERS,
@@ -26,10 +26,8 @@ _EPOCHS_MAX, _SEED_MAX, _RUNS_MAX = 2**32 - 1, 2**63 - 1, 10**7
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
-        line = bar.add_task("epochs of all runs", total=total)
-        yield lambda episodes: bar.update(line, advance=episodes)
+    with progress("epochs of all runs", total=total) as show:
+        yield lambda episodes: show(advance=episodes)
 
 
 def collect(

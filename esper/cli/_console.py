@@ -1,4 +1,7 @@
-"""How commands talk: data on stdout, words on stderr, one line for each error, exit codes by kind."""
+"""How commands talk: data on stdout, words on stderr, one line for each error, exit codes by kind.
+
+Rich takes a sixth of a second to import: only what is laid out needs it, lines and JSON do not.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,17 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated, Any
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from esper.core.home import Home
 from esper.core.settings import Settings, load_settings
 from esper.oona import Fabric
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 #: Where no terminal says how wide it is, tables are not folded to the width of one.
 _WIDTH_ELSEWHERE = 200
@@ -23,13 +28,13 @@ _WIDTH_ELSEWHERE = 200
 _VALUE_SHOWN_MAX = 160
 
 
-def _console(*, stderr: bool = False) -> Console:
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _WIDTH_ELSEWHERE)
+@cache
+def layout() -> Console:
+    """Return what lays out tables, trees and styled lines on stdout."""
+    from rich.console import Console
 
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_ELSEWHERE)
 
-out = _console()
-err = _console(stderr=True)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -49,20 +54,24 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any JSON document
     return value
 
 
+def _write(stream: TextIO, line: str) -> None:
+    stream.write(line + "\n")
+    stream.flush()
+
+
 def emit_json(document: object) -> None:
     """Write one JSON document on stdout."""
-    sys.stdout.write(json.dumps(plain(document), default=str, allow_nan=False) + "\n")
-    sys.stdout.flush()
+    _write(sys.stdout, json.dumps(plain(document), default=str, allow_nan=False))
 
 
 def say(text: str) -> None:
     """Write a line of talk on stderr."""
-    err.print(text, markup=False, soft_wrap=True)
+    _write(sys.stderr, text)
 
 
 def emit_line(text: str) -> None:
     """Write a line of what was asked for on stdout."""
-    out.print(text, markup=False, soft_wrap=True)
+    _write(sys.stdout, text)
 
 
 def _cell(value: Any) -> str:  # noqa: ANN401 - a cell shows whatever a row holds
@@ -81,23 +90,25 @@ def emit_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, tit
     if not rows:
         say(f"no {title}" if title else "none")
         return
+    from rich.table import Table
+
     table = Table(title=title, show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
-    out.print(table)
+    layout().print(table)
 
 
 def emit_records(rows: Iterable[Mapping[str, Any]]) -> None:
     """Print each row as lines of name and value, for rows that are too wide for a table; long values are cut."""
     for number, row in enumerate(rows, start=1):
         width = max(len(name) for name in row)
-        out.print(f"row {number}", style="bold", markup=False)
+        layout().print(f"row {number}", style="bold", markup=False)
         for name, value in row.items():
             text = _cell(value)
             shown = text if len(text) <= _VALUE_SHOWN_MAX else f"{text[:_VALUE_SHOWN_MAX]}... (--json has it all)"
-            out.print(f"  {name:<{width}}  {shown}", markup=False, soft_wrap=True)
+            layout().print(f"  {name:<{width}}  {shown}", markup=False, soft_wrap=True)
 
 
 def settings() -> Settings:

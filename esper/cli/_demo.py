@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from esper.cli._console import JsonFlag, emit_json, out, say, settings
+from esper.cli._console import JsonFlag, emit_json, layout, say, settings
 from esper.cli._train import training_progress
 from esper.core.clock import SYSTEM_CLOCK
 from esper.core.errors import IntegrityError
@@ -19,6 +18,9 @@ from esper.core.settings import Settings
 from esper.oona import Cluster, Fabric, TopicCatalog, apply_topics, describe_topics
 from esper.oona.broker import LocalBroker
 from esper.weatherlight import SUBSYSTEMS, TrainingRequest, members_for_a_while, train
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _LATENCY_SQL = """
 select quantile_disc(latency_ms, 0.5) as p50, quantile_disc(latency_ms, 0.99) as p99, max(latency_ms) as slowest,
@@ -98,6 +100,8 @@ def _seed_words(document: dict[str, Any]) -> str:
 
 
 def _table(static: dict[str, Any], grown: dict[str, Any]) -> Table:
+    from rich.table import Table
+
     table = Table(title="the same network and seed, static and grown", title_justify="left")
     for column in ("", "static (noop)", "grown (heuristic)"):
         table.add_column(column, overflow="fold")
@@ -116,21 +120,20 @@ def _table(static: dict[str, Any], grown: dict[str, Any]) -> Table:
 
 
 def _show(document: dict[str, Any]) -> None:
+    show = layout().print
     static, grown = document["static"], document["grown"]
-    out.print(_table(static, grown))
+    show(_table(static, grown))
     loop, proof = document["control_loop_ms"], document["rebuild"]
     counts = ", ".join(f"{topic} {count}" for topic, count in document["events"].items() if count)
     figures = f"p50 {loop['p50']:.1f} ms, p99 {loop['p99']:.1f} ms, slowest {loop['slowest']:.0f} ms"
-    out.print(
-        f"control loop   {figures} over these {loop['epochs']} epochs (slowest: a kernel was made and gates measured)"
-    )
-    out.print(f"log            {counts}")
+    show(f"control loop   {figures} over these {loop['epochs']} epochs (slowest: a kernel was made and gates measured)")
+    show(f"log            {counts}")
     verdict = "EQUAL to the log" if proof["equal"] else "DIFFERENT from the log"
-    out.print(f"rebuild        {proof['records']} records folded anew; projections are {verdict}")
-    out.print(f"took           {document['seconds']:.0f} s")
-    out.print("\nWhat to try next")
+    show(f"rebuild        {proof['records']} records folded anew; projections are {verdict}")
+    show(f"took           {document['seconds']:.0f} s")
+    show("\nWhat to try next")
     for command in _NEXT:
-        out.print("  " + command.replace("RUN", grown["run_id"]).replace("esper ", f"{_PROGRAM} "))
+        show("  " + command.replace("RUN", grown["run_id"]).replace("esper ", f"{_PROGRAM} "))
 
 
 def demo(

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 import typer
-from rich.tree import Tree
 
-from esper.cli._console import JsonFlag, emit_json, open_fabric, out, say, settings
+from esper.cli._console import JsonFlag, emit_json, layout, open_fabric, say, settings
 from esper.core.contracts import load_own_contracts
 from esper.oona import (
     ChainEvent,
@@ -29,6 +28,9 @@ from esper.oona import (
     tail_events,
     write_descriptor_set,
 )
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
 
 events = typer.Typer(no_args_is_help=True, help="Read the log. Example: esper events cat runs")
 
@@ -124,7 +126,7 @@ def explain(
     if json:
         emit_json(explanation.document())
     else:
-        out.print(_tree(explanation))
+        layout().print(_tree(explanation))
 
 
 @events.command()
@@ -175,6 +177,8 @@ def _csv_writer() -> Callable[[EventObject], None]:
 
 def _tree(explanation: Explanation) -> Tree:
     """Return the chain as a tree; the event that was asked for is marked."""
+    from rich.tree import Tree
+
     first, *rest = explanation.chain
     root = Tree(_label(first, explanation.event_id))
     branches = {first.event["event_id"]: root}

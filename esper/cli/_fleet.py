@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from esper.cli._console import JsonFlag, emit_json, emit_table, err, open_fabric, say
+from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, say
+from esper.cli._progress import progress
 from esper.cli._train import pairs
 from esper.core.errors import OperationFailed, UsageError
 from esper.weatherlight import (
@@ -42,14 +42,12 @@ def seeds_of(text: str) -> list[int]:
 @contextmanager
 def _progress(runs: int) -> Iterator[Callable[[Mapping[str, int]], None]]:
     """Show how many runs are over, on stderr where that is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
-        line = bar.add_task("starting members", total=runs)
+    with progress("starting members", total=runs) as show:
 
         def tell(counts: Mapping[str, int]) -> None:
             over = counts["finished"] + counts["failed"]
             words = f"{counts['running']} running  {counts['requested']} waiting  {counts['failed']} failed"
-            bar.update(line, completed=over, description=words)
+            show(words, done=over)
 
         yield tell
 

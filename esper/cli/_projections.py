@@ -6,14 +6,13 @@ DuckDB and Arrow take half a second to import, so each command imports what it r
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from esper.cli._console import JsonFlag, emit_json, emit_table, err, open_fabric, say, settings
+from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, say, settings
+from esper.cli._progress import progress
 from esper.core.errors import IntegrityError
 
 projections = typer.Typer(
@@ -29,15 +28,12 @@ def replay(
     from esper.projection import Built
     from esper.projection import replay as replay_projections
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
-        line = bar.add_task("replaying", total=None)
+    with progress("replaying", spins=True) as show:
 
-        def progress(built: Built) -> None:
-            words = f"{built.name}: {built.records} events, {built.events_per_second:,.0f} events/s"
-            bar.update(line, description=words)
+        def tell(built: Built) -> None:
+            show(f"{built.name}: {built.records} events, {built.events_per_second:,.0f} events/s")
 
-        rows = replay_projections(open_fabric(), name or None, progress=progress)
+        rows = replay_projections(open_fabric(), name or None, progress=tell)
     if json:
         emit_json(rows)
     else:
@@ -101,7 +97,7 @@ def export(
     """
     from esper.projection import export as export_projection
 
-    with err.status("exporting") if err.is_terminal else nullcontext():
+    with progress("exporting", spins=True):
         manifest = export_projection(name, target, as_of=as_of, settings=settings())
     say(f"as of {manifest['offsets']}")
     if json:

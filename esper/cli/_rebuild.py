@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from esper.cli._console import JsonFlag, emit_json, err, open_fabric, say
+from esper.cli._console import JsonFlag, emit_json, open_fabric, say
+from esper.cli._progress import progress
 from esper.cli._projections import projections
 
 if TYPE_CHECKING:
@@ -23,14 +23,12 @@ def rebuild(name: Name, json: JsonFlag = False) -> None:
     """
     from esper.projection import replay
 
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
-        line = bar.add_task(f"building {name}", total=None)
+    with progress(f"building {name}") as show:
 
-        def progress(built: Built) -> None:
-            bar.update(line, description=_words(built), completed=built.records, total=built.records + built.left)
+        def tell(built: Built) -> None:
+            show(_words(built), done=built.records, total=built.records + built.left)
 
-        [row] = replay(open_fabric(), [name], progress=progress)
+        [row] = replay(open_fabric(), [name], progress=tell)
     if json:
         emit_json(row)
         return

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from esper.cli._console import JsonFlag, emit_json, emit_line, err, open_fabric, say
+from esper.cli._console import JsonFlag, emit_json, emit_line, open_fabric, say
+from esper.cli._progress import progress
 from esper.cli._runs import runs
 from esper.core.errors import IntegrityError
 
@@ -20,10 +20,8 @@ RunId = Annotated[str, typer.Argument(help="Id of the run.")]
 @contextmanager
 def repeat_progress() -> Iterator[Callable[[int], None]]:
     """Show on stderr, where that is a terminal, which epoch was computed again last; yields what is to be told."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
-        line = bar.add_task("reading the log", total=None)
-        yield lambda epoch: bar.update(line, description=f"epoch {epoch} computed again")
+    with progress("reading the log") as show:
+        yield lambda epoch: show(f"epoch {epoch} computed again")
 
 
 @runs.command()

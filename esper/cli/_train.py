@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from esper.cli._console import JsonFlag, emit_json, emit_table, err, open_fabric, say
+from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, say
 from esper.cli._latency import EnforceLatency, check_enforced, enforce_latency
+from esper.cli._progress import progress
 from esper.core.errors import UsageError
 from esper.leyline import messages as ly
 from esper.oona import Fabric
@@ -65,13 +65,11 @@ def show_result(document: dict[str, Any]) -> None:
 @contextmanager
 def training_progress(epochs: int) -> Iterator[Callable[[ly.SystemStatePacket], None]]:
     """Show a bar on stderr where that is a terminal; yields what is to be told each epoch's packet."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
-        line = bar.add_task("starting members", total=epochs)
+    with progress("starting members", total=epochs) as show:
 
         def tell(packet: ly.SystemStatePacket) -> None:
             words = f"val loss {packet.validation_loss:.3f}  accuracy {packet.validation_accuracy:.1%}"
-            bar.update(line, completed=packet.current_epoch, description=words)
+            show(words, done=packet.current_epoch)
 
         yield tell
 
