@@ -33,8 +33,17 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-#: Packages whose tests start many processes, longest first: what is left for the end is then short.
-_LONG_FIRST = ("tests/integration", "tests/tolaria", "tests/cli", "tests/kasmina", "tests/oona", "tests/projection")
+#: Whose tests come first. Core looks at all that its own process holds, among which the clients of other packages'
+#: brokers would come and go; of the rest those that start many processes, so that what is left for the end is short.
+_FIRST = (
+    "tests/core",
+    "tests/integration",
+    "tests/tolaria",
+    "tests/cli",
+    "tests/kasmina",
+    "tests/oona",
+    "tests/projection",
+)
 
 
 @pytest.hookimpl(trylast=True)
@@ -44,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     What a package shares, brokers and serving members above all, then ends with it: idle ones took a third of a core.
     """
     campaigns = {item.path for item in items if item.get_closest_marker("campaign")}
-    ranks: dict[str, int] = {name: rank for rank, name in enumerate(_LONG_FIRST)}
+    ranks: dict[str, int] = {name: rank for rank, name in enumerate(_FIRST)}
     places = {item.path: "/".join(item.nodeid.split("/")[:2]) for item in items}
     for place in places.values():
         ranks.setdefault(place, len(ranks))
