@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+#: Without the device there is nothing to test: absent, then, and not skipped.
+collect_ignore = [] if torch.cuda.is_available() else ["test_cuda_memory.py"]
+
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread() -> Iterator[None]:

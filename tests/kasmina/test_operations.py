@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from esper.core.checkpoint import read_checkpoint, write_checkpoint
 from esper.kasmina import GateLimits, KasminaConfig
-from esper.kasmina.testing import InMemoryRuntime, bypass
+from esper.kasmina.testing import InMemoryRuntime
 from esper.leyline import messages as ly
 from tests.kasmina.reborn import reborn
-from tests.kasmina.support import FACTORIES, PROBE, Loop, all_bytes, batch, mlp, outputs, seeded
+from tests.kasmina.support import FACTORIES, Loop, all_bytes, mlp, outputs, seeded
 
 #: Anything may be pruned, and whatever trained may be grafted.
 WIDE = GateLimits(training_epochs_min=1, shadow_loss_rise_max=99.0, gain_min=-99.0, prune_rise_max=99.0)
@@ -450,46 +449,3 @@ def test_a_run_may_return_from_its_end_to_any_stage(to: int) -> None:
     own = {id(parameter) for parameter in loop.model.parameters()}
     assert {id(parameter) for group in loop.optimizer.param_groups for parameter in group["params"]} <= own
     assert manager.figures()["kasmina.isolation.violations"] == 0.0
-
-
-# -- memory -------------------------------------------------------------------------------------------------
-
-
-def culled(loop: Loop) -> None:
-    """Order a cull and let the seed fade."""
-    loop.order(ly.SEED_OP_CULL, seed_id="1.1")
-    loop.train_epoch(10)
-
-
-@pytest.mark.parametrize(
-    ("stage", "removal"),
-    [(ly.SEED_STAGE_PROBATIONARY, culled), (ly.SEED_STAGE_FOSSILIZED, lambda loop: loop.prune("1.1"))],
-    ids=["cull", "pruning"],
-)
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory of a CUDA device is counted; there is none")
-def test_a_removed_seed_leaves_no_memory_on_the_device(
-    stage: ly.SeedLifecycleStage, removal: Callable[[Loop], object]
-) -> None:
-    """Goal: torch.cuda.memory_allocated is what it was before the seed. Method: a seed of 1,024 units on a CUDA host
-    that has its optimiser's state, grown and removed again.
-    """
-    device = torch.device("cuda")
-
-    def on_device(step: int) -> tuple[Tensor, Tensor]:
-        inputs, targets = batch(step)
-        return inputs.to(device), targets.to(device)
-
-    probe = [(inputs.to(device), targets.to(device)) for inputs, targets in PROBE]
-    runtime = InMemoryRuntime({"BYPASS": bypass(width=1024)})
-    loop = Loop(seeded(mlp).to(device), ["1"], config=CONFIG, runtime=runtime, probe=probe, data=on_device)
-    loop.train_epoch(10)
-    loop.optimizer.zero_grad()
-    gc.collect()
-    before = torch.cuda.memory_allocated(device)
-    loop.grow("1", stage)
-    loop.train_epoch(10)
-    assert torch.cuda.memory_allocated(device) > before + 50_000
-    removal(loop)
-    loop.optimizer.zero_grad()
-    gc.collect()
-    assert torch.cuda.memory_allocated(device) == before
