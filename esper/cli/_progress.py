@@ -31,7 +31,7 @@ def progress(words: str, *, total: float | None = None, spins: bool = False) -> 
     With a `total` the bar counts, too. What is shown goes away at the end.
     """
     if not sys.stderr.isatty():
-        yield _nothing
+        yield lambda *_, **__: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -41,24 +41,6 @@ def progress(words: str, *, total: float | None = None, spins: bool = False) -> 
     columns = (SpinnerColumn(), text, clock) if spins else (text, BarColumn(), *counts, clock)
     with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as shown:
         line = shown.add_task(words, total=total)
-
-        def tell(
-            words: str | None = None,
-            *,
-            done: float | None = None,
-            total: float | None = None,
-            advance: float | None = None,
-        ) -> None:
-            shown.update(line, description=words, completed=done, total=total, advance=advance)
-
-        yield tell
-
-
-def _nothing(
-    words: str | None = None,
-    *,
-    done: float | None = None,
-    total: float | None = None,
-    advance: float | None = None,
-) -> None:
-    """Say nothing: nobody watches."""
+        yield lambda words=None, *, done=None, total=None, advance=None: shown.update(
+            line, description=words, completed=done, total=total, advance=advance
+        )

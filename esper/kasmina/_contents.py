@@ -94,8 +94,8 @@ class _Held:
 class Contents:
     """What tensors held when `of` was called; kept on their devices."""
 
-    _held: Mapping[torch.device, _Held]
-    _flats: Mapping[str, _Flat]
+    held: Mapping[torch.device, _Held]
+    flats: Mapping[str, _Flat]
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], *, like: Contents | None = None) -> Contents:
@@ -103,7 +103,7 @@ class Contents:
 
         Quicker with the contents of before, where most tensors lie where they lay then.
         """
-        known = {} if like is None else like._flats  # noqa: SLF001 - another of this class
+        known = {} if like is None else like.flats
         flats = {
             name: flat if (flat := known.get(name)) is not None and flat.is_still(tensor) else _Flat.of(tensor)
             for name, tensor in tensors.items()
@@ -115,16 +115,16 @@ class Contents:
 
     def changes(self, later: Contents) -> int:
         """Return how many tensors are others, are new or are gone. Waits once for each device."""
-        devices = self._held.keys()
-        if devices == later._held.keys() and all(self._held[at].is_like(later._held[at]) for at in devices):
-            flags = [self._held[at].differs(later._held[at]) for at in devices]
+        devices = self.held.keys()
+        if devices == later.held.keys() and all(self.held[at].is_like(later.held[at]) for at in devices):
+            flags = [self.held[at].differs(later.held[at]) for at in devices]
             if not any(bool(flag) for flag in flags if flag is not None):
                 return 0
         before, after = self._by_name(), later._by_name()
         return sum(before.get(name) != after.get(name) for name in before | after)
 
     def _by_name(self) -> dict[str, bytes | int]:
-        return {name: what for held in self._held.values() for name, what in held.by_name().items()}
+        return {name: what for held in self.held.values() for name, what in held.by_name().items()}
 
 
 def contents_of(model: nn.Module, *, like: Contents | None = None) -> Contents:

@@ -20,7 +20,7 @@ from esper.core.settings import load_settings
 from tests.integration import warm
 
 T = TypeVar("T")
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = warm.REPOSITORY
 #: Fast machines need a twentieth of it; a loaded one with two cores has been seen to need half.
 PATIENCE_SECONDS = 240.0
 _POLL_SECONDS = 0.05

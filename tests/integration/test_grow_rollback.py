@@ -89,3 +89,7 @@ def test_a_loop_is_taken_back_and_told_so(serving: Esper) -> None:
     assert scheduler.get_last_lr()[0] == pytest.approx(0.125 * rate)
     told = [one for one in serving.events("runs", run_id=outcomes[0].run_id) if one["type"].endswith("RunRolledBack")]
     assert [one["payload"]["to_epoch"] for one in told] == [2, 2, 2]
+    packets = [one["payload"] for one in serving.events("system-state", run_id=outcomes[0].run_id)]
+    follows = {packet["current_epoch"]: packet["follows_epoch"] for packet in packets if packet.get("follows_epoch")}
+    assert {4: 2, 5: 2}.items() <= follows.items()
+    assert set(follows.values()) == {2}

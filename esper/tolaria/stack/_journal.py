@@ -114,8 +114,7 @@ class RecordedStackJournal:
             outcome = self._recordings[member].outcomes.get(packet.current_epoch)
             if outcome is None:
                 raise RecordingEnded
-            command = outcome.command if outcome.HasField("command") else None
-            answers[member] = Answer(command, outcome.reason, outcome.command_offset, recorded=outcome)
+            answers[member] = Answer.of(outcome)
         return answers
 
     def append_outcomes(self, outcomes: Mapping[int, ly.CommandOutcome]) -> None:
