@@ -66,26 +66,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(HTTPStatus.SERVICE_UNAVAILABLE, _too_many())
             return
         try:
-            self._answer(answer)
-        finally:
+            status, kind, body = self._answer(answer)
+        finally:  # Before the answer is sent: who has it may ask again at once.
             self.server.slots.release()
+        self._send(status, kind, body)
 
     def _authorised(self) -> bool:
         given = self.headers.get("Authorization", "")
         return hmac.compare_digest(given.encode(), f"Bearer {self.server.token}".encode())
 
-    def _answer(self, answer: Callable[[dict[str, Any]], object]) -> None:
+    def _answer(self, answer: Callable[[dict[str, Any]], object]) -> tuple[HTTPStatus, str, bytes]:
+        """Return what to send: status, content type, body."""
         try:
-            kind, body = _encoded(answer(self._request()))
+            return HTTPStatus.OK, *_encoded(answer(self._request()))
         except EsperError as error:
-            self._fail(HTTPStatus.BAD_REQUEST, error)
+            return self._failure(HTTPStatus.BAD_REQUEST, error)
         except Exception as error:  # noqa: BLE001 - one request's surprise must not end the thread unanswered
             _log.exception("request %s failed", self.path)
-            self._fail(
-                HTTPStatus.INTERNAL_SERVER_ERROR, EsperError(f"the projector failed at {self.path}", cause=repr(error))
-            )
-        else:
-            self._send(HTTPStatus.OK, kind, body)
+            surprise = EsperError(f"the projector failed at {self.path}", cause=repr(error))
+            return self._failure(HTTPStatus.INTERNAL_SERVER_ERROR, surprise)
 
     def _request(self) -> dict[str, Any]:
         length = self.headers.get("Content-Length", "")
@@ -102,9 +101,12 @@ class _Handler(BaseHTTPRequestHandler):
         return document
 
     def _fail(self, status: HTTPStatus, error: EsperError) -> None:
+        self._send(*self._failure(status, error))
+
+    def _failure(self, status: HTTPStatus, error: EsperError) -> tuple[HTTPStatus, str, bytes]:
         # What was not read of the request would be taken for the next one.
         self.close_connection = True
-        self._send(status, JSON, json.dumps(error_document(error)).encode())
+        return status, JSON, json.dumps(error_document(error)).encode()
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         self.send_response(status)

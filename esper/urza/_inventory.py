@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import Message
 
-from esper.core.errors import IntegrityError
 from esper.core.kernel import BlobStore
 from esper.leyline import messages as ly
 from esper.urza._catalog import KernelEntry, fold_catalogue
@@ -153,10 +152,7 @@ def _row(inventory: Inventory, name: str, update: ly.KernelCatalogUpdate, store:
 
 
 def _all_there(store: BlobStore, digests: Iterable[str]) -> bool:
-    try:
-        return all(store.has(digest) for digest in digests)
-    except IntegrityError:  # An entry that names no digest names nothing that could be there.
-        return False
+    return all(store.has(digest) for digest in digests)
 
 
 def kernel_of_blobs(inventory: Inventory) -> Mapping[str, tuple[str, str, str]]:

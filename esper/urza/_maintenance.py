@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import Message
 
-from esper.core.errors import EsperError, IntegrityError
+from esper.core.errors import EsperError
 from esper.core.ids import EventId, derive_id
 from esper.core.kernel import BlobStore
 from esper.leyline import messages as ly
@@ -134,12 +134,7 @@ class UrzaMaintenance:
     def _absent(self, facts: StoreFacts) -> dict[str, str]:
         found = {}
         for name, listed in facts.listed.items():
-            lacking = [part for part, digest in listed.parts.items() if not self._has(digest)]
+            lacking = [part for part, digest in listed.parts.items() if not self._store.has(digest)]
             if lacking:
                 found[name] = lacking[0]
         return found
-
-    def _has(self, digest: str) -> bool:
-        with suppress(IntegrityError):  # An entry that names no digest names nothing that could be there.
-            return self._store.has(digest)
-        return False

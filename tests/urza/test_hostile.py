@@ -186,9 +186,9 @@ def test_hostile_catalogue_records_are_not_believed(fabric: Fabric, store: Direc
         with pytest.raises(KernelUnavailable) as caught:
             runtime.fetch_kernel(log.request, run_id="run-1", wait_seconds=0.3)
         assert caught.value.reason == "timeout"
-    set_aside = {(row.topic, row.offset) for row in list_dead_letters(fabric)}
+    set_aside = {(row.topic, row.partition, row.offset) for row in list_dead_letters(fabric)}
     catalogue = [record for record in appended if record.topic == "kernel-catalog"]
-    assert {(record.topic, record.offset) for record in catalogue} <= set_aside
+    assert {(record.topic, record.partition, record.offset) for record in catalogue} <= set_aside
     # The same bytes under the forge's own signature are believed.
     append(fabric, [signed])
     other = UrzaRuntime(fabric, store=store)

@@ -309,7 +309,8 @@ def append_signed(
 
 def letters_of(fabric: Fabric, record: Record) -> list[str]:
     """Return the reasons for which a record was set aside."""
-    return [row.reason for row in list_dead_letters(fabric) if (row.topic, row.offset) == (record.topic, record.offset)]
+    place = (record.topic, record.partition, record.offset)
+    return [row.reason for row in list_dead_letters(fabric) if (row.topic, row.partition, row.offset) == place]
 
 
 @pytest.mark.usefixtures("members")

@@ -395,6 +395,23 @@ def test_an_eviction_stands_for_bytes_that_are_gone(told: Told, fabric: Fabric) 
         assert {told.store.has(digest) for digest in digests} == {reference != gone}
 
 
+@pytest.mark.parametrize("reference", ["", "../../etc/passwd"])
+def test_an_update_that_names_no_artifact_stops_no_collection(told: Told, fabric: Fabric, reference: str) -> None:
+    """Goal: one record stops nobody. Method: catalogue an old kernel without an artifact's digest; list, collect."""
+    told.tell(ly.KernelCatalogUpdate(kernel_id="odd", artifact_ref=reference), "odd")
+    junk = told.store.put(b"junk")
+    told.age()
+    terms, since = Terms(HOME, NOW_NS, expired_days=30), end_of(fabric)
+    garbage = find_garbage(told.names(), told.store, terms)
+    with fabric.publisher("cli") as publisher:
+        removed = remove_garbage(garbage, told.names(), told.store, publisher, terms)
+    assert junk in removed.blobs
+    for event in evictions(fabric, since):
+        told.inventory.fold(event)
+    assert {row["kernel_id"]: row["state"] for row in list_artifacts(told.inventory, told.store)}["odd"] == "removed"
+    assert find_garbage(told.names(), told.store, terms).lost == ()
+
+
 @pytest.mark.parametrize("noticed", [False, True])
 def test_a_collection_that_died_is_told_by_the_next(told: Told, fabric: Fabric, noticed: bool) -> None:
     """Goal: killed between bytes and event, nothing is missed for ever. Method: remove without a word, collect, verify.

@@ -46,7 +46,10 @@ class BlobStore(Protocol):
         """
 
     def has(self, digest: str) -> bool:
-        """Return whether something lies under `digest`; only `get` says whether it is right."""
+        """Return whether something lies under `digest`; only `get` says whether it is right.
+
+        False for what is no digest: nothing can lie under it.
+        """
 
     def touch(self, digest: str) -> bool:
         """Let a blob count as stored just now, so that nobody removes it before the event that names it.
@@ -117,7 +120,7 @@ class DirectoryBlobStore:
         return read
 
     def has(self, digest: str) -> bool:
-        with suppress(OSError):
+        with suppress(OSError, IntegrityError):
             return stat.S_ISREG(self._path(digest).lstat().st_mode)
         return False
 

@@ -204,7 +204,8 @@ def test_every_other_member_emits_its_own(broker: RunningBroker) -> None:
                 assert not deadline.expired
                 packets = [cast("ly.TelemetryPacket", one.message) for one in reader.read(0.5)]
                 found = [one for one in packets if one.system_health.indicators["member"] == "tolaria-3"]
-        letters = [row for row in list_dead_letters(fabric) if (row.topic, row.offset) == (event.topic, event.offset)]
+        record = (event.topic, event.partition, event.offset)
+        letters = [row for row in list_dead_letters(fabric) if (row.topic, row.partition, row.offset) == record]
     points = list(found[0].metrics)
     assert found[0].source_subsystem == "tolaria"
     assert values(points, "oona.stale.dropped") == values(points, "oona.replay.dropped") == [1]
