@@ -17,6 +17,8 @@ from esper.core.home import Home, ProcessStamp, read_stamp, write_stamp
 _logger = logging.getLogger("esper.oona.broker")
 
 _POLL_SECONDS = 0.02
+_IMAGE_POLL_SECONDS = 0.001
+_IMAGE_SECONDS = 10.0
 _TAIL_BYTES = 64 * 1024
 MAIN_CLASS = "kafka.Kafka"
 
@@ -81,6 +83,7 @@ class BrokerProcess:
             setsigdef=[signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE],
         )
         self._child = pid
+        _await_image(pid)
         try:
             write_stamp(self._stamp_path, ProcessStamp.of(pid, self._root))
         except OSError:
@@ -120,6 +123,19 @@ class BrokerProcess:
     def forget(self) -> None:
         """Remove the stamp of a process that ended."""
         self._stamp_path.unlink(missing_ok=True)
+
+
+def _await_image(pid: int) -> None:
+    """Wait until a child that was just started shows its command line, by which everybody tells it from a stranger.
+
+    `posix_spawn` returns when the child has left our memory; on a busy machine it may take its new program up, and
+    the command line with it, only much later.
+    """
+    deadline = Deadline(_IMAGE_SECONDS)
+    with suppress(psutil.NoSuchProcess):  # It ended at once; whoever looks for it is told so.
+        process = psutil.Process(pid)
+        while not process.cmdline() and not deadline.expired:
+            SYSTEM_CLOCK.sleep(_IMAGE_POLL_SECONDS)
 
 
 def _has_ended(process: psutil.Process) -> bool:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -31,7 +32,7 @@ from esper.core.errors import (
 )
 from esper.core.home import Home, ProcessStamp, read_stamp, write_stamp
 from esper.core.settings import load_settings
-from esper.oona.broker import LocalBroker, _local, _ports, jars_folder
+from esper.oona.broker import LocalBroker, _local, _ports, _process, jars_folder
 from esper.oona.broker._process import BrokerProcess
 from esper.oona.broker._settings import MESSAGE_BYTES_MAX, cluster_id
 from tests.oona.broker.conftest import MakeBroker
@@ -305,6 +306,27 @@ def launch_stand_in(home: Home, code: str) -> tuple[BrokerProcess, int]:
     while not process.output_path.read_text():
         assert not deadline.expired
     return process, pid
+
+
+def test_a_broker_is_found_from_its_first_moment(make_broker: MakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: a slow start is no end. Method: look at once, 100 times, for a child that had no time to take its name.
+
+    The stamp is written without waiting for the disk, which would give it that time.
+    """
+    _, home = make_broker()
+    process = BrokerProcess(home)
+
+    def write(path: Path, stamp: ProcessStamp) -> None:
+        path.write_text(json.dumps(asdict(stamp)))
+
+    monkeypatch.setattr(_process, "write_stamp", write)
+    for _ in range(100):
+        pid = process.launch(["/bin/sh", "-c", "kill -STOP $$", process.marker], {})
+        found = process.find()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert found is not None
+        assert found.pid == pid
 
 
 def test_a_broker_that_ignores_signals_is_killed_and_then_reported(

@@ -1,0 +1,1 @@
+"""Gates: from measured evidence to a verdict with its figures; pure."""

@@ -1,0 +1,1 @@
+"""Who owns which tensor, and the watch over it."""

@@ -1,0 +1,1 @@
+"""The epoch loop: steps, the edge, packets, orders on the whole run, returns after faults."""
