@@ -13,7 +13,7 @@ from torch.nn import functional
 from esper.core.flops import count_multiply_adds
 from esper.karn import catalogue
 from esper.kasmina import KasminaConfig, KasminaSeedManager, add_sockets, discover_slots
-from esper.kasmina._passes import Isolation
+from esper.kasmina.grafting._passes import Isolation
 from esper.kasmina.testing import InMemoryRuntime
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly

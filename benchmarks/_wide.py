@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from esper.tolaria import Task, load_task
-from esper.tolaria._mlp import mlp_host
+from esper.tolaria.tasks._mlp import mlp_host
 
 _WIDTHS = range(1, 1025)
 

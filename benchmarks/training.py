@@ -32,7 +32,7 @@ from benchmarks._interleaved import detail, interleaved, ratio
 from benchmarks._report import Claim, at_most, report
 from benchmarks._training_arms import Arm, GrowingArm, HostKind, host_kinds, share_of_seed
 from esper.kasmina import GateLimits, KasminaConfig
-from esper.kasmina._passes import Isolation
+from esper.kasmina.grafting._passes import Isolation
 from esper.leyline import messages as ly
 
 _EMPTY_MAX, _MONITOR_MAX, _TRAINING_MAX, _STALL_STEPS_MAX = 1.01, 1.02, 1.10, 1.0

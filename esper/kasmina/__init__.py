@@ -1,14 +1,8 @@
 """Kasmina: seeds on a host. Slots, shadow training, blending, gates, lifecycle, and which commands count."""
 
-from esper.kasmina._alpha import AlphaBlender, AlphaCurve, AlphaSchedule
 from esper.kasmina._budgets import LatencyBudgets
-from esper.kasmina._commands import REASONS as COMMAND_REASONS
-from esper.kasmina._commands import CommandVerdict, CommandVerifier, NonceLedger, RunCommandVerifier
 from esper.kasmina._config import GateLimits, KasminaConfig
-from esper.kasmina._gate_gradients import GradientEvidence, GradientRecord, gradient_gate
-from esper.kasmina._gate_interface import InterfaceEvidence, interface_gate
-from esper.kasmina._gate_reset import ResetEvidence, reset_gate
-from esper.kasmina._gates import (
+from esper.kasmina.gates._gates import (
     ImpactEvidence,
     KernelEvidence,
     SanityEvidence,
@@ -17,10 +11,20 @@ from esper.kasmina._gates import (
     sanity_gate,
     stability_gate,
 )
-from esper.kasmina._governor import MEMORY_PRESSURE, MemoryReading
-from esper.kasmina._household import GraftStall
-from esper.kasmina._kernel_cache import KernelCache
-from esper.kasmina._lifecycle import (
+from esper.kasmina.gates._gradients import GradientEvidence, GradientRecord, gradient_gate
+from esper.kasmina.gates._interface import InterfaceEvidence, interface_gate
+from esper.kasmina.gates._reset import ResetEvidence, reset_gate
+from esper.kasmina.grafting._alpha import AlphaBlender, AlphaCurve, AlphaSchedule
+from esper.kasmina.grafting._slots import SlotSpec, discover_slots
+from esper.kasmina.grafting._sockets import add_sockets, is_compiled
+from esper.kasmina.household._governor import MEMORY_PRESSURE, MemoryReading
+from esper.kasmina.household._household import GraftStall
+from esper.kasmina.household._kernel_cache import KernelCache
+from esper.kasmina.household._prefetch import KasminaPrefetchCoordinator
+from esper.kasmina.isolation._ownership import Owner, OwnerKind, OwnershipRegistry
+from esper.kasmina.lifecycle._commands import REASONS as COMMAND_REASONS
+from esper.kasmina.lifecycle._commands import CommandVerdict, CommandVerifier, NonceLedger, RunCommandVerifier
+from esper.kasmina.lifecycle._lifecycle import (
     GUARDS,
     MEASURED_GATES,
     PATHS,
@@ -29,11 +33,7 @@ from esper.kasmina._lifecycle import (
     SeedRecord,
     is_allowed,
 )
-from esper.kasmina._manager import KasminaSeedManager
-from esper.kasmina._ownership import Owner, OwnerKind, OwnershipRegistry
-from esper.kasmina._prefetch import KasminaPrefetchCoordinator
-from esper.kasmina._slots import SlotSpec, discover_slots
-from esper.kasmina._sockets import add_sockets, is_compiled
+from esper.kasmina.manager._manager import KasminaSeedManager
 
 __all__ = [
     "COMMAND_REASONS",

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from esper.core.errors import UsageError
 from esper.core.quarantine import QuarantineLimits
-from esper.kasmina._alpha import ALPHA_CURVES, AlphaCurve
 from esper.kasmina._budgets import LatencyBudgets
+from esper.kasmina.grafting._alpha import ALPHA_CURVES, AlphaCurve
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from esper.core.errors import UsageError
 from esper.core.rng import derive_seed
 from esper.leyline import messages as ly
-from esper.tolaria._tasks import Task
+from esper.tolaria.tasks._tasks import Task
 
 #: Hyperparameters that a request may set, and whether each is a whole number.
 HYPERPARAMETERS: Final[Mapping[str, bool]] = {

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from esper.core.errors import IntegrityError, UsageError
 from esper.core.kernel import BlobStore
 from esper.leyline import messages as ly
-from esper.tolaria._checkpoint import Checkpoint
-from esper.tolaria._checkpoint_keepers import (
+from esper.tolaria._setup import ControllerFactory, prepared
+from esper.tolaria.loop._trainer import TolariaTrainer, TrainingResult
+from esper.tolaria.record._checkpoint import Checkpoint
+from esper.tolaria.record._keepers import (
     CheckpointUnusable,
     ComparedCheckpoints,
     HeldCheckpoints,
@@ -19,11 +21,9 @@ from esper.tolaria._checkpoint_keepers import (
     unusable_unless_whole,
     verified_checkpoint,
 )
-from esper.tolaria._past import Past
-from esper.tolaria._points import ReturnPoints
-from esper.tolaria._recording import Difference, NotRepeated, RecordedJournal, Recording, RecordingEnded
-from esper.tolaria._setup import ControllerFactory, prepared
-from esper.tolaria._trainer import TolariaTrainer, TrainingResult
+from esper.tolaria.record._points import ReturnPoints
+from esper.tolaria.record._recording import Difference, NotRepeated, RecordedJournal, Recording, RecordingEnded
+from esper.tolaria.worker._past import Past
 
 _log = logging.getLogger("esper.tolaria.reexecution")
 

@@ -16,9 +16,9 @@ from esper.core.ports import GraftController
 from esper.core.rng import derive_seed
 from esper.leyline import messages as ly
 from esper.tolaria._config import TrainingLoopConfig
-from esper.tolaria._evaluation import multiply_adds_per_sample
-from esper.tolaria._registry import load_task, with_host
-from esper.tolaria._tasks import Host, Loss, SlotSpec, Split, Task
+from esper.tolaria.tasks._evaluation import multiply_adds_per_sample
+from esper.tolaria.tasks._registry import load_task, with_host
+from esper.tolaria.tasks._tasks import Host, Loss, SlotSpec, Split, Task
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from esper.core.inputs import Batch, Inputs, Output, Targets, arguments, call, scores_of
 from esper.kasmina import KasminaConfig, KasminaSeedManager, discover_slots
-from esper.kasmina._passes import Isolation
-from esper.kasmina._seed_training import SeedTrainer
+from esper.kasmina.bed._seed_training import SeedTrainer
+from esper.kasmina.grafting._passes import Isolation
 from tests.kasmina.kernels import RealKernels
 from tests.kasmina.support import CLASSES, INPUTS, RUN_ID, all_bytes, optimizer_bytes, seeded
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.ports import EdgeDecision
 from esper.kasmina import KasminaConfig, KasminaSeedManager, discover_slots
-from esper.kasmina._governor import MemorySensor
-from esper.kasmina._passes import Isolation
+from esper.kasmina.grafting._passes import Isolation
+from esper.kasmina.household._governor import MemorySensor
 from esper.kasmina.testing import InMemoryRuntime, bypass
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly

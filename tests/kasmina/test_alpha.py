@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from esper.core.errors import UsageError
 from esper.kasmina import AlphaBlender, AlphaSchedule, KasminaConfig
-from esper.kasmina._alpha import ALPHA_CURVES, AlphaCurve
+from esper.kasmina.grafting._alpha import ALPHA_CURVES, AlphaCurve
 
 
 @given(st.sampled_from(ALPHA_CURVES), st.integers(1, 300))

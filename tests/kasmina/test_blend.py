@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from esper.kasmina import AlphaSchedule, GateLimits, KasminaConfig
-from esper.kasmina._blend import BLEND_MODES, channel_dim, mixed, share
-from esper.kasmina._graft import Role
+from esper.kasmina.grafting._blend import BLEND_MODES, channel_dim, mixed, share
+from esper.kasmina.grafting._graft import Role
 from esper.leyline import messages as ly
 from tests.kasmina.support import PROBE, Loop, batch, mlp, outputs, seeded
 from tests.kasmina.test_compiled import evaluated

@@ -10,7 +10,7 @@ import torch
 from esper.core.checkpoint import Saved, read_checkpoint, write_checkpoint
 from esper.core.errors import IntegrityError
 from esper.kasmina import KasminaSeedManager, discover_slots
-from esper.kasmina._checkpoint import Counts
+from esper.kasmina.bed._checkpoint import Counts
 from esper.kasmina.testing import InMemoryRuntime
 from esper.leyline import messages as ly
 from tests.kasmina.support import FACTORIES, RUN_ID, batch, mlp, seed_command, seeded

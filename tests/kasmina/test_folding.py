@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina import GateLimits, KasminaConfig, discover_slots
-from esper.kasmina._folding import TOLERANCE, Fold, fold_of
-from esper.kasmina._graft import Graft, GraftedSeed, PassFocus
+from esper.kasmina.grafting._folding import TOLERANCE, Fold, fold_of
+from esper.kasmina.grafting._graft import Graft, GraftedSeed, PassFocus
 from esper.kasmina.testing import InMemoryRuntime, KernelFactory, bypass, linear, zero_linear
 from esper.leyline import messages as ly
 from tests.kasmina.reborn import reborn

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from esper.core.ports import EdgeDecision
 from esper.kasmina import GateLimits, GradientEvidence, InterfaceEvidence, gradient_gate, interface_gate
-from esper.kasmina._gate_gradients import NO_GRADIENTS, GradientRecord
-from esper.kasmina._passes import Isolation
+from esper.kasmina.gates._gradients import NO_GRADIENTS, GradientRecord
+from esper.kasmina.grafting._passes import Isolation
 from esper.kasmina.testing import InMemoryRuntime, zero_linear
 from esper.leyline import messages as ly
 from tests.kasmina.support import FACTORIES, Loop, all_bytes, mlp, outcome_of, outputs, seed_command, seeded

@@ -18,7 +18,7 @@ from esper.kasmina import (
     sanity_gate,
     stability_gate,
 )
-from esper.kasmina._gates import relative_trend
+from esper.kasmina.gates._gates import relative_trend
 from esper.leyline import messages as ly
 
 LIMITS = GateLimits()

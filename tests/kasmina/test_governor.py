@@ -13,7 +13,7 @@ from torch import nn
 from esper.core.digest import module_state, state_digest
 from esper.core.errors import UsageError
 from esper.kasmina import MEMORY_PRESSURE, KasminaConfig, KernelCache, MemoryReading
-from esper.kasmina._governor import MemoryGovernor, memory_sensor
+from esper.kasmina.household._governor import MemoryGovernor, memory_sensor
 from esper.leyline import messages as ly
 from tests.kasmina.support import Loop, mlp, outcome_of, seed_command, seeded
 

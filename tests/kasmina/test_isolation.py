@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from esper.kasmina._passes import Isolation
+from esper.kasmina.grafting._passes import Isolation
 from esper.leyline import messages as ly
 from tests.kasmina.support import HOSTS, PROBE, Loop, all_bytes, optimizer_bytes, outputs, seeded
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from esper.core.digest import module_state, state_digest
 from esper.kasmina import KasminaConfig, KernelCache
-from esper.kasmina._kernel_cache import module_bytes
+from esper.kasmina.household._kernel_cache import module_bytes
 from esper.leyline import messages as ly
 from tests.kasmina.support import Loop, mlp, seeded
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from esper.core.errors import IntegrityError
 from esper.kasmina import GUARDS, MEASURED_GATES, PATHS, TRANSITIONS, KasminaLifecycle, is_allowed
-from esper.kasmina._lifecycle import gate_label, illegal_step
+from esper.kasmina.lifecycle._lifecycle import gate_label, illegal_step
 from esper.leyline import messages as ly
 
 #: The contract's table, written out a second time on purpose: (from, to) by the stages' short names.

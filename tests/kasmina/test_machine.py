@@ -12,7 +12,7 @@ from torch import nn
 
 from esper.core.ports import EdgeDecision
 from esper.kasmina import GateLimits, KasminaConfig, is_allowed
-from esper.kasmina._lifecycle import ATTACHED_STAGES, BARRED_STAGES, FALLING_STAGES, JOINT_STAGES, SeedRecord
+from esper.kasmina.lifecycle._lifecycle import ATTACHED_STAGES, BARRED_STAGES, FALLING_STAGES, JOINT_STAGES, SeedRecord
 from esper.kasmina.testing import InMemoryRuntime
 from esper.leyline import messages as ly
 from tests.kasmina.reborn import reborn

@@ -10,7 +10,7 @@ from torch import nn
 
 from esper.core.errors import IntegrityError
 from esper.kasmina import KasminaConfig, OwnershipRegistry
-from esper.kasmina._ownership import HOST, TEACHER, seed_owner
+from esper.kasmina.isolation._ownership import HOST, TEACHER, seed_owner
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
 from tests.kasmina.support import HOSTS, Loop, mlp, seeded

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from esper.karn import catalogue
-from esper.kasmina._passes import Isolation
+from esper.kasmina.grafting._passes import Isolation
 from esper.leyline import messages as ly
 from tests.campaigns import WHOLE, seed_of
 from tests.kasmina.hosts import HOSTS, REGIMES, HostKind, Training

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from esper.kasmina._passes import HostPasses, Isolation
+from esper.kasmina.grafting._passes import HostPasses, Isolation
 from tests.kasmina.support import HOSTS, batch, seeded
 
 

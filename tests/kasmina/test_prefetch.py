@@ -9,7 +9,7 @@ import pytest
 from esper.core.digest import module_state, state_digest
 from esper.core.ports import FetchedKernel, PrefetchingRuntime
 from esper.kasmina import KasminaConfig, KasminaPrefetchCoordinator
-from esper.kasmina._prefetch import CANDIDATES_MAX
+from esper.kasmina.household._prefetch import CANDIDATES_MAX
 from esper.kasmina.testing import ForeseeingRuntime, InMemoryRuntime
 from esper.leyline import messages as ly
 from tests.kasmina.support import FACTORIES, Loop, mlp, outcome_of, seed_command, seeded

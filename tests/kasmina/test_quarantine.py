@@ -19,9 +19,9 @@ from esper.core.ids import derive_id
 from esper.core.ports import EdgeDecision
 from esper.karn import catalogue
 from esper.kasmina import KasminaConfig
-from esper.kasmina._passes import HostPasses
-from esper.kasmina._quarantine import slot_batch
-from esper.kasmina._slots import discover_slots
+from esper.kasmina.bed._quarantine import slot_batch
+from esper.kasmina.grafting._passes import HostPasses
+from esper.kasmina.grafting._slots import discover_slots
 from esper.leyline import messages as ly
 from esper.oona import Fabric
 from tests.campaigns import WHOLE
@@ -190,7 +190,7 @@ def test_re_execution_takes_the_verdict_and_runs_nothing(monkeypatch: pytest.Mon
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a hazard ran again")
 
-    monkeypatch.setattr("esper.kasmina._quarantine.run_in_quarantine", never)
+    monkeypatch.setattr("esper.kasmina.bed._quarantine.run_in_quarantine", never)
     again = a_loop(RealKernels())
     again.manager._examiner._runtime = live.manager._examiner._runtime
     asked = live.manager._examiner._runtime.asked  # type: ignore[attr-defined]  # RealKernels has it

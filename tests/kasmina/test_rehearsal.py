@@ -11,9 +11,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from esper.core.flops import count_multiply_adds
-from esper.kasmina._contents import Contents, contents_of
-from esper.kasmina._graft import PassFocus
-from esper.kasmina._rehearsal import Precision
+from esper.kasmina.bed._rehearsal import Precision
+from esper.kasmina.grafting._contents import Contents, contents_of
+from esper.kasmina.grafting._graft import PassFocus
 from esper.kasmina.testing import InMemoryRuntime
 from esper.leyline import messages as ly
 from tests.kasmina.support import HOSTS, Loop, all_bytes, batch, seeded

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from esper.kasmina import KasminaConfig
-from esper.kasmina._seed_training import SeedTrainer
+from esper.kasmina.bed._seed_training import SeedTrainer
 
 
 def trainer(clip_norm: float = 1.0, size: int = 4) -> tuple[SeedTrainer, nn.Parameter]:

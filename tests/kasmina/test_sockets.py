@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from esper.core.errors import IntegrityError
 from esper.kasmina import add_sockets, is_compiled
-from esper.kasmina._sockets import socket_of
+from esper.kasmina.grafting._sockets import socket_of
 from esper.leyline import messages as ly
 from tests.campaigns import WHOLE
 from tests.kasmina.support import HOSTS, PROBE, InputStatistics, Loop, all_bytes, batch, optimizer_bytes, seeded
@@ -105,7 +105,7 @@ def test_torch_traces_no_seed(guarded: bool, monkeypatch: pytest.MonkeyPatch) ->
     gave up, where it traces what that calls; without the guard it compiles `_drawing_apart` until its limit.
     """
     if not guarded:
-        monkeypatch.setattr("esper.kasmina._sockets.EagerHook", lambda hook: hook)
+        monkeypatch.setattr("esper.kasmina.grafting._sockets.EagerHook", lambda hook: hook)
     loop, compiled = socketed()
     seed_id = loop.grow("1", ly.SEED_STAGE_BLENDING)
     for _ in range(2):

@@ -17,11 +17,12 @@ from esper.core.digest import module_digest
 from esper.core.errors import UsageError
 from esper.core.numerics import data_digest
 from esper.leyline import messages as ly
-from esper.tolaria import MemoryJournal, Split, Task, TolariaTrainer, _registry, evaluate, load_task, prepared
-from esper.tolaria._charlm import CLASSES, LENGTH, charlm
+from esper.tolaria import MemoryJournal, Split, Task, TolariaTrainer, evaluate, load_task, prepared
 from esper.tolaria._environment import Environment, differences
-from esper.tolaria._tasks import cross_entropy
-from esper.tolaria._transformer import CausalTransformer, transformer_host
+from esper.tolaria.tasks import _registry
+from esper.tolaria.tasks._charlm import CLASSES, LENGTH, charlm
+from esper.tolaria.tasks._tasks import cross_entropy
+from esper.tolaria.tasks._transformer import CausalTransformer, transformer_host
 from tests.tolaria.small import request, scripted, static
 
 #: Every shipped host besides the perceptron: task, host, layout of its slots, multiply-adds of a sample's forward.

@@ -97,7 +97,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     def found(group: str, reserved: frozenset[str]) -> Offers:
         return offers([EntryPoint("thing", "acme_grow_test:thing", group)], reserved)
 
-    monkeypatch.setattr("esper.tolaria._registry.installed", found)
+    monkeypatch.setattr("esper.tolaria.tasks._registry.installed", found)
     return module
 
 

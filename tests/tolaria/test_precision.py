@@ -25,8 +25,8 @@ from esper.tolaria import (
     re_execute,
 )
 from esper.tolaria._config import learning_rate_at
-from esper.tolaria._packet import epoch_telemetry
-from esper.tolaria._trainer import clip_owner
+from esper.tolaria.loop._packet import epoch_telemetry
+from esper.tolaria.loop._trainer import clip_owner
 from tests.tolaria.small import command, request, rings, scripted
 from tests.tolaria.test_growth import grown, schedule
 

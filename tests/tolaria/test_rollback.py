@@ -25,8 +25,8 @@ from esper.tolaria import (
     prepared,
     re_execute,
 )
-from esper.tolaria._checkpoint import Position, capture_run
-from esper.tolaria._points import ReturnPoints
+from esper.tolaria.record._checkpoint import Position, capture_run
+from esper.tolaria.record._points import ReturnPoints
 from tests.tolaria.grafting import Kept
 from tests.tolaria.small import Policy, command, request, scheduled
 from tests.tolaria.test_checkpoints import manager
@@ -359,7 +359,7 @@ def test_what_was_set_of_the_optimiser_is_taken_back_too() -> None:
 def test_setup_of_a_return_is_the_setup(monkeypatch: pytest.MonkeyPatch) -> None:
     """Goal: what does not stand byte for byte is never trained on. Method: a restore that forgets one buffer."""
     from esper.core.errors import IntegrityError
-    from esper.tolaria import _run_orders
+    from esper.tolaria.loop import _run_orders
 
     whole = _run_orders.restore_run
 

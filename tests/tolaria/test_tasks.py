@@ -67,7 +67,7 @@ def test_tasks_are_made_offline_without_a_warning_and_alike_in_every_process() -
 
 def test_making_data_leaves_the_global_streams_alone() -> None:
     """Goal: a task does not reseed its caller. Method: numpy's stream goes on as if nothing had been made."""
-    from esper.tolaria._mnist1d import mnist1d
+    from esper.tolaria.tasks._mnist1d import mnist1d
 
     np.random.seed(5)
     expected = np.random.rand(3).tolist()
@@ -94,8 +94,8 @@ def test_the_shipped_hosts_have_a_branch_slot_past_the_bottleneck(name: str) -> 
 @pytest.mark.parametrize(("name", "package"), [("mnist1d", "mnist1d.data"), ("digits", "sklearn.datasets")])
 def test_a_missing_data_package_is_named(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Goal: a light installation says what to add. Method: hide the package."""
-    from esper.tolaria._digits import digits
-    from esper.tolaria._mnist1d import mnist1d
+    from esper.tolaria.tasks._digits import digits
+    from esper.tolaria.tasks._mnist1d import mnist1d
 
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UsageError, match=rf"the task '{name}' cannot be made: .*esper-grow\[tasks\]"):

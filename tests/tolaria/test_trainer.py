@@ -27,7 +27,7 @@ from esper.tolaria import (
     multiply_adds_per_sample,
     prepared,
 )
-from esper.tolaria._packet import HOOK_LATENCY_MS_ALERT, EpochStats, epoch_telemetry
+from esper.tolaria.loop._packet import HOOK_LATENCY_MS_ALERT, EpochStats, epoch_telemetry
 from tests.tolaria.small import NudgingController, Policy, request, rings, scripted
 
 CONTINUE, SEED = ly.COMMAND_CONTINUE, ly.COMMAND_SEED

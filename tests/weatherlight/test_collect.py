@@ -16,8 +16,8 @@ from esper.core.stacks import STACK_LOST
 from esper.leyline import messages as ly
 from esper.oona import Fabric
 from esper.tolaria import ClaimBook
-from esper.tolaria._attempt import Wiring
-from esper.tolaria._service import _Worker
+from esper.tolaria.worker._attempt import Wiring
+from esper.tolaria.worker._service import _Worker
 from esper.weatherlight import Collection, TrainingRequest, cancel_run, fork_request, restore_run, verify_run
 from esper.weatherlight._collecting import Collected, collect_stack, stack_requests
 from esper.weatherlight._stack_records import read_stack

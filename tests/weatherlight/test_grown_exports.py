@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from esper.kasmina._blend import BLEND_MODES
+from esper.kasmina.grafting._blend import BLEND_MODES
 from esper.kasmina.testing import InMemoryRuntime
 from esper.leyline import messages as ly
 from esper.weatherlight._export import TOLERANCE, export_network

@@ -8,15 +8,15 @@ from torch import Tensor
 from esper.core.errors import IntegrityError
 from esper.core.inputs import Inputs, Targets, shapes_of
 from esper.core.rng import derive_seed
-from esper.kasmina._alpha import AlphaCurve, AlphaSchedule
-from esper.kasmina._bench import LiveSeed, PreparedSeed
-from esper.kasmina._folding import apply_fold
-from esper.kasmina._graft import Graft, Role, anchor_of, submodule_name
-from esper.kasmina._held_out import ProbeBench
-from esper.kasmina._ownership import HOST, seed_owner
-from esper.kasmina._remains import Remains
-from esper.kasmina._seed_training import SeedTrainer, release
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.bed._bench import LiveSeed, PreparedSeed
+from esper.kasmina.bed._held_out import ProbeBench
+from esper.kasmina.bed._remains import Remains
+from esper.kasmina.bed._seed_training import SeedTrainer, release
+from esper.kasmina.grafting._alpha import AlphaCurve, AlphaSchedule
+from esper.kasmina.grafting._folding import apply_fold
+from esper.kasmina.grafting._graft import Graft, Role, anchor_of, submodule_name
+from esper.kasmina.grafting._slots import SlotSpec
+from esper.kasmina.isolation._ownership import HOST, seed_owner
 from esper.leyline import messages as ly
 
 #: Forward and backward of a trained module against its forward: the usual count (forward + 2x backward).

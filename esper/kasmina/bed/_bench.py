@@ -17,20 +17,20 @@ from esper.core.inputs import Batch, samples_in, shapes_of
 from esper.core.ranks import ALONE, EndOfBackward, Ranks
 from esper.core.rng import derive_seed
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._gate_gradients import GradientEvidence
-from esper.kasmina._gate_interface import InterfaceEvidence
-from esper.kasmina._gate_reset import ResetEvidence
-from esper.kasmina._gates import KernelEvidence
-from esper.kasmina._graft import Graft, GraftedSeed, PassFocus
-from esper.kasmina._isolation import IsolationMonitor, Leaks
-from esper.kasmina._ownership import HOST, OwnershipRegistry
-from esper.kasmina._passes import HostPasses, Isolation, forked_rng
-from esper.kasmina._quarantine import slot_batch
-from esper.kasmina._rehearsal import Precision, Rehearsal
-from esper.kasmina._remains import Remains
-from esper.kasmina._seed_training import LossFunction, SeedTrainer
-from esper.kasmina._sensors import inspect_interface
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.bed._quarantine import slot_batch
+from esper.kasmina.bed._rehearsal import Precision, Rehearsal
+from esper.kasmina.bed._remains import Remains
+from esper.kasmina.bed._seed_training import LossFunction, SeedTrainer
+from esper.kasmina.bed._sensors import inspect_interface
+from esper.kasmina.gates._gates import KernelEvidence
+from esper.kasmina.gates._gradients import GradientEvidence
+from esper.kasmina.gates._interface import InterfaceEvidence
+from esper.kasmina.gates._reset import ResetEvidence
+from esper.kasmina.grafting._graft import Graft, GraftedSeed, PassFocus
+from esper.kasmina.grafting._passes import HostPasses, Isolation, forked_rng
+from esper.kasmina.grafting._slots import SlotSpec
+from esper.kasmina.isolation._monitor import IsolationMonitor, Leaks
+from esper.kasmina.isolation._ownership import HOST, OwnershipRegistry
 
 Probe = Sequence[Batch]
 

@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from esper.core.checkpoint import Saved, copy_into, named, refused, transient_buffers
-from esper.kasmina._bed import SeedBed
-from esper.kasmina._bench import HeldOutLosses, LiveSeed
-from esper.kasmina._graft import GraftedSeed, Role
-from esper.kasmina._lifecycle import BARRED_STAGES, KasminaLifecycle
-from esper.kasmina._return import lifecycle_in
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.bed._bed import SeedBed
+from esper.kasmina.bed._bench import HeldOutLosses, LiveSeed
+from esper.kasmina.grafting._graft import GraftedSeed, Role
+from esper.kasmina.grafting._slots import SlotSpec
+from esper.kasmina.lifecycle._lifecycle import BARRED_STAGES, KasminaLifecycle
+from esper.kasmina.lifecycle._return import lifecycle_in
 
 #: Builds the body of a seed again from the digest of its kernel.
 BodyOf = Callable[[str], nn.Module]

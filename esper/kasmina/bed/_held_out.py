@@ -8,9 +8,9 @@ import torch
 
 from esper.core.flops import count_multiply_adds
 from esper.core.inputs import samples_in, shapes_of
-from esper.kasmina._bench import HeldOutLosses, SeedBench
-from esper.kasmina._folding import Fold, fold_error, fold_of
-from esper.kasmina._graft import PassFocus, Role
+from esper.kasmina.bed._bench import HeldOutLosses, SeedBench
+from esper.kasmina.grafting._folding import Fold, fold_error, fold_of
+from esper.kasmina.grafting._graft import PassFocus, Role
 
 
 class ProbeBench(SeedBench):

@@ -14,9 +14,9 @@ from esper.core.approvals import APPROVAL_REQUIRED, QUARANTINE_ONLY, is_quaranti
 from esper.core.inputs import Batch, Inputs, Output, Targets, first_samples, main_of, source_of, with_main
 from esper.core.ports import FetchedKernel
 from esper.core.quarantine import QuarantineLimits, QuarantineReport, Trial, run_in_quarantine
-from esper.kasmina._passes import HostPasses
-from esper.kasmina._seed_training import LossFunction
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.bed._seed_training import LossFunction
+from esper.kasmina.grafting._passes import HostPasses
+from esper.kasmina.grafting._slots import SlotSpec
 from esper.leyline import messages as ly
 
 logger = logging.getLogger("esper.kasmina")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from esper.kasmina._bed import SeedBed
+from esper.kasmina.bed._bed import SeedBed
 
 
 def meet(bed: SeedBed, heard: Sequence[str], *, own: Sequence[str]) -> None:

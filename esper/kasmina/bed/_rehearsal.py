@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from esper.core.inputs import Batch, first_samples
-from esper.kasmina._contents import contents_of
-from esper.kasmina._gate_gradients import NO_GRADIENTS, GradientEvidence, GradientRecord
-from esper.kasmina._graft import Graft, GraftedSeed, PassFocus
-from esper.kasmina._isolation import random_states
-from esper.kasmina._passes import HostPasses, in_eval_mode
-from esper.kasmina._seed_training import LossFunction
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.bed._seed_training import LossFunction
+from esper.kasmina.gates._gradients import NO_GRADIENTS, GradientEvidence, GradientRecord
+from esper.kasmina.grafting._contents import contents_of
+from esper.kasmina.grafting._graft import Graft, GraftedSeed, PassFocus
+from esper.kasmina.grafting._passes import HostPasses, in_eval_mode
+from esper.kasmina.grafting._slots import SlotSpec
+from esper.kasmina.isolation._monitor import random_states
 
 logger = logging.getLogger("esper.kasmina")
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from esper.kasmina._gate_reset import ResetEvidence
-from esper.kasmina._graft import Graft, GraftedSeed
-from esper.kasmina._ownership import OwnershipRegistry, seed_owner
-from esper.kasmina._sockets import hook_ids
+from esper.kasmina.gates._reset import ResetEvidence
+from esper.kasmina.grafting._graft import Graft, GraftedSeed
+from esper.kasmina.grafting._sockets import hook_ids
+from esper.kasmina.isolation._ownership import OwnershipRegistry, seed_owner
 
 
 class Memory:

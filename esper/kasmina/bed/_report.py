@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from esper.kasmina._bench import HeldOutLosses, LiveSeed
-from esper.kasmina._gates import relative_trend
-from esper.kasmina._lifecycle import FOLDED, SeedRecord
-from esper.kasmina._seed_training import ShadowRecord
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.bed._bench import HeldOutLosses, LiveSeed
+from esper.kasmina.bed._seed_training import ShadowRecord
+from esper.kasmina.gates._gates import relative_trend
+from esper.kasmina.grafting._slots import SlotSpec
+from esper.kasmina.lifecycle._lifecycle import FOLDED, SeedRecord
 from esper.leyline import messages as ly
 
 

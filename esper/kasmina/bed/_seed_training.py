@@ -14,7 +14,7 @@ from esper.core.checkpoint import Saved, named, optimizer_state, refused, restor
 from esper.core.inputs import Output, Targets
 from esper.core.ranks import ALONE, Ranks
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._gate_gradients import NO_GRADIENTS, GradientRecord
+from esper.kasmina.gates._gradients import NO_GRADIENTS, GradientRecord
 
 LossFunction = Callable[[Output, Targets], Tensor]
 

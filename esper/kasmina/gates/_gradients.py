@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from esper.kasmina._config import GateLimits
-from esper.kasmina._gates import check, verdict
+from esper.kasmina.gates._gates import check, verdict
 from esper.leyline import messages as ly
 
 

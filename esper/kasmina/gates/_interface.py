@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from esper.kasmina._gates import check, verdict
+from esper.kasmina.gates._gates import check, verdict
 from esper.leyline import messages as ly
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from esper.kasmina._gates import check, verdict
+from esper.kasmina.gates._gates import check, verdict
 from esper.leyline import messages as ly
 
 

@@ -22,11 +22,11 @@ from esper.core.eager import EagerHook, forget_compiled
 from esper.core.errors import IntegrityError
 from esper.core.inputs import Output, main_of, source_of, with_main
 from esper.core.rng import derive_seed
-from esper.kasmina._alpha import AlphaBlender
-from esper.kasmina._blend import channel_dim, mixed, share
-from esper.kasmina._passes import forked_rng
-from esper.kasmina._slots import Layout, Placement, SlotSpec
-from esper.kasmina._sockets import Socket, socket_of
+from esper.kasmina.grafting._alpha import AlphaBlender
+from esper.kasmina.grafting._blend import channel_dim, mixed, share
+from esper.kasmina.grafting._passes import forked_rng
+from esper.kasmina.grafting._slots import Layout, Placement, SlotSpec
+from esper.kasmina.grafting._sockets import Socket, socket_of
 from esper.leyline import messages as ly
 
 #: Modules that run all their children: a seed registered there would run as one more layer.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from esper.core.errors import UsageError
 from esper.core.inputs import Inputs, Output, main_of, source_of
 from esper.core.kernel import CHANNELS_FIRST
-from esper.kasmina._passes import HostPasses
+from esper.kasmina.grafting._passes import HostPasses
 from esper.leyline import messages as ly
 
 Placement = Literal["branch", "residual"]

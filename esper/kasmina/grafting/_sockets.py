@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from esper.core.eager import EagerHook, forget_compiled
 from esper.core.errors import IntegrityError
 from esper.core.inputs import Output, main_of, source_of, with_main
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.grafting._slots import SlotSpec
 
 #: (module, its positional arguments, its output) -> what is heard instead; None leaves the output alone.
 SeedHook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]

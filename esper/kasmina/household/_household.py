@@ -14,9 +14,9 @@ from esper.core.ids import derive_id
 from esper.core.ports import BlueprintRuntime, FetchedKernel
 from esper.kasmina._budgets import LATENCY_OPEN, LatencyBook
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._governor import MEMORY_PRESSURE, Cache, MemoryGovernor, MemorySensor
-from esper.kasmina._kernel_cache import KernelCache
-from esper.kasmina._prefetch import KasminaPrefetchCoordinator
+from esper.kasmina.household._governor import MEMORY_PRESSURE, Cache, MemoryGovernor, MemorySensor
+from esper.kasmina.household._kernel_cache import KernelCache
+from esper.kasmina.household._prefetch import KasminaPrefetchCoordinator
 from esper.leyline import messages as ly
 
 #: Why a germination is refused for want of memory or time; a re-execution takes these from the record.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from esper.core.breaker import CircuitBreaker
 from esper.core.ranks import Ranks
-from esper.kasmina._ownership import HOST, TEACHER, OwnershipRegistry, seed_owner, version_of
+from esper.kasmina.isolation._ownership import HOST, TEACHER, OwnershipRegistry, seed_owner, version_of
 from esper.leyline import messages as ly
 
 logger = logging.getLogger("esper.kasmina")

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from esper.core.errors import IntegrityError
 from esper.core.ids import derive_id
 from esper.core.ports import EdgeDecision
-from esper.kasmina._commands import REASONS
-from esper.kasmina._lifecycle import FALLING_STAGES, GUARDS, SeedRecord, gate_label, gate_name
-from esper.kasmina._orders import RATE_FACTOR, TUNE_EPOCHS, Order, Refusal
+from esper.kasmina.lifecycle._commands import REASONS
+from esper.kasmina.lifecycle._lifecycle import FALLING_STAGES, GUARDS, SeedRecord, gate_label, gate_name
+from esper.kasmina.lifecycle._orders import RATE_FACTOR, TUNE_EPOCHS, Order, Refusal
 from esper.leyline import messages as ly
 from esper.leyline.registry import EventMessage
 

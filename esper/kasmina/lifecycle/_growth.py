@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from esper.kasmina._commands import OPERATOR
+from esper.kasmina.lifecycle._commands import OPERATOR
 from esper.leyline import messages as ly
 
 #: Orders on seeds that are carried out while growth is held: they only take away.

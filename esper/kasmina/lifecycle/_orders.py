@@ -7,8 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from esper.kasmina._blend import BLEND_MODES
-from esper.kasmina._lifecycle import FALL_STEPS, GROWING_STAGES, PATHS, KasminaLifecycle, illegal_step, stage_name
+from esper.kasmina.grafting._blend import BLEND_MODES
+from esper.kasmina.lifecycle._lifecycle import (
+    FALL_STEPS,
+    GROWING_STAGES,
+    PATHS,
+    KasminaLifecycle,
+    illegal_step,
+    stage_name,
+)
 from esper.leyline import messages as ly
 
 #: What START_GRAFTING may say about the rise of alpha, and CULL and CANCEL about its fall (0: at once).

@@ -13,8 +13,8 @@ from typing import Final
 
 from esper.core.errors import IntegrityError
 from esper.core.ports import EdgeDecision
-from esper.kasmina._decide import Edge, EdgeEvents
-from esper.kasmina._lifecycle import BARRED_STAGES, RESET_PATH, KasminaLifecycle, SeedRecord, gate_name
+from esper.kasmina.lifecycle._decide import Edge, EdgeEvents
+from esper.kasmina.lifecycle._lifecycle import BARRED_STAGES, RESET_PATH, KasminaLifecycle, SeedRecord, gate_name
 from esper.leyline import messages as ly
 
 _GATE: Final = gate_name(ly.SEED_GATE_G5_RESET)

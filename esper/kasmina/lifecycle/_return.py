@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from esper.core.checkpoint import Saved
-from esper.kasmina._decide import Edge, EdgeEvents
-from esper.kasmina._lifecycle import RETURN_REASON, KasminaLifecycle, SeedRecord
+from esper.kasmina.lifecycle._decide import Edge, EdgeEvents
+from esper.kasmina.lifecycle._lifecycle import RETURN_REASON, KasminaLifecycle, SeedRecord
 from esper.leyline import messages as ly
 from esper.leyline.registry import EventMessage
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from esper.core.inputs import Inputs, Targets
 from esper.core.ports import EdgeDecision
-from esper.kasmina._household import GraftStall
-from esper.kasmina._manager_returns import ManagerReturns
+from esper.kasmina.household._household import GraftStall
+from esper.kasmina.manager._returns import ManagerReturns
 from esper.leyline import messages as ly
 from esper.leyline.registry import EventMessage
 

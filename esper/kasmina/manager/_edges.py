@@ -8,8 +8,10 @@ from typing import Final
 
 from esper.core.errors import IntegrityError
 from esper.core.ports import EdgeDecision
-from esper.kasmina._alpha import CURVE_NAMES
-from esper.kasmina._decide import (
+from esper.kasmina.bed._ranks import meet
+from esper.kasmina.gates._reset import reset_gate
+from esper.kasmina.grafting._alpha import CURVE_NAMES
+from esper.kasmina.lifecycle._decide import (
     UNSUPPORTED,
     check_against_record,
     cull_in_emergency,
@@ -19,13 +21,11 @@ from esper.kasmina._decide import (
     recorded_without_measuring,
     refuse,
 )
-from esper.kasmina._gate_reset import reset_gate
-from esper.kasmina._growth import problem_of
-from esper.kasmina._lifecycle import FALL_STEPS, FALLING_STAGES, GROWING_STAGES, SeedRecord
-from esper.kasmina._manager_steps import ManagerSteps
-from esper.kasmina._orders import BLEND_STEPS, Refusal, read_command, read_pruning
-from esper.kasmina._ranks import meet
-from esper.kasmina._resets import recorded_resets, with_resets
+from esper.kasmina.lifecycle._growth import problem_of
+from esper.kasmina.lifecycle._lifecycle import FALL_STEPS, FALLING_STAGES, GROWING_STAGES, SeedRecord
+from esper.kasmina.lifecycle._orders import BLEND_STEPS, Refusal, read_command, read_pruning
+from esper.kasmina.lifecycle._resets import recorded_resets, with_resets
+from esper.kasmina.manager._steps import ManagerSteps
 from esper.leyline import messages as ly
 from esper.leyline.registry import EventMessage
 

@@ -11,20 +11,20 @@ from torch import nn
 from esper.core.errors import IntegrityError, UsageError
 from esper.core.ports import BlueprintRuntime, FetchedKernel, KernelUnavailable
 from esper.core.rng import derive_seed
-from esper.kasmina._bed import SeedBed
-from esper.kasmina._bench import PreparedSeed
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._decide import KERNEL_UNAVAILABLE, Findings, is_measured
-from esper.kasmina._gates import (
+from esper.kasmina.bed._bed import SeedBed
+from esper.kasmina.bed._bench import PreparedSeed
+from esper.kasmina.bed._quarantine import QUARANTINED, REFUSED, hold_trial, reason_of, recorded_event, refusal_of
+from esper.kasmina.gates._gates import (
     SanityEvidence,
     sanity_gate,
 )
-from esper.kasmina._household import HOUSE_REASONS, Household
-from esper.kasmina._lifecycle import KasminaLifecycle
-from esper.kasmina._move_examiner import ISOLATION_OPEN, MoveExaminer
-from esper.kasmina._orders import Order
-from esper.kasmina._quarantine import QUARANTINED, REFUSED, hold_trial, reason_of, recorded_event, refusal_of
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.grafting._slots import SlotSpec
+from esper.kasmina.household._household import HOUSE_REASONS, Household
+from esper.kasmina.lifecycle._decide import KERNEL_UNAVAILABLE, Findings, is_measured
+from esper.kasmina.lifecycle._lifecycle import KasminaLifecycle
+from esper.kasmina.lifecycle._orders import Order
+from esper.kasmina.manager._move_examiner import ISOLATION_OPEN, MoveExaminer
 from esper.leyline import messages as ly
 
 logger = logging.getLogger("esper.kasmina")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from esper.kasmina._graft import Role
-from esper.kasmina._lifecycle import ATTACHED_STAGES
-from esper.kasmina._manager_state import ManagerState
-from esper.kasmina._ownership import TEACHER
-from esper.kasmina._report import seed_state
+from esper.kasmina.bed._report import seed_state
+from esper.kasmina.grafting._graft import Role
+from esper.kasmina.isolation._ownership import TEACHER
+from esper.kasmina.lifecycle._lifecycle import ATTACHED_STAGES
+from esper.kasmina.manager._state import ManagerState
 from esper.leyline import messages as ly
 
 

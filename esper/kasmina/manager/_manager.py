@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from esper.core.checkpoint import Saved
-from esper.kasmina._checkpoint import Counts, capture
-from esper.kasmina._manager_care import ManagerCare
+from esper.kasmina.bed._checkpoint import Counts, capture
+from esper.kasmina.manager._care import ManagerCare
 
 
 class KasminaSeedManager(ManagerCare):

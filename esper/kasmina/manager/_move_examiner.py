@@ -6,18 +6,18 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from esper.kasmina._alpha import CURVE_WORDS
-from esper.kasmina._bed import SeedBed
-from esper.kasmina._bench import HeldOutLosses, PreparedSeed
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._decide import Findings, is_measured, unavailable
-from esper.kasmina._folding import TOLERANCE
-from esper.kasmina._gate_gradients import gradient_gate
-from esper.kasmina._gate_interface import interface_gate
-from esper.kasmina._gates import ImpactEvidence, StabilityEvidence, impact_gate, pruning_gate, stability_gate
-from esper.kasmina._lifecycle import FALL_STEPS, FOLDED
-from esper.kasmina._orders import BLEND_EPOCHS, BLEND_STEPS, FALL_EPOCHS, FOLD, Order
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.bed._bed import SeedBed
+from esper.kasmina.bed._bench import HeldOutLosses, PreparedSeed
+from esper.kasmina.gates._gates import ImpactEvidence, StabilityEvidence, impact_gate, pruning_gate, stability_gate
+from esper.kasmina.gates._gradients import gradient_gate
+from esper.kasmina.gates._interface import interface_gate
+from esper.kasmina.grafting._alpha import CURVE_WORDS
+from esper.kasmina.grafting._folding import TOLERANCE
+from esper.kasmina.grafting._slots import SlotSpec
+from esper.kasmina.lifecycle._decide import Findings, is_measured, unavailable
+from esper.kasmina.lifecycle._lifecycle import FALL_STEPS, FOLDED
+from esper.kasmina.lifecycle._orders import BLEND_EPOCHS, BLEND_STEPS, FALL_EPOCHS, FOLD, Order
 from esper.leyline import messages as ly
 
 logger = logging.getLogger("esper.kasmina")

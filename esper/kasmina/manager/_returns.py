@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from esper.core.checkpoint import Saved
-from esper.kasmina._checkpoint import BodyOf, rebuild
-from esper.kasmina._growth import Growth
-from esper.kasmina._lifecycle import KasminaLifecycle
-from esper.kasmina._manager_edges import ManagerEdges
-from esper.kasmina._manager_state import ManagerState
-from esper.kasmina._return import lifecycle_in, moves_back, returned
+from esper.kasmina.bed._checkpoint import BodyOf, rebuild
+from esper.kasmina.lifecycle._growth import Growth
+from esper.kasmina.lifecycle._lifecycle import KasminaLifecycle
+from esper.kasmina.lifecycle._return import lifecycle_in, moves_back, returned
+from esper.kasmina.manager._edges import ManagerEdges
+from esper.kasmina.manager._state import ManagerState
 from esper.leyline.registry import EventMessage
 
 

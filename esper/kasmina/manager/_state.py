@@ -11,19 +11,19 @@ from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import IntegrityError
 from esper.core.ports import BlueprintRuntime
 from esper.core.ranks import ALONE, Ranks
-from esper.kasmina._bed import SeedBed
-from esper.kasmina._bench import PreparedSeed, Probe
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._decide import Edge
-from esper.kasmina._examiner import Examiner
-from esper.kasmina._governor import Cache, MemorySensor
-from esper.kasmina._growth import Growth
-from esper.kasmina._household import Household
-from esper.kasmina._lifecycle import KasminaLifecycle
-from esper.kasmina._passes import Isolation
-from esper.kasmina._ranks import SharedWork
-from esper.kasmina._seed_training import LossFunction
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.bed._bed import SeedBed
+from esper.kasmina.bed._bench import PreparedSeed, Probe
+from esper.kasmina.bed._ranks import SharedWork
+from esper.kasmina.bed._seed_training import LossFunction
+from esper.kasmina.grafting._passes import Isolation
+from esper.kasmina.grafting._slots import SlotSpec
+from esper.kasmina.household._governor import Cache, MemorySensor
+from esper.kasmina.household._household import Household
+from esper.kasmina.lifecycle._decide import Edge
+from esper.kasmina.lifecycle._growth import Growth
+from esper.kasmina.lifecycle._lifecycle import KasminaLifecycle
+from esper.kasmina.manager._examiner import Examiner
 from esper.leyline import messages as ly
 from esper.leyline.registry import EventMessage
 

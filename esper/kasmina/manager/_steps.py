@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from esper.core.inputs import Inputs, Targets, samples_in
-from esper.kasmina._lifecycle import ATTACHED_STAGES, FALLING_STAGES
-from esper.kasmina._manager_figures import ManagerFigures
+from esper.kasmina.lifecycle._lifecycle import ATTACHED_STAGES, FALLING_STAGES
+from esper.kasmina.manager._figures import ManagerFigures
 from esper.leyline import messages as ly
 
 _TRAINED_STAGES: Final = ATTACHED_STAGES - FALLING_STAGES - {ly.SEED_STAGE_GERMINATED}

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from esper.kasmina._alpha import CURVE_WORDS
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._decide import KERNEL_UNAVAILABLE, Findings, unavailable
-from esper.kasmina._gate_gradients import GradientEvidence, gradient_gate
-from esper.kasmina._gate_interface import interface_gate
-from esper.kasmina._gates import (
+from esper.kasmina.bed._quarantine import QUARANTINED, REFUSED
+from esper.kasmina.gates._gates import (
     ImpactEvidence,
     SanityEvidence,
     StabilityEvidence,
@@ -18,10 +15,13 @@ from esper.kasmina._gates import (
     sanity_gate,
     stability_gate,
 )
-from esper.kasmina._lifecycle import FALL_STEPS, FOLDED, KasminaLifecycle
-from esper.kasmina._orders import BLEND_EPOCHS, BLEND_STEPS, FALL_EPOCHS, Order
-from esper.kasmina._quarantine import QUARANTINED, REFUSED
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.gates._gradients import GradientEvidence, gradient_gate
+from esper.kasmina.gates._interface import interface_gate
+from esper.kasmina.grafting._alpha import CURVE_WORDS
+from esper.kasmina.grafting._slots import SlotSpec
+from esper.kasmina.lifecycle._decide import KERNEL_UNAVAILABLE, Findings, unavailable
+from esper.kasmina.lifecycle._lifecycle import FALL_STEPS, FOLDED, KasminaLifecycle
+from esper.kasmina.lifecycle._orders import BLEND_EPOCHS, BLEND_STEPS, FALL_EPOCHS, Order
 from esper.kasmina.stack._garden import Garden
 from esper.kasmina.stack._group import StackedKernel
 from esper.kasmina.stack._kernels import StackKernels

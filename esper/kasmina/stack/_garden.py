@@ -13,7 +13,7 @@ from torch import Tensor
 from esper.core.flops import count_multiply_adds
 from esper.core.stacking import AdamMoments, StackedHost, StepClock, cross_entropies, fetched
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._isolation import Leaks
+from esper.kasmina.isolation._monitor import Leaks
 from esper.kasmina.stack._group import GroupKey, SeedGroup, StackedKernel
 from esper.kasmina.stack._seedling import Seedling
 from esper.kasmina.stack._taps import QuietTap, TrainingTap

@@ -24,9 +24,9 @@ from esper.core.stacking import (
     take_rows,
 )
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._gate_gradients import NO_GRADIENTS, GradientRecord
-from esper.kasmina._gates import KernelEvidence
-from esper.kasmina._graft import Role
+from esper.kasmina.gates._gates import KernelEvidence
+from esper.kasmina.gates._gradients import NO_GRADIENTS, GradientRecord
+from esper.kasmina.grafting._graft import Role
 from esper.kasmina.stack._seedling import Seedling
 
 # Legend: N members of the stack, G seeds of a group, M of them that are meant, S steps of an epoch, P parameters.

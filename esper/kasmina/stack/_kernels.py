@@ -14,11 +14,11 @@ from esper.core.flops import count_multiply_adds
 from esper.core.ports import BlueprintRuntime, FetchedKernel, KernelUnavailable
 from esper.core.rng import derive_seed
 from esper.core.stacking import program_of
-from esper.kasmina._decide import KERNEL_UNAVAILABLE
-from esper.kasmina._gates import KernelEvidence
-from esper.kasmina._passes import forked_rng
-from esper.kasmina._quarantine import REFUSED, refusal_of
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.bed._quarantine import REFUSED, refusal_of
+from esper.kasmina.gates._gates import KernelEvidence
+from esper.kasmina.grafting._passes import forked_rng
+from esper.kasmina.grafting._slots import SlotSpec
+from esper.kasmina.lifecycle._decide import KERNEL_UNAVAILABLE
 from esper.kasmina.stack._group import StackedKernel
 from esper.leyline import messages as ly
 

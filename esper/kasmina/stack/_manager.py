@@ -12,9 +12,12 @@ from torch import Tensor
 from esper.core.errors import IntegrityError
 from esper.core.ports import BlueprintRuntime, EdgeDecision
 from esper.core.stacking import StackedHost, StepClock
-from esper.kasmina._alpha import CURVE_NAMES, AlphaSchedule
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._decide import (
+from esper.kasmina.gates._reset import reset_gate
+from esper.kasmina.grafting._alpha import CURVE_NAMES, AlphaSchedule
+from esper.kasmina.grafting._graft import Role
+from esper.kasmina.grafting._slots import SlotSpec
+from esper.kasmina.lifecycle._decide import (
     Edge,
     check_against_record,
     decide_order,
@@ -23,13 +26,17 @@ from esper.kasmina._decide import (
     recorded_without_measuring,
     refuse,
 )
-from esper.kasmina._gate_reset import reset_gate
-from esper.kasmina._graft import Role
-from esper.kasmina._lifecycle import FALL_STEPS, FALLING_STAGES, GROWING_STAGES, PATHS, KasminaLifecycle, SeedRecord
-from esper.kasmina._manager_edges import FADED
-from esper.kasmina._orders import BLEND_STEPS, Order, Refusal, read_command
-from esper.kasmina._resets import recorded_resets, with_resets
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.lifecycle._lifecycle import (
+    FALL_STEPS,
+    FALLING_STAGES,
+    GROWING_STAGES,
+    PATHS,
+    KasminaLifecycle,
+    SeedRecord,
+)
+from esper.kasmina.lifecycle._orders import BLEND_STEPS, Order, Refusal, read_command
+from esper.kasmina.lifecycle._resets import recorded_resets, with_resets
+from esper.kasmina.manager._edges import FADED
 from esper.kasmina.stack._examiner import Asked, StackExaminer
 from esper.kasmina.stack._garden import Garden
 from esper.kasmina.stack._group import StackedKernel

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._graft import Role, anchor_of, submodule_name
-from esper.kasmina._lifecycle import ATTACHED_STAGES, KasminaLifecycle
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.grafting._graft import Role, anchor_of, submodule_name
+from esper.kasmina.grafting._slots import SlotSpec
+from esper.kasmina.lifecycle._lifecycle import ATTACHED_STAGES, KasminaLifecycle
 from esper.kasmina.stack._garden import Garden
 from esper.kasmina.stack._seedling import Seedling, seed_state
 from esper.leyline import messages as ly

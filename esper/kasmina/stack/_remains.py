@@ -11,8 +11,8 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from esper.kasmina._gate_reset import ResetEvidence
-from esper.kasmina._remains import Memory
+from esper.kasmina.bed._remains import Memory
+from esper.kasmina.gates._reset import ResetEvidence
 from esper.kasmina.stack._group import SeedGroup
 from esper.kasmina.stack._seedling import Seedling
 

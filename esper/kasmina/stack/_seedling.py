@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from esper.kasmina._alpha import AlphaCurve, AlphaSchedule
-from esper.kasmina._bench import HeldOutLosses
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina._gate_gradients import NO_GRADIENTS, GradientRecord
-from esper.kasmina._graft import Role
-from esper.kasmina._isolation import NO_LEAKS, Leaks
-from esper.kasmina._lifecycle import SeedRecord
-from esper.kasmina._report import seed_metrics
-from esper.kasmina._seed_training import ShadowRecord
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.bed._bench import HeldOutLosses
+from esper.kasmina.bed._report import seed_metrics
+from esper.kasmina.bed._seed_training import ShadowRecord
+from esper.kasmina.gates._gradients import NO_GRADIENTS, GradientRecord
+from esper.kasmina.grafting._alpha import AlphaCurve, AlphaSchedule
+from esper.kasmina.grafting._graft import Role
+from esper.kasmina.grafting._slots import SlotSpec
+from esper.kasmina.isolation._monitor import NO_LEAKS, Leaks
+from esper.kasmina.lifecycle._lifecycle import SeedRecord
 from esper.leyline import messages as ly
 
 

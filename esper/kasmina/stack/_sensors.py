@@ -9,10 +9,10 @@ from torch import Tensor
 
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.stacking import AdamMoments, cross_entropies
-from esper.kasmina._bench import HeldOutLosses
-from esper.kasmina._gate_gradients import GradientEvidence, GradientRecord
-from esper.kasmina._gate_interface import InterfaceEvidence, Seam, evidence_of
-from esper.kasmina._slots import SlotSpec
+from esper.kasmina.bed._bench import HeldOutLosses
+from esper.kasmina.gates._gradients import GradientEvidence, GradientRecord
+from esper.kasmina.gates._interface import InterfaceEvidence, Seam, evidence_of
+from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.stack._garden import Garden
 from esper.kasmina.stack._group import GroupKey, SeedGroup, StackedKernel
 from esper.kasmina.stack._seedling import Seedling

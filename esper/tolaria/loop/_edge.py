@@ -12,10 +12,10 @@ from esper.core.ids import EventId, derive_id
 from esper.core.ports import EdgeDecision, GraftController
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
-from esper.tolaria._journal import Answer, TrainingJournal, latency_ms
-from esper.tolaria._recording import Difference, NotRepeated
-from esper.tolaria._return_rules import Return
-from esper.tolaria._run_orders import RunOrders
+from esper.tolaria.loop._return_rules import Return
+from esper.tolaria.loop._run_orders import RunOrders
+from esper.tolaria.record._journal import Answer, TrainingJournal, latency_ms
+from esper.tolaria.record._recording import Difference, NotRepeated
 
 
 def state_event_id(run_id: str, epoch: int) -> EventId:

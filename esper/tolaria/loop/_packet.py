@@ -10,10 +10,10 @@ from esper.core.ids import derive_id
 from esper.core.ports import GraftController
 from esper.core.stacking import MemberGrafts
 from esper.leyline import messages as ly
-from esper.tolaria._edge import outcome_event_id, state_event_id
-from esper.tolaria._evaluation import Evaluation
-from esper.tolaria._hardware import hardware_context
 from esper.tolaria._setup import TrainingSetup
+from esper.tolaria.loop._edge import outcome_event_id, state_event_id
+from esper.tolaria.loop._hardware import hardware_context
+from esper.tolaria.tasks._evaluation import Evaluation
 
 #: The brief's budget of an epoch's hook; beyond it telemetry carries a warning. It cuts nothing off.
 HOOK_LATENCY_MS_ALERT: Final = 18.0

@@ -9,7 +9,7 @@ from esper.core.ports import EdgeDecision
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
 from esper.tolaria._config import TrainingLoopConfig
-from esper.tolaria._faults import TrainingDiverged
+from esper.tolaria.loop._faults import TrainingDiverged
 
 UNAVAILABLE: Final = "rollback_unavailable:"
 

@@ -17,14 +17,14 @@ from esper.core.ids import derive_id, sha256_hex
 from esper.core.kernel import BlobMissing
 from esper.core.ports import EdgeDecision, KernelUnavailable
 from esper.leyline import messages as ly
-from esper.tolaria._checkpoint import RunState, capture_run, digest_in, position_in, restore_run
-from esper.tolaria._checkpoint_keepers import CheckpointUnusable
-from esper.tolaria._faults import LOSS_SPIKE, LossHistory
-from esper.tolaria._journal import Answer
-from esper.tolaria._optimizer_orders import RATE_FACTOR, adjust, adjustment_problem, set_rate_factor
-from esper.tolaria._points import ReturnPoints
-from esper.tolaria._recording import Difference, NotRepeated
-from esper.tolaria._return_rules import Return, ReturnLimits, Ruling, Unavailable, diverged, wanted_epoch
+from esper.tolaria.loop._faults import LOSS_SPIKE, LossHistory
+from esper.tolaria.loop._optimizer_orders import RATE_FACTOR, adjust, adjustment_problem, set_rate_factor
+from esper.tolaria.loop._return_rules import Return, ReturnLimits, Ruling, Unavailable, diverged, wanted_epoch
+from esper.tolaria.record._checkpoint import RunState, capture_run, digest_in, position_in, restore_run
+from esper.tolaria.record._journal import Answer
+from esper.tolaria.record._keepers import CheckpointUnusable
+from esper.tolaria.record._points import ReturnPoints
+from esper.tolaria.record._recording import Difference, NotRepeated
 
 _log = logging.getLogger("esper.tolaria.returns")
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from esper.tolaria._evaluation import batches, hits
-from esper.tolaria._packet import EpochStats
-from esper.tolaria._tasks import Split
+from esper.tolaria.loop._packet import EpochStats
+from esper.tolaria.tasks._evaluation import batches, hits
+from esper.tolaria.tasks._tasks import Split
 
 
 def clip_owner(optimizer: torch.optim.Optimizer, norm: float) -> None:

@@ -18,13 +18,11 @@ from esper.core.ids import Digest
 from esper.core.ports import GraftController
 from esper.core.rng import derive_seed
 from esper.leyline import messages as ly
-from esper.tolaria._checkpoint import Checkpoint, CheckpointKeeper, Position, RunState, capture_run, restore_run
 from esper.tolaria._config import learning_rate_at
-from esper.tolaria._edge import EpochEdge
-from esper.tolaria._evaluation import Evaluation, batches, evaluate
-from esper.tolaria._journal import RunInterrupted, TrainingJournal, latency_ms
-from esper.tolaria._optimizer_orders import rate_factor
-from esper.tolaria._packet import (
+from esper.tolaria._setup import TrainingSetup
+from esper.tolaria.loop._edge import EpochEdge
+from esper.tolaria.loop._optimizer_orders import rate_factor
+from esper.tolaria.loop._packet import (
     EpochStats,
     add_figures,
     add_notices,
@@ -32,13 +30,15 @@ from esper.tolaria._packet import (
     state_packet,
     training_multiply_adds,
 )
-from esper.tolaria._points import ReturnPoints
-from esper.tolaria._recording import Recording, first_difference
-from esper.tolaria._return_rules import ReturnLimits
-from esper.tolaria._run_orders import RunOrders
-from esper.tolaria._setup import TrainingSetup
-from esper.tolaria._steps import Tally, clip_owner, parts
-from esper.tolaria._tasks import Split
+from esper.tolaria.loop._return_rules import ReturnLimits
+from esper.tolaria.loop._run_orders import RunOrders
+from esper.tolaria.loop._steps import Tally, clip_owner, parts
+from esper.tolaria.record._checkpoint import Checkpoint, CheckpointKeeper, Position, RunState, capture_run, restore_run
+from esper.tolaria.record._journal import RunInterrupted, TrainingJournal, latency_ms
+from esper.tolaria.record._points import ReturnPoints
+from esper.tolaria.record._recording import Recording, first_difference
+from esper.tolaria.tasks._evaluation import Evaluation, batches, evaluate
+from esper.tolaria.tasks._tasks import Split
 
 _log = logging.getLogger("esper.tolaria.trainer")
 

@@ -14,8 +14,8 @@ from esper.core.kernel import BlobMissing, BlobStore
 from esper.core.ports import KernelUnavailable
 from esper.leyline import messages as ly
 from esper.oona import Publisher
-from esper.tolaria._checkpoint import Checkpoint, digest_in
-from esper.tolaria._recording import Difference, NotRepeated
+from esper.tolaria.record._checkpoint import Checkpoint, digest_in
+from esper.tolaria.record._recording import Difference, NotRepeated
 
 _log = logging.getLogger("esper.tolaria.checkpoints")
 

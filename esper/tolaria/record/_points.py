@@ -9,7 +9,7 @@ from esper.core.checkpoint import refused
 from esper.core.ids import sha256_hex
 from esper.core.kernel import BlobMissing, BlobStore
 from esper.leyline import messages as ly
-from esper.tolaria._checkpoint import Checkpoint
+from esper.tolaria.record._checkpoint import Checkpoint
 
 #: Newest checkpoints that stay in memory; a return is then as fast as a copy. Beyond the size the store must do.
 _HELD: Final = 2

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from esper.core.errors import IntegrityError
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
-from esper.tolaria._journal import Answer, TrainingJournal
+from esper.tolaria.record._journal import Answer, TrainingJournal
 
 _Event = TypeVar("_Event")
 #: What two attempts at one run must give alike, in the order in which a difference is looked for.

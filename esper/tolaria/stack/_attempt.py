@@ -15,14 +15,14 @@ from esper.core.ids import derive_id
 from esper.core.stacking import StackGrafts, recorder_for
 from esper.leyline import messages as ly
 from esper.oona import Fabric, Publisher, Reader
-from esper.tolaria._claims import RUNS_TOPIC, RunClaim
-from esper.tolaria._failures import publish_failure, reason_of
-from esper.tolaria._journal import RunInterrupted
-from esper.tolaria._run_events import finished_event, started_event
-from esper.tolaria._trainer import TrainingResult
+from esper.tolaria.loop._trainer import TrainingResult
+from esper.tolaria.record._journal import RunInterrupted
 from esper.tolaria.stack._kafka_journal import KafkaStackJournal, StackDecisions
 from esper.tolaria.stack._setup import StackSetup, check_alike, prepared_stack
 from esper.tolaria.stack._trainer import ATTEMPT, StackTrainer
+from esper.tolaria.worker._claims import RUNS_TOPIC, RunClaim
+from esper.tolaria.worker._failures import publish_failure, reason_of
+from esper.tolaria.worker._run_events import finished_event, started_event
 
 _log = logging.getLogger("esper.tolaria.stack")
 

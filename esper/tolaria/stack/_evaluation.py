@@ -7,8 +7,8 @@ from typing import Final
 import torch
 
 from esper.core.stacking import StackedHost, Tap, cross_entropies, hits
-from esper.tolaria._evaluation import Evaluation
-from esper.tolaria._tasks import Split
+from esper.tolaria.tasks._evaluation import Evaluation
+from esper.tolaria.tasks._tasks import Split
 
 #: Predictions of one pass, all members together; a constant, because another chunking sums in another order.
 _PASS: Final = 2**21

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
-from esper.tolaria._journal import Answer, Policy
-from esper.tolaria._recording import Difference, NotRepeated, Recording, RecordingEnded, first_difference
+from esper.tolaria.record._journal import Answer, Policy
+from esper.tolaria.record._recording import Difference, NotRepeated, Recording, RecordingEnded, first_difference
 
 
 class StackJournal(Protocol):

@@ -10,8 +10,8 @@ from google.protobuf.message import Message
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
 from esper.oona import Publisher
-from esper.tolaria._failures import publish_failure
-from esper.tolaria._journal import Answer
+from esper.tolaria.record._journal import Answer
+from esper.tolaria.worker._failures import publish_failure
 
 DIVERGED = "diverged"
 

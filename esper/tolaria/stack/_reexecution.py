@@ -9,13 +9,13 @@ from torch import Tensor
 from esper.core.errors import IntegrityError
 from esper.core.ids import Digest
 from esper.leyline import messages as ly
-from esper.tolaria._past import Past
-from esper.tolaria._recording import NotRepeated, RecordingEnded
 from esper.tolaria._reexecution import Comparison, end_difference
+from esper.tolaria.record._recording import NotRepeated, RecordingEnded
 from esper.tolaria.stack._attempt import StackGraftsFactory
 from esper.tolaria.stack._journal import RecordedStackJournal
 from esper.tolaria.stack._setup import prepared_stack
 from esper.tolaria.stack._trainer import StackTrainer
+from esper.tolaria.worker._past import Past
 
 
 def re_execute_stack(

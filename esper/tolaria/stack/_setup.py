@@ -16,7 +16,7 @@ from esper.core.stacks import is_stacked
 from esper.leyline import messages as ly
 from esper.tolaria._environment import Environment
 from esper.tolaria._setup import TrainingSetup, fresh_host, prepared
-from esper.tolaria._tasks import cross_entropy
+from esper.tolaria.tasks._tasks import cross_entropy
 
 #: What all requests of a stack say alike; besides these they may differ.
 _ALIKE: Final = (

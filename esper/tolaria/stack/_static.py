@@ -12,7 +12,7 @@ from esper.core.ports import EdgeDecision
 from esper.core.stacking import MemberGrafts, StepClock, Tap
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
-from esper.tolaria._static import StaticController
+from esper.tolaria.loop._static import StaticController
 
 
 class StaticStackGrafts:

@@ -24,9 +24,9 @@ from esper.core.stacking import (
     hits,
 )
 from esper.tolaria._config import learning_rate_at
-from esper.tolaria._packet import EpochStats
-from esper.tolaria._tasks import Split
+from esper.tolaria.loop._packet import EpochStats
 from esper.tolaria.stack._setup import StackSetup
+from esper.tolaria.tasks._tasks import Split
 
 # Legend: S steps of an epoch, W of them of whole batches, N members, B samples of a batch, R of a last smaller one,
 # K numbers of Adam, P parameters of one member, T samples of an epoch.

@@ -15,16 +15,16 @@ from esper.core.ids import Digest
 from esper.core.stacking import Recorder, ReplayCounts, StackGrafts
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
-from esper.tolaria._edge import check_verdict, outcome_of
-from esper.tolaria._evaluation import Evaluation
-from esper.tolaria._hardware import hardware_context
-from esper.tolaria._journal import Answer, RunInterrupted, latency_ms
-from esper.tolaria._packet import EpochStats, state_packet
-from esper.tolaria._trainer import TrainingResult
+from esper.tolaria.loop._edge import check_verdict, outcome_of
+from esper.tolaria.loop._hardware import hardware_context
+from esper.tolaria.loop._packet import EpochStats, state_packet
+from esper.tolaria.loop._trainer import TrainingResult
+from esper.tolaria.record._journal import Answer, RunInterrupted, latency_ms
 from esper.tolaria.stack._evaluation import evaluate_stack
 from esper.tolaria.stack._journal import StackJournal
 from esper.tolaria.stack._setup import StackSetup
 from esper.tolaria.stack._steps import StackSteps
+from esper.tolaria.tasks._evaluation import Evaluation
 
 #: A stack has one attempt: a dead one's runs end as failed, for its members are computed together or not at all.
 ATTEMPT: Final = 1

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from esper.core.errors import UsageError
 from esper.core.rng import derive_seed
-from esper.tolaria._tasks import Split, Task
-from esper.tolaria._transformer import transformer_host
+from esper.tolaria.tasks._tasks import Split, Task
+from esper.tolaria.tasks._transformer import transformer_host
 
 LENGTH: Final = 64
 #: Windows of each part, and the modules whose text they are cut from: no file has characters in two parts.

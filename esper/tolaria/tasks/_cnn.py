@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from esper.tolaria._tasks import Host, SlotSpec
+from esper.tolaria.tasks._tasks import Host, SlotSpec
 
 _KERNEL = 3
 

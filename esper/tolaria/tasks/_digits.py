@@ -7,9 +7,9 @@ import torch
 
 from esper.core.errors import UsageError
 from esper.core.rng import derive_seed
-from esper.tolaria._cnn import cnn2d_host
-from esper.tolaria._mlp import mlp_host
-from esper.tolaria._tasks import Split, Task
+from esper.tolaria.tasks._cnn import cnn2d_host
+from esper.tolaria.tasks._mlp import mlp_host
+from esper.tolaria.tasks._tasks import Split, Task
 
 _TEST_SAMPLES = 400
 _VALIDATION_SAMPLES = 200

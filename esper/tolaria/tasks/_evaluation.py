@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from esper.core.flops import count_multiply_adds
 from esper.core.inputs import Batch, Inputs, Output, Targets, call, samples_in, scores_of
-from esper.tolaria._tasks import Loss, Split
+from esper.tolaria.tasks._tasks import Loss, Split
 
 #: Bounds the memory of one evaluation pass, in predictions; a constant, because another chunking sums in another order.
 _EVALUATION_BATCH: Final = 1024

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from esper.tolaria._tasks import Host, SlotSpec
+from esper.tolaria.tasks._tasks import Host, SlotSpec
 
 
 def mlp_host(*, inputs: int, hidden: int, classes: int) -> Callable[[], Host]:

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from esper.core.errors import UsageError
-from esper.tolaria._cnn import cnn1d_host
-from esper.tolaria._mlp import mlp_host
-from esper.tolaria._tasks import Split, Task
+from esper.tolaria.tasks._cnn import cnn1d_host
+from esper.tolaria.tasks._mlp import mlp_host
+from esper.tolaria.tasks._tasks import Split, Task
 
 _VALIDATION_SAMPLES = 500
 

@@ -17,7 +17,7 @@ from typing import Final
 from esper.core.errors import UsageError
 from esper.core.plugins import distribution, installed, load, unusable
 from esper.core.text import in_words
-from esper.tolaria._tasks import Host, Task, unknown_host
+from esper.tolaria.tasks._tasks import Host, Task, unknown_host
 
 TASK_ENTRY_POINTS: Final = "esper.tasks"
 HOST_ENTRY_POINTS: Final = "esper.hosts"
@@ -25,28 +25,28 @@ HOST_ENTRY_POINTS: Final = "esper.hosts"
 
 @functools.cache
 def _mnist1d() -> Task:
-    from esper.tolaria._mnist1d import mnist1d
+    from esper.tolaria.tasks._mnist1d import mnist1d
 
     return mnist1d()
 
 
 @functools.cache
 def _digits() -> Task:
-    from esper.tolaria._digits import digits
+    from esper.tolaria.tasks._digits import digits
 
     return digits()
 
 
 @functools.cache
 def _charlm() -> Task:
-    from esper.tolaria._charlm import charlm
+    from esper.tolaria.tasks._charlm import charlm
 
     return charlm()
 
 
 @functools.cache
 def _spirals() -> Task:
-    from esper.tolaria._spirals import spirals
+    from esper.tolaria.tasks._spirals import spirals
 
     return spirals()
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from esper.core.rng import derive_seed
-from esper.tolaria._mlp import mlp_host
-from esper.tolaria._tasks import Split, Task
+from esper.tolaria.tasks._mlp import mlp_host
+from esper.tolaria.tasks._tasks import Split, Task
 
 _ARMS = 3
 _TURNS = 1.25

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esper.core.errors import UsageError
-from esper.tolaria._tasks import Host, SlotSpec
+from esper.tolaria.tasks._tasks import Host, SlotSpec
 
 #: As GPT-2 draws its embeddings (Radford et al., 2019; read in its published code).
 _EMBEDDING_STD = 0.02

@@ -13,26 +13,26 @@ from esper.core.ids import derive_id
 from esper.core.kernel import DirectoryBlobStore
 from esper.leyline import messages as ly
 from esper.oona import Fabric, Publisher, Reader
-from esper.tolaria._checkpoint_keepers import (
+from esper.tolaria._environment import Environment
+from esper.tolaria._setup import ControllerFactory, TrainingSetup, prepared
+from esper.tolaria.loop._packet import takeover_telemetry
+from esper.tolaria.loop._trainer import TolariaTrainer, TrainingResult
+from esper.tolaria.record._journal import RunFenced, RunInterrupted
+from esper.tolaria.record._keepers import (
     CheckpointUnusable,
     LoggedCheckpoints,
     unusable_unless_whole,
     verified_checkpoint,
 )
-from esper.tolaria._claims import RUNS_TOPIC, Claimed
-from esper.tolaria._emergency import EmergencyDesk
-from esper.tolaria._environment import Environment
-from esper.tolaria._failures import publish_failure, reason_of
-from esper.tolaria._inbox import CommandInbox, JudgeFactory
-from esper.tolaria._journal import RunFenced, RunInterrupted
-from esper.tolaria._kafka_journal import KafkaJournal
-from esper.tolaria._packet import takeover_telemetry
-from esper.tolaria._past import COMMANDS_TOPIC, Past, first_command, read_origin, read_past, starts_of
-from esper.tolaria._points import ReturnPoints
-from esper.tolaria._recording import ForkingJournal, Recording, ResumingJournal
-from esper.tolaria._run_events import finished_event, started_event
-from esper.tolaria._setup import ControllerFactory, TrainingSetup, prepared
-from esper.tolaria._trainer import TolariaTrainer, TrainingResult
+from esper.tolaria.record._points import ReturnPoints
+from esper.tolaria.record._recording import ForkingJournal, Recording, ResumingJournal
+from esper.tolaria.worker._claims import RUNS_TOPIC, Claimed
+from esper.tolaria.worker._emergency import EmergencyDesk
+from esper.tolaria.worker._failures import publish_failure, reason_of
+from esper.tolaria.worker._inbox import CommandInbox, JudgeFactory
+from esper.tolaria.worker._kafka_journal import KafkaJournal
+from esper.tolaria.worker._past import COMMANDS_TOPIC, Past, first_command, read_origin, read_past, starts_of
+from esper.tolaria.worker._run_events import finished_event, started_event
 
 _log = logging.getLogger("esper.tolaria.attempt")
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from esper.leyline import messages as ly
 from esper.oona import Event
-from esper.tolaria._journal import Answer
+from esper.tolaria.record._journal import Answer
 
 #: Says why a command may not be applied now, "" if it may; given the command and its append time in milliseconds.
 Refusal = Callable[[ly.AdaptationCommand, int], str]

@@ -9,7 +9,7 @@ from esper.core.ids import derive_id
 from esper.core.ports import KernelUnavailable
 from esper.leyline import messages as ly
 from esper.oona import Publisher
-from esper.tolaria._faults import TrainingDiverged
+from esper.tolaria.loop._faults import TrainingDiverged
 
 #: A detail is for people; a library's error text may be pages.
 _DETAIL_CHARACTERS_MAX: Final = 2000

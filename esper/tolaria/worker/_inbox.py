@@ -13,7 +13,7 @@ from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
 from esper.core.ports import COMMAND_NOT_YET, COMMAND_REPLAYED, COMMAND_STALE
 from esper.leyline import messages as ly
 from esper.oona import Event
-from esper.tolaria._journal import Answer, RunFenced, RunInterrupted
+from esper.tolaria.record._journal import Answer, RunFenced, RunInterrupted
 
 _log = logging.getLogger("esper.tolaria.inbox")
 

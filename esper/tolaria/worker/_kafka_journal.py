@@ -13,10 +13,10 @@ from esper.core.ids import derive_id
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
 from esper.oona import Publisher
-from esper.tolaria._emergency import EmergencyDesk
-from esper.tolaria._inbox import CommandInbox
-from esper.tolaria._journal import Answer
-from esper.tolaria._packet import priority_of
+from esper.tolaria.loop._packet import priority_of
+from esper.tolaria.record._journal import Answer
+from esper.tolaria.worker._emergency import EmergencyDesk
+from esper.tolaria.worker._inbox import CommandInbox
 
 _log = logging.getLogger("esper.tolaria.journal")
 

@@ -10,9 +10,9 @@ from esper.core.errors import UsageError
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
 from esper.oona import AtTime, Event, Fabric, offsets_at
-from esper.tolaria._checkpoint_keepers import restorable
-from esper.tolaria._claims import RUNS_TOPIC, Claimed
-from esper.tolaria._recording import Recording
+from esper.tolaria.record._keepers import restorable
+from esper.tolaria.record._recording import Recording
+from esper.tolaria.worker._claims import RUNS_TOPIC, Claimed
 
 COMMANDS_TOPIC: Final = "adaptation-commands"
 _STATE_TOPIC: Final = "system-state"

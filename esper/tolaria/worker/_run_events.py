@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from esper.leyline import messages as ly
 from esper.tolaria._environment import Environment
-from esper.tolaria._trainer import TrainingResult
+from esper.tolaria.loop._trainer import TrainingResult
 
 
 def started_event(

@@ -12,11 +12,11 @@ from esper.core.home import live_members
 from esper.core.stacks import STACK_LOST, is_stacked
 from esper.leyline import messages as ly
 from esper.oona import Consumer, Event, Fabric
-from esper.tolaria._attempt import Wiring, execute
-from esper.tolaria._claims import ATTEMPTS_MAX, ClaimBook, Claimed, RunClaim, claim
-from esper.tolaria._failures import publish_failure
-from esper.tolaria._inbox import JudgeFactory
 from esper.tolaria._setup import ControllerFactory
+from esper.tolaria.worker._attempt import Wiring, execute
+from esper.tolaria.worker._claims import ATTEMPTS_MAX, ClaimBook, Claimed, RunClaim, claim
+from esper.tolaria.worker._failures import publish_failure
+from esper.tolaria.worker._inbox import JudgeFactory
 
 _log = logging.getLogger("esper.tolaria.service")
 
