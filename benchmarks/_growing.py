@@ -18,8 +18,8 @@ from benchmarks._recording import TOPICS, record
 from benchmarks._system import broker_only
 from esper.oona import Fabric
 from esper.projection import catch_up, load_definitions, query, replay
-from esper.projection._building import log_ends
 from esper.projection.archive import archive_of, sealing
+from esper.projection.building._building import log_ends
 from esper.weatherlight import members_for_a_while
 
 _SEED: Final = 20_261_122

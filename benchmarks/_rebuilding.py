@@ -18,7 +18,7 @@ from pathlib import Path
 from esper.core.settings import load_settings
 from esper.oona import Fabric
 from esper.projection import load_definitions
-from esper.projection._building import STEP_SECONDS, building, log_ends
+from esper.projection.building._building import STEP_SECONDS, building, log_ends
 
 
 @dataclass(frozen=True)

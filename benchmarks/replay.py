@@ -24,7 +24,7 @@ from benchmarks._report import Claim, at_least, report
 from benchmarks._system import broker_only
 from esper.oona import Fabric
 from esper.oona.reading._descriptors import descriptor_set
-from esper.projection._definition import shipped_projections_dir
+from esper.projection.definitions._definition import shipped_projections_dir
 
 _NAMES: Final = ("runs", "field_reports")
 _QUIX: Final = Path(__file__).parent / "peers" / "quix"

@@ -7,15 +7,15 @@ from typing import Any
 
 from esper.core.errors import NotReadyError
 from esper.oona import Fabric, Position
-from esper.projection._building import log_ends
-from esper.projection._contents import open_cursor, read_progress
-from esper.projection._control import ProjectorClient
-from esper.projection._definition import Definition, load_definitions
-from esper.projection._folder import ProjectionFolder
-from esper.projection._ledger import Progress
-from esper.projection._projections import ReadableProjections
 from esper.projection._query import through_projector_or_files
-from esper.projection._versions import readable_definitions
+from esper.projection.building._building import log_ends
+from esper.projection.definitions._definition import Definition, load_definitions
+from esper.projection.definitions._folder import ProjectionFolder
+from esper.projection.definitions._versions import readable_definitions
+from esper.projection.files._contents import open_cursor, read_progress
+from esper.projection.records._ledger import Progress
+from esper.projection.serving._control import ProjectorClient
+from esper.projection.serving._projections import ReadableProjections
 
 
 def list_projections(fabric: Fabric) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from esper.oona import Position
 
 if TYPE_CHECKING:
     from esper.oona import Fabric
-    from esper.projection._source import RecordSource
+    from esper.projection.records._source import RecordSource
 
 
 def has_archive(home: Home) -> bool:
@@ -26,7 +26,7 @@ def log_source(fabric: Fabric, topics: Sequence[str], *, cold: bool = False) -> 
     Raises:
         IntegrityError: the archive is needed, and is not what was sealed.
     """
-    from esper.projection._source import KafkaSource
+    from esper.projection.records._source import KafkaSource
 
     live = KafkaSource(fabric, topics)
     if not has_archive(fabric.home):

@@ -18,15 +18,15 @@ from esper.core.home import Home
 from esper.core.rng import jitter
 from esper.core.settings import Settings, load_settings
 from esper.oona import Fabric, TopicCatalog
-from esper.projection._asof import AsOf, AtTime, parse_point, point_text
-from esper.projection._asof_views import behind
-from esper.projection._control import ProjectorClient, ProjectorGone, find_projector
-from esper.projection._export import check_target, finish_export
-from esper.projection._folder import ProjectionFolder
-from esper.projection._projections import ReadableProjections
 from esper.projection._rebuild import catch_up
-from esper.projection._resolve import Resolved, positions_of
-from esper.projection._versions import readable_definitions
+from esper.projection.definitions._folder import ProjectionFolder
+from esper.projection.definitions._versions import readable_definitions
+from esper.projection.points._asof import AsOf, AtTime, parse_point, point_text
+from esper.projection.points._asof_views import behind
+from esper.projection.points._resolve import Resolved, positions_of
+from esper.projection.serving._control import ProjectorClient, ProjectorGone, find_projector
+from esper.projection.serving._export import check_target, finish_export
+from esper.projection.serving._projections import ReadableProjections
 
 _log = logging.getLogger("esper.projection.query")
 _T = TypeVar("_T")

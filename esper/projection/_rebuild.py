@@ -14,18 +14,23 @@ from esper.core.clock import SYSTEM_CLOCK, Clock, Deadline
 from esper.core.errors import Busy, NotReadyError
 from esper.core.rng import jitter
 from esper.oona import Fabric, Position
-from esper.projection._building import STEP_SECONDS, building, fold_up_to, log_ends, read_topics, readers_for
-from esper.projection._control import ProjectorClient, ProjectorGone, find_projector
-from esper.projection._database import fault, is_held
-from esper.projection._definition import Definition, choose, load_definitions
-from esper.projection._fence import Fence
-from esper.projection._file import ProjectionFile
-from esper.projection._folder import ProjectionFolder, remove
-from esper.projection._letters import DeadLetters
-from esper.projection._live import Switched, kept_version, switched
-from esper.projection._projections import held
-from esper.projection._projector import opened
-from esper.projection._versions import keep_definition, readable_definitions, remove_unused, serving_definitions
+from esper.projection.building._building import STEP_SECONDS, building, fold_up_to, log_ends, read_topics, readers_for
+from esper.projection.definitions._definition import Definition, choose, load_definitions
+from esper.projection.definitions._folder import ProjectionFolder, remove
+from esper.projection.definitions._versions import (
+    keep_definition,
+    readable_definitions,
+    remove_unused,
+    serving_definitions,
+)
+from esper.projection.files._fence import Fence
+from esper.projection.files._file import ProjectionFile
+from esper.projection.records._letters import DeadLetters
+from esper.projection.serving._control import ProjectorClient, ProjectorGone, find_projector
+from esper.projection.serving._live import Switched, kept_version, switched
+from esper.projection.serving._projections import held
+from esper.projection.serving._projector import opened
+from esper.projection.sql._database import fault, is_held
 
 _log = logging.getLogger("esper.projection.rebuild")
 

@@ -12,16 +12,16 @@ import pyarrow as pa
 
 from esper.core.errors import IntegrityError, NotReadyError
 from esper.oona import Fabric, Position, TopicCatalog
-from esper.projection._building import STEP_SECONDS, building, readers_for
-from esper.projection._contents import PROGRESS, Contents, TableContent, read_contents, read_digests
-from esper.projection._continuity import check_positions, check_topic_ids
-from esper.projection._database import Database
-from esper.projection._definition import Definition, choose, load_definitions
-from esper.projection._differences import differing_progress, differing_rows, topic_of_table
-from esper.projection._folder import ProjectionFolder
 from esper.projection._past import log_source
 from esper.projection._query import through_projector_or_files
-from esper.projection._versions import definition_of, readable_definitions
+from esper.projection.building._building import STEP_SECONDS, building, readers_for
+from esper.projection.definitions._definition import Definition, choose, load_definitions
+from esper.projection.definitions._folder import ProjectionFolder
+from esper.projection.definitions._versions import definition_of, readable_definitions
+from esper.projection.files._contents import PROGRESS, Contents, TableContent, read_contents, read_digests
+from esper.projection.files._differences import differing_progress, differing_rows, topic_of_table
+from esper.projection.records._continuity import check_positions, check_topic_ids
+from esper.projection.sql._database import Database
 
 AskDigests = Callable[[str, str], pa.Table]
 _ABSENT: Final = TableContent(None, "absent")

@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, TopicPartition
 from esper.core.clock import SYSTEM_CLOCK, Deadline
 from esper.core.errors import NotReadyError
 from esper.core.rng import derive_seed
-from esper.projection._control import find_projector
+from esper.projection.serving._control import find_projector
 from tests.conftest import RunningBroker
 from tests.faults._load import COMMANDS, DECISIONS, GROUP, SOURCE, Lane
 from tests.faults._members import Member

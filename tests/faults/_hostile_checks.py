@@ -11,7 +11,7 @@ import duckdb
 from esper.oona import Fabric, build_housekeeper, list_dead_letters
 from esper.oona.proof import verify_cluster
 from esper.projection import catch_up
-from esper.projection._folder import ProjectionFolder
+from esper.projection.definitions._folder import ProjectionFolder
 from tests.faults._hostile_kinds import DEDUPLICATED
 from tests.faults._hostile_log import Census, Handled, Judge, Place, await_that
 

@@ -17,7 +17,7 @@ from esper.oona import Fabric
 from esper.oona._counters import reason_name
 from esper.oona._memory import LogMemory
 from esper.oona.letters._dead_letters import letter_for
-from esper.projection._decoder import ProtobufDecoder
+from esper.projection.records._decoder import ProtobufDecoder
 from tests.campaigns import WHOLE
 from tests.conftest import StartBroker
 from tests.faults._forge import RING, TOPICS, Forge

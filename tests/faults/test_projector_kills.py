@@ -21,7 +21,7 @@ from esper.core.rng import derive_seed
 from esper.leyline import messages as ly
 from esper.oona import Fabric, Pending
 from esper.projection import catch_up, query, verify
-from esper.projection._control import find_projector
+from esper.projection.serving._control import find_projector
 from tests.campaigns import WHOLE
 from tests.conftest import RunningBroker, StartBroker
 from tests.faults._members import Member

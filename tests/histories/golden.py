@@ -19,13 +19,13 @@ from esper.leyline import KeyRing, Record
 from esper.oona import Position, TopicCatalog
 from esper.oona.proof._log import ListLog
 from esper.projection import Definition
-from esper.projection._building import admission
-from esper.projection._contents import read_contents
-from esper.projection._database import Database
-from esper.projection._file import ProjectionFile
-from esper.projection._folding import Folding
-from esper.projection._intake import LocalIntake
-from esper.projection._source import MemorySource
+from esper.projection.building._building import admission
+from esper.projection.files._contents import read_contents
+from esper.projection.files._file import ProjectionFile
+from esper.projection.intake._folding import Folding
+from esper.projection.intake._intake import LocalIntake
+from esper.projection.records._source import MemorySource
+from esper.projection.sql._database import Database
 
 if TYPE_CHECKING:
     from esper.oona import Fabric

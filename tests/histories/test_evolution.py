@@ -17,7 +17,7 @@ from esper.oona.proof import verify_log
 from esper.oona.proof._judge import make_judge
 from esper.oona.proof._log import ListLog
 from esper.projection import Definition
-from esper.projection._definition import read_definition
+from esper.projection.definitions._definition import read_definition
 from tests.histories.golden import replayed
 from tests.leyline.users import (
     RING,

@@ -11,15 +11,15 @@ import pytest
 from esper.core.settings import Settings
 from esper.oona import Position
 from esper.projection import Definition, load_definitions
-from esper.projection._admission import Admission
-from esper.projection._bulk import BulkFile
-from esper.projection._contents import Contents, read_contents
-from esper.projection._database import Database
-from esper.projection._file import ProjectionFile
-from esper.projection._folding import Folding
-from esper.projection._intake import LocalIntake
-from esper.projection._judged import Judged
 from esper.projection.columnar import ArrowDecoder
+from esper.projection.files._bulk import BulkFile
+from esper.projection.files._contents import Contents, read_contents
+from esper.projection.files._file import ProjectionFile
+from esper.projection.intake._admission import Admission
+from esper.projection.intake._folding import Folding
+from esper.projection.intake._intake import LocalIntake
+from esper.projection.records._judged import Judged
+from esper.projection.sql._database import Database
 from tests.projection.log import TOPICS, Log
 
 

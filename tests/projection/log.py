@@ -22,9 +22,9 @@ from esper.leyline import (
 )
 from esper.leyline import messages as ly
 from esper.oona import Position, TopicCatalog, partition_for
-from esper.projection._admission import Admission
-from esper.projection._source import MemorySource
 from esper.projection.columnar import Batch
+from esper.projection.intake._admission import Admission
+from esper.projection.records._source import MemorySource
 
 SECRET = b"a secret of tests, long enough to sign with"
 TOPICS = TopicCatalog.load(Settings(_env_file=None))

@@ -18,8 +18,8 @@ from esper.leyline import EventMessage
 from esper.leyline import messages as ly
 from esper.oona import Cluster, Fabric, Publisher, TopicCatalog, apply_topics, shipped_topics_dir
 from esper.projection import Projector, query
-from esper.projection._control import ProjectorClient, find_projector
-from esper.projection._definition import shipped_projections_dir
+from esper.projection.definitions._definition import shipped_projections_dir
+from esper.projection.serving._control import ProjectorClient, find_projector
 from tests.conftest import RunningBroker
 
 #: The fabric itself knows this one by name.

@@ -14,8 +14,8 @@ from confluent_kafka import Producer
 from esper.core.errors import IntegrityError
 from esper.leyline import Record, RecordColumns
 from esper.projection import Definition, catch_up, verify
-from esper.projection._committed import CommittedFile
-from esper.projection._database import Database
+from esper.projection.files._committed import CommittedFile
+from esper.projection.sql._database import Database
 from tests.conftest import RunningBroker
 from tests.projection.conftest import OpenWorkbench, Workbench
 from tests.projection.log import Log, mixed, one_epoch, one_run

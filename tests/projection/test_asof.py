@@ -15,10 +15,10 @@ from esper.core.errors import NotReadyError, UsageError
 from esper.leyline import messages as ly
 from esper.oona import Position
 from esper.projection import Definition
-from esper.projection._asof import AtEvent, AtOffsets, AtTime, Now, Point, offsets_text, parse_point, point_text
-from esper.projection._asof_views import PastState, expose_engine
-from esper.projection._reading import run_query
-from esper.projection._resolve import positions_of, resolve
+from esper.projection.points._asof import AtEvent, AtOffsets, AtTime, Now, Point, offsets_text, parse_point, point_text
+from esper.projection.points._asof_views import PastState, expose_engine
+from esper.projection.points._resolve import positions_of, resolve
+from esper.projection.sql._reading import run_query
 from tests.campaigns import WHOLE
 from tests.projection.conftest import OpenWorkbench, Workbench
 from tests.projection.log import TOPICS, Log, finish, one_epoch, one_run

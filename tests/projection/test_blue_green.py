@@ -15,7 +15,7 @@ import pytest
 from esper.core.clock import SYSTEM_CLOCK
 from esper.core.errors import IntegrityError, NotReadyError
 from esper.projection import catch_up, list_projections, replay, roll_back, verify
-from esper.projection._folder import ProjectionFolder
+from esper.projection.definitions._folder import ProjectionFolder
 from tests.campaigns import WHOLE
 from tests.conftest import RunningBroker
 from tests.projection.log import one_run

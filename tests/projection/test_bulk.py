@@ -10,10 +10,10 @@ import pytest
 
 from esper.core.errors import OperationFailed
 from esper.projection import Definition
-from esper.projection._admission import Admission
-from esper.projection._bulk import BulkFile
-from esper.projection._database import Database, UnreadableFile, fault
 from esper.projection.columnar import ArrowDecoder
+from esper.projection.files._bulk import BulkFile
+from esper.projection.intake._admission import Admission
+from esper.projection.sql._database import Database, UnreadableFile, fault
 from tests.projection.conftest import OpenWorkbench, Workbench
 from tests.projection.every_event import every_event
 from tests.projection.log import TOPICS, Log, admitted, mixed, one_epoch, one_run

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from esper.leyline import EVENT_TYPES
 from esper.leyline import messages as ly
-from esper.projection._columns import arrow_schema, columns, microseconds
-from esper.projection._decoder import ProtobufDecoder
+from esper.projection.records._columns import arrow_schema, columns, microseconds
+from esper.projection.records._decoder import ProtobufDecoder
 from tests.leyline.messages_strategy import messages
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -11,7 +11,13 @@ import pytest
 from esper.core.errors import SettingsError, UsageError
 from esper.core.settings import Settings
 from esper.projection import load_definitions
-from esper.projection._definition import FILES, choose, folder_version, read_definition, shipped_projections_dir
+from esper.projection.definitions._definition import (
+    FILES,
+    choose,
+    folder_version,
+    read_definition,
+    shipped_projections_dir,
+)
 from tests.projection.log import TOPICS, short_types
 
 Change = Callable[[str], str]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from esper.projection._delivery import receive, send, socket_pair
+from esper.projection.intake._delivery import receive, send, socket_pair
 
 
 def test_what_is_sent_arrives() -> None:

@@ -14,11 +14,11 @@ import pytest
 
 from esper.core.errors import Busy
 from esper.projection import Definition, Projector, verify
-from esper.projection._committed import CommittedFile
-from esper.projection._control import find_projector
-from esper.projection._database import Database
-from esper.projection._fence import FENCE_FILE, Fence, Fenced
-from esper.projection._ledger import Progress
+from esper.projection.files._committed import CommittedFile
+from esper.projection.files._fence import FENCE_FILE, Fence, Fenced
+from esper.projection.records._ledger import Progress
+from esper.projection.serving._control import find_projector
+from esper.projection.sql._database import Database
 from tests.conftest import RunningBroker
 from tests.projection.system import own_system, state, wait_for
 
@@ -73,7 +73,7 @@ def test_a_generation_never_goes_back(tmp_path: Path, runs: Definition) -> None:
 
 def test_a_commit_that_has_begun_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody becomes the writer in the midst of a commit: raise the generation while it is held, and after."""
-    monkeypatch.setattr("esper.projection._fence._HELD_SECONDS", 0.2)
+    monkeypatch.setattr("esper.projection.files._fence._HELD_SECONDS", 0.2)
     fence = Fence(tmp_path)
     with fence.held(), pytest.raises(Busy, match="are being written"):
         Fence(tmp_path)
@@ -133,7 +133,7 @@ def test_a_second_projector_does_not_start_beside_a_suspended_one(
     """With the lock file gone, DuckDB's own lock still keeps the second out: it says which file is in use."""
     import threading
 
-    monkeypatch.setattr("esper.projection._writable._CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr("esper.projection.serving._writable._CLOSE_SECONDS", 0.1)
     with own_system(broker, tmp_path, sql_timeout_seconds=0.5) as system:
         hold = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
         with system.projector():

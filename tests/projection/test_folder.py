@@ -14,9 +14,9 @@ import pytest
 from esper.core.errors import Busy, NotReadyError
 from esper.core.settings import Settings
 from esper.projection import Definition
-from esper.projection._definition import shipped_projections_dir
-from esper.projection._folder import ProjectionFolder
-from esper.projection._versions import keep_definition, kept_definition, readable_definitions, remove_unused
+from esper.projection.definitions._definition import shipped_projections_dir
+from esper.projection.definitions._folder import ProjectionFolder
+from esper.projection.definitions._versions import keep_definition, kept_definition, readable_definitions, remove_unused
 from tests.projection.log import TOPICS
 
 

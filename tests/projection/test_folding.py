@@ -17,12 +17,12 @@ from esper.core.errors import IntegrityError, OperationFailed
 from esper.leyline import Record, full_name
 from esper.leyline import messages as ly
 from esper.projection import Definition
-from esper.projection._contents import open_cursor, read_contents
-from esper.projection._database import Database, RollbackFailed, UnreadableFile
-from esper.projection._file import ProjectionFile
-from esper.projection._intake import COMMIT_RECORDS
 from esper.projection._verify import compared
 from esper.projection.columnar import Batch, Decided
+from esper.projection.files._contents import open_cursor, read_contents
+from esper.projection.files._file import ProjectionFile
+from esper.projection.intake._intake import COMMIT_RECORDS
+from esper.projection.sql._database import Database, RollbackFailed, UnreadableFile
 from tests.projection.conftest import OpenWorkbench
 from tests.projection.log import TOPICS, Log, finish, one_epoch, one_run
 
@@ -220,15 +220,15 @@ _CHILD = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-import esper.projection._file as file
+import esper.projection.files._file as file
 from esper.core.settings import Settings
 from esper.projection import load_definitions
-from esper.projection._admission import Admission
-from esper.projection._contents import open_cursor, read_contents
-from esper.projection._database import Database, RollbackFailed, UnreadableFile
-from esper.projection._decoder import ProtobufDecoder
-from esper.projection._folding import Folding
-from esper.projection._intake import LocalIntake
+from esper.projection.intake._admission import Admission
+from esper.projection.files._contents import open_cursor, read_contents
+from esper.projection.sql._database import Database, RollbackFailed, UnreadableFile
+from esper.projection.records._decoder import ProtobufDecoder
+from esper.projection.intake._folding import Folding
+from esper.projection.intake._intake import LocalIntake
 from tests.projection.log import TOPICS, Log, one_epoch, one_run
 
 log = Log()
@@ -338,8 +338,8 @@ def test_missing_history_stops_the_fold(open_workbench: OpenWorkbench) -> None:
 
 def test_large_backlogs_commit_in_parts(open_workbench: OpenWorkbench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads are small and commits bounded: with a bound of 40 records a backlog takes several commits."""
-    monkeypatch.setattr("esper.projection._intake.READ_RECORDS", 10)
-    monkeypatch.setattr("esper.projection._intake.COMMIT_RECORDS", 40)
+    monkeypatch.setattr("esper.projection.intake._intake.READ_RECORDS", 10)
+    monkeypatch.setattr("esper.projection.intake._intake.COMMIT_RECORDS", 40)
     assert COMMIT_RECORDS > 40
     log = Log()
     for number in range(5):
@@ -392,7 +392,7 @@ def test_what_could_not_be_rolled_back_is_before_the_next_try(
         raise duckdb.OutOfMemoryException("Out of Memory Error: full")
 
     monkeypatch.setattr(file, "_insert_facts", broken)
-    monkeypatch.setattr("esper.projection._database.rollback", lambda _: None)
+    monkeypatch.setattr("esper.projection.sql._database.rollback", lambda _: None)
     assert bench.fold() == len(log.source.records)
     assert bench.rows("select count(*) from run_states") == [(3,)]
 
@@ -413,7 +413,7 @@ def test_what_cannot_be_rolled_back_makes_its_file_unreadable(
         raise RollbackFailed("Out of Memory Error: failed to allocate data of size 2.0 KiB")
 
     monkeypatch.setattr(file, "_insert_facts", hungry)
-    monkeypatch.setattr("esper.projection._database.rollback", stuck)
+    monkeypatch.setattr("esper.projection.sql._database.rollback", stuck)
     with pytest.raises(UnreadableFile, match="could not be rolled back") as caught:
         bench.fold()
     assert caught.value.path == file.path

@@ -10,10 +10,10 @@ import pytest
 from esper.core.errors import Busy, EsperError, OperationFailed, UsageError
 from esper.core.ids import sha256_hex
 from esper.projection import catch_up, list_projections, query, verify
-from esper.projection._folder import ProjectionFolder
-from esper.projection._ledger import Progress
-from esper.projection._projections import ReadableProjections
-from esper.projection._versions import readable_definitions
+from esper.projection.definitions._folder import ProjectionFolder
+from esper.projection.definitions._versions import readable_definitions
+from esper.projection.records._ledger import Progress
+from esper.projection.serving._projections import ReadableProjections
 from tests.conftest import RunningBroker
 from tests.projection.hostile_sql import REFUSED, STOPPED
 from tests.projection.log import one_run

@@ -13,7 +13,7 @@ import pytest
 from esper.core.rng import derive_seed
 from esper.leyline import NO_RECORDS, Record, RecordColumns
 from esper.oona import Position
-from esper.projection._contents import Contents
+from esper.projection.files._contents import Contents
 from tests.campaigns import WHOLE
 from tests.projection.conftest import OpenWorkbench, Workbench
 from tests.projection.every_event import every_event

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from esper.leyline import Record
-from esper.projection._judged import Judged
-from esper.projection._ledger import classify
+from esper.projection.records._judged import Judged
+from esper.projection.records._ledger import classify
 
 
 def _line(*events: tuple[str, str, int]) -> list[str]:

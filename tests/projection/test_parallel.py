@@ -15,9 +15,9 @@ from esper.core.clock import Deadline
 from esper.core.errors import OperationFailed
 from esper.leyline import messages as ly
 from esper.projection import Definition, load_definitions
-from esper.projection._building import building, log_ends
-from esper.projection._contents import Contents, read_contents
-from esper.projection._database import Database
+from esper.projection.building._building import building, log_ends
+from esper.projection.files._contents import Contents, read_contents
+from esper.projection.sql._database import Database
 from tests.conftest import RunningBroker
 from tests.projection.log import finish, one_run
 from tests.projection.system import PATIENCE_SECONDS, System, own_system
@@ -84,7 +84,7 @@ import psutil
 from esper.core.settings import load_settings
 from esper.oona import Fabric
 from esper.projection import load_definitions
-from esper.projection._building import building, log_ends
+from esper.projection.building._building import building, log_ends
 
 if __name__ == "__main__":
     with Fabric.open(load_settings(_env_file=None, home=Path(sys.argv[1])), member="test") as fabric:

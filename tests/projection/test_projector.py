@@ -36,10 +36,10 @@ from esper.projection import (
     runs_list,
     verify,
 )
-from esper.projection._control import announcement_path, find_projector
-from esper.projection._file import ProjectionFile
-from esper.projection._folder import ProjectionFolder
-from esper.projection._server import serving
+from esper.projection.definitions._folder import ProjectionFolder
+from esper.projection.files._file import ProjectionFile
+from esper.projection.serving._control import announcement_path, find_projector
+from esper.projection.serving._server import serving
 from tests.conftest import RunningBroker
 from tests.projection.log import finish, one_epoch, one_run
 from tests.projection.system import System, own_system, state, wait_for
@@ -196,7 +196,7 @@ def test_a_surprise_in_an_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         assert leave.wait(20)
         return {}
 
-    monkeypatch.setattr("esper.projection._server._CONCURRENT_MAX", 1)
+    monkeypatch.setattr("esper.projection.serving._server._CONCURRENT_MAX", 1)
     with serving({"/surprise": surprise, "/slow": slow}, "token") as port:
         assert _post(port, "/surprise", "Bearer token", b"{}") == 500
         thread = threading.Thread(target=_post, args=(port, "/slow", "Bearer token", b"{}"))
@@ -436,7 +436,7 @@ def _settings_json(settings: Settings) -> str:
 
 def test_one_process_writes(shared: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second projector of a home does not start: it says who is in the way."""
-    monkeypatch.setattr("esper.projection._projector.WRITER_SECONDS", 0.2)
+    monkeypatch.setattr("esper.projection.serving._projector.WRITER_SECONDS", 0.2)
     with shared.projector(), pytest.raises(Busy, match="are being written"):
         Projector(shared.fabric).run(threading.Event())
 

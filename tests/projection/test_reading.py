@@ -12,8 +12,8 @@ import pytest
 
 from esper.core.clock import Deadline
 from esper.core.errors import OperationFailed, SettingsError, UsageError
-from esper.projection._database import Database, UnreadableFile, fault
-from esper.projection._reading import Interrupts, Room, run_query
+from esper.projection.sql._database import Database, UnreadableFile, fault
+from esper.projection.sql._reading import Interrupts, Room, run_query
 from tests.projection.hostile_sql import REFUSED, WRITING_CTE
 
 _ENDLESS = "select count(*) from range(10000000) a, range(10000000) b where a.range + b.range = 7"
@@ -51,7 +51,7 @@ def test_what_is_no_reading_query_is_refused(database: Database, sql: str) -> No
 
 def test_the_transaction_alone_would_stop_a_write(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fences are independent: with the checks on the parser's tree off, a writing CTE still changes nothing."""
-    monkeypatch.setattr("esper.projection._safety._check_tree", lambda tree: None)
+    monkeypatch.setattr("esper.projection.sql._safety._check_tree", lambda tree: None)
     before = _rows(database)
     with pytest.raises(OperationFailed, match="read-only mode"):
         run_query(database, WRITING_CTE, seconds=5)
@@ -60,7 +60,7 @@ def test_the_transaction_alone_would_stop_a_write(database: Database, monkeypatc
 
 def test_the_database_alone_would_keep_files_away(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the checks off the database itself refuses files outside its folder and every setting."""
-    monkeypatch.setattr("esper.projection._safety._check_tree", lambda tree: None)
+    monkeypatch.setattr("esper.projection.sql._safety._check_tree", lambda tree: None)
     with pytest.raises((OperationFailed, UsageError)):
         run_query(database, "select * from read_text('/etc/passwd')", seconds=5)
     cursor = database.cursor()

@@ -11,7 +11,7 @@ from esper.core.ids import derive_id
 from esper.leyline import EventMessage
 from esper.leyline import messages as ly
 from esper.projection import Query, run_document, runs_list
-from esper.projection._reading import run_query
+from esper.projection.sql._reading import run_query
 from tests.projection.conftest import OpenWorkbench, Workbench
 from tests.projection.log import Log, finish, one_epoch, one_run
 

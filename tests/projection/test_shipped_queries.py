@@ -11,7 +11,7 @@ from confluent_kafka import TopicPartition
 
 from esper.leyline import EventMessage
 from esper.projection import replay, verify
-from esper.projection._reading import run_query
+from esper.projection.sql._reading import run_query
 from tests.conftest import RunningBroker
 from tests.projection.answers import ANSWERS, TIMED, Row
 from tests.projection.conftest import OpenWorkbench, Workbench

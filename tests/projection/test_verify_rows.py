@@ -21,14 +21,14 @@ import pytest
 from esper.core.errors import IntegrityError
 from esper.core.rng import derive_seed
 from esper.projection import canonical_row, catch_up, replay, verify
-from esper.projection._contents import read_contents, read_digests
-from esper.projection._database import Database
-from esper.projection._definition import Definition
-from esper.projection._differences import EXAMPLES, differing_rows
-from esper.projection._folder import ProjectionFolder
-from esper.projection._rowhash import row_digests
 from esper.projection._verify import _verdict
-from esper.projection._viewtext import ordered
+from esper.projection.definitions._definition import Definition
+from esper.projection.definitions._folder import ProjectionFolder
+from esper.projection.files._contents import read_contents, read_digests
+from esper.projection.files._differences import EXAMPLES, differing_rows
+from esper.projection.files._rowhash import row_digests
+from esper.projection.sql._database import Database
+from esper.projection.sql._viewtext import ordered
 from tests.campaigns import WHOLE
 from tests.conftest import RunningBroker
 from tests.projection.conftest import OpenWorkbench, Workbench

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from esper.core.principals import ADMIN
 from esper.oona import Position, TopicCatalog
 from esper.oona.copying import GroupOffsets, RawReader, RawRecord, read_groups, topic_ids
-from esper.projection._source import MemorySource
+from esper.projection.records._source import MemorySource
 
 if TYPE_CHECKING:
     from esper.oona import Fabric

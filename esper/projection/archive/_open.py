@@ -12,7 +12,6 @@ from esper.core._log_key import log_public_key, open_log_key
 from esper.core.errors import SecretError
 from esper.core.home import Home
 from esper.oona import Position
-from esper.projection._source import RecordSource
 from esper.projection.archive._layout import Layout
 from esper.projection.archive._log import KafkaSealable
 from esper.projection.archive._marks import ArchiveMarks
@@ -20,6 +19,7 @@ from esper.projection.archive._models import Codec
 from esper.projection.archive._seal import SEGMENT_BYTES, Sealer
 from esper.projection.archive._source import SpanningSource
 from esper.projection.archive._survey import Survey, survey
+from esper.projection.records._source import RecordSource
 
 if TYPE_CHECKING:
     from esper.oona import Fabric

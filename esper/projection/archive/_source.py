@@ -8,9 +8,9 @@ from itertools import chain
 
 from esper.leyline import RecordColumns
 from esper.oona import Position
-from esper.projection._source import LogState, PartitionState, RecordSource
 from esper.projection.archive._segments import Segment, read_segment_columns
 from esper.projection.archive._survey import Survey
+from esper.projection.records._source import LogState, PartitionState, RecordSource
 
 
 class SpanningSource:

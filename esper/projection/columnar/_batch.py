@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from esper.leyline import Record
 from esper.oona import Position
-from esper.projection._judged import Judged
+from esper.projection.records._judged import Judged
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from esper.projection._judged import Judged
 from esper.projection.columnar._batch import BAD, Batch, Int32s, Int64s
 from esper.projection.columnar._gathering import Gathered
+from esper.projection.records._judged import Judged
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From the columns of `ptars` to the canonical ones (`esper.projection._columns`), or to a doubt.
+"""From the columns of `ptars` to the canonical ones (`esper.projection.records._columns`), or to a doubt.
 
 The two decoders must agree to the last bit, so whatever the raw columns cannot tell apart is a doubt, and the rows that
 it may concern are decoded by protobuf itself: more than one member of a oneof, keys of a map that come twice, a time
@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
-from esper.projection._columns import (
+from esper.projection.columnar._wire import NANOS, SECONDS
+from esper.projection.records._columns import (
     NANOS_PER_SECOND,
     SECONDS_MAX,
     SECONDS_MIN,
@@ -31,7 +32,6 @@ from esper.projection._columns import (
     item_type,
     map_fields,
 )
-from esper.projection.columnar._wire import NANOS, SECONDS
 
 _Int64s = npt.NDArray[np.int64]
 #: Enums beyond that are named one by one.

@@ -11,10 +11,10 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from ptars import HandlerPool, PtarsConfig
 
 from esper.leyline import current_version
-from esper.projection._columns import is_json, is_timestamp
-from esper.projection._decoder import ANY_EVENT, Decoded, ProtobufDecoder, message_class
 from esper.projection.columnar._convert import Doubt, canonical
 from esper.projection.columnar._wire import wire_descriptor
+from esper.projection.records._columns import is_json, is_timestamp
+from esper.projection.records._decoder import ANY_EVENT, Decoded, ProtobufDecoder, message_class
 
 #: As few values are left to protobuf at once: where a doubt is, half of the values are tried apart, and again.
 _SMALL: Final = 32

@@ -10,10 +10,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from esper.projection._judged import Judged
-from esper.projection._ledger import Disposition, EventKey, ProducerKey, classify
 from esper.projection.columnar._batch import BAD, Batch, Int64s, UInt64s
 from esper.projection.columnar._known import KnownEvents, fingerprints, place_word
+from esper.projection.records._judged import Judged
+from esper.projection.records._ledger import Disposition, EventKey, ProducerKey, classify
 
 #: Codes of the dispositions, in the order of the enum.
 DISPOSITIONS: Final = tuple(Disposition)

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from esper.oona import Position
-from esper.projection._columns import TIMESTAMP
-from esper.projection._ledger import Disposition, Progress
 from esper.projection.columnar._batch import Batch
 from esper.projection.columnar._dispositions import DISPOSITIONS, Decided
+from esper.projection.records._columns import TIMESTAMP
+from esper.projection.records._ledger import Disposition, Progress
 
 _NAMES: Final = pa.array([one.value for one in DISPOSITIONS], pa.string())
 

@@ -24,9 +24,9 @@ from esper.leyline import (
     open_record,
 )
 from esper.leyline import messages as ly
-from esper.projection._admission import Admission
-from esper.projection._decoder import ProtobufDecoder
 from esper.projection.columnar import ArrowDecoder, Batch
+from esper.projection.intake._admission import Admission
+from esper.projection.records._decoder import ProtobufDecoder
 from tests.projection.log import SECRET, TOPICS, Log, admitted, finish, one_run
 
 #: A projection that takes everything but the compile jobs.

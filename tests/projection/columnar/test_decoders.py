@@ -13,8 +13,8 @@ from esper.core.rng import derive_seed
 from esper.leyline import EVENT_TYPES, full_name
 from esper.leyline import messages as ly
 from esper.projection import canonical_row
-from esper.projection._decoder import Decoded, ProtobufDecoder
 from esper.projection.columnar import ArrowDecoder
+from esper.projection.records._decoder import Decoded, ProtobufDecoder
 from tests.campaigns import WHOLE, seed_of
 from tests.projection.columnar.wire import length_delimited, message, tag, varint
 

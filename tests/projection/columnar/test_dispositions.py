@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from esper.leyline import BadRecord, Record
 from esper.leyline import messages as ly
-from esper.projection._judged import Judged
-from esper.projection._ledger import Disposition, ProducerKey, Progress, classify, event_key, producer_key
 from esper.projection.columnar import Batch, KnownEvents, decide, ledger_rows, progressed
 from esper.projection.columnar._batch import BAD
 from esper.projection.columnar._dispositions import DISPOSITIONS, Decided
 from esper.projection.columnar._known import fingerprints, place_word
+from esper.projection.records._judged import Judged
+from esper.projection.records._ledger import Disposition, ProducerKey, Progress, classify, event_key, producer_key
 
 _BAD = BadRecord(ly.DEAD_LETTER_REASON_UNSIGNED, "no signature")
 

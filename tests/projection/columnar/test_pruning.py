@@ -6,8 +6,8 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from esper.projection import _sqltree as sqltree
 from esper.projection.columnar import pruned
+from esper.projection.sql import _sqltree as sqltree
 
 _INNER = pa.struct([("X", pa.int64()), ("y", pa.struct([("z", pa.string()), ("w", pa.int64())]))])
 _ROWS = [

@@ -1,0 +1,1 @@
+"""Files that are filled beside those that count."""

@@ -1,0 +1,1 @@
+"""Points of the log, and the tables as they were there."""

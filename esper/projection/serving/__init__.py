@@ -1,0 +1,1 @@
+"""The one process that writes a home's projections and answers for them."""

@@ -1,0 +1,1 @@
+"""DuckDB, shut in: what a query may be, and how it is run and read."""
