@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from esper.kasmina import AlphaSchedule, GateLimits, KasminaConfig
 from esper.kasmina.grafting._blend import BLEND_MODES, channel_dim, mixed, share
-from esper.kasmina.grafting._graft import Role
+from esper.kasmina.grafting._seed import Role
 from esper.leyline import messages as ly
 from tests.kasmina.support import PROBE, Loop, batch, mlp, outputs, seeded
 from tests.kasmina.test_compiled import evaluated

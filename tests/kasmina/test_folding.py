@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from esper.kasmina import GateLimits, KasminaConfig, discover_slots
 from esper.kasmina.grafting._folding import TOLERANCE, Fold, fold_of
-from esper.kasmina.grafting._graft import Graft, GraftedSeed, PassFocus
+from esper.kasmina.grafting._graft import Graft
+from esper.kasmina.grafting._seed import GraftedSeed, PassFocus
 from esper.kasmina.testing import InMemoryRuntime, KernelFactory, bypass, linear, zero_linear
 from esper.leyline import messages as ly
 from tests.kasmina.reborn import reborn

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from esper.core.flops import count_multiply_adds
 from esper.kasmina.bed._rehearsal import Precision
 from esper.kasmina.grafting._contents import Contents, contents_of
-from esper.kasmina.grafting._graft import PassFocus
+from esper.kasmina.grafting._seed import PassFocus
 from esper.kasmina.testing import InMemoryRuntime
 from esper.leyline import messages as ly
 from tests.kasmina.support import HOSTS, Loop, all_bytes, batch, seeded

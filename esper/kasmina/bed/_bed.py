@@ -14,7 +14,8 @@ from esper.kasmina.bed._remains import Remains
 from esper.kasmina.bed._seed_training import SeedTrainer, release
 from esper.kasmina.grafting._alpha import AlphaCurve, AlphaSchedule
 from esper.kasmina.grafting._folding import apply_fold
-from esper.kasmina.grafting._graft import Graft, Role, anchor_of, submodule_name
+from esper.kasmina.grafting._graft import Graft, anchor_of, submodule_name
+from esper.kasmina.grafting._seed import Role
 from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.isolation._ownership import HOST, seed_owner
 from esper.leyline import messages as ly

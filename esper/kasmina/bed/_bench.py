@@ -26,8 +26,9 @@ from esper.kasmina.gates._gates import KernelEvidence
 from esper.kasmina.gates._gradients import GradientEvidence
 from esper.kasmina.gates._interface import InterfaceEvidence
 from esper.kasmina.gates._reset import ResetEvidence
-from esper.kasmina.grafting._graft import Graft, GraftedSeed, PassFocus
+from esper.kasmina.grafting._graft import Graft
 from esper.kasmina.grafting._passes import HostPasses, Isolation, forked_rng
+from esper.kasmina.grafting._seed import GraftedSeed, PassFocus
 from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.isolation._monitor import IsolationMonitor, Leaks
 from esper.kasmina.isolation._ownership import HOST, OwnershipRegistry

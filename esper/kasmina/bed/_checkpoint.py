@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from esper.core.checkpoint import Saved, copy_into, named, refused, transient_buffers
 from esper.kasmina.bed._bed import SeedBed
 from esper.kasmina.bed._bench import HeldOutLosses, LiveSeed
-from esper.kasmina.grafting._graft import GraftedSeed, Role
+from esper.kasmina.grafting._seed import GraftedSeed, Role
 from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.lifecycle._lifecycle import BARRED_STAGES, KasminaLifecycle
 from esper.kasmina.lifecycle._return import lifecycle_in

@@ -10,7 +10,7 @@ from esper.core.flops import count_multiply_adds
 from esper.core.inputs import samples_in, shapes_of
 from esper.kasmina.bed._bench import HeldOutLosses, SeedBench
 from esper.kasmina.grafting._folding import Fold, fold_error, fold_of
-from esper.kasmina.grafting._graft import PassFocus, Role
+from esper.kasmina.grafting._seed import PassFocus, Role
 
 
 class ProbeBench(SeedBench):

@@ -15,8 +15,9 @@ from esper.core.inputs import Batch, first_samples
 from esper.kasmina.bed._seed_training import LossFunction
 from esper.kasmina.gates._gradients import NO_GRADIENTS, GradientEvidence, GradientRecord
 from esper.kasmina.grafting._contents import contents_of
-from esper.kasmina.grafting._graft import Graft, GraftedSeed, PassFocus
+from esper.kasmina.grafting._graft import Graft
 from esper.kasmina.grafting._passes import HostPasses, in_eval_mode
+from esper.kasmina.grafting._seed import GraftedSeed, PassFocus
 from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.isolation._monitor import random_states
 

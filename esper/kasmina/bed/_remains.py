@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from esper.kasmina.gates._reset import ResetEvidence
-from esper.kasmina.grafting._graft import Graft, GraftedSeed
+from esper.kasmina.grafting._graft import Graft
+from esper.kasmina.grafting._seed import GraftedSeed
 from esper.kasmina.grafting._sockets import hook_ids
 from esper.kasmina.isolation._ownership import OwnershipRegistry, seed_owner
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.inputs import Inputs, Output, main_of, source_of
 from esper.kasmina.gates._interface import InterfaceEvidence, Seam, evidence_of
-from esper.kasmina.grafting._graft import GraftedSeed, PassFocus
 from esper.kasmina.grafting._passes import HostPasses
+from esper.kasmina.grafting._seed import GraftedSeed, PassFocus
 from esper.kasmina.grafting._slots import SlotSpec
 
 logger = logging.getLogger("esper.kasmina")

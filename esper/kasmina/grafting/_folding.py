@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from esper.core.inputs import Inputs, Targets
-from esper.kasmina.grafting._graft import GraftedSeed, PassFocus
 from esper.kasmina.grafting._passes import HostPasses, forked_rng
+from esper.kasmina.grafting._seed import GraftedSeed, PassFocus
 from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.grafting._sockets import Socket, hook_ids
 from esper.leyline import messages as ly

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from esper.kasmina.bed._report import seed_state
-from esper.kasmina.grafting._graft import Role
+from esper.kasmina.grafting._seed import Role
 from esper.kasmina.isolation._ownership import TEACHER
 from esper.kasmina.lifecycle._lifecycle import ATTACHED_STAGES
 from esper.kasmina.manager._state import ManagerState

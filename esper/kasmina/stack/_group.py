@@ -26,7 +26,7 @@ from esper.core.stacking import (
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina.gates._gates import KernelEvidence
 from esper.kasmina.gates._gradients import NO_GRADIENTS, GradientRecord
-from esper.kasmina.grafting._graft import Role
+from esper.kasmina.grafting._seed import Role
 from esper.kasmina.stack._seedling import Seedling
 
 # Legend: N members of the stack, G seeds of a group, M of them that are meant, S steps of an epoch, P parameters.

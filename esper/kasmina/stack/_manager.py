@@ -15,7 +15,7 @@ from esper.core.stacking import StackedHost, StepClock
 from esper.kasmina._config import KasminaConfig
 from esper.kasmina.gates._reset import reset_gate
 from esper.kasmina.grafting._alpha import CURVE_NAMES, AlphaSchedule
-from esper.kasmina.grafting._graft import Role
+from esper.kasmina.grafting._seed import Role
 from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.lifecycle._decide import (
     Edge,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from esper.kasmina._config import KasminaConfig
-from esper.kasmina.grafting._graft import Role, anchor_of, submodule_name
+from esper.kasmina.grafting._graft import anchor_of, submodule_name
+from esper.kasmina.grafting._seed import Role
 from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.lifecycle._lifecycle import ATTACHED_STAGES, KasminaLifecycle
 from esper.kasmina.stack._garden import Garden

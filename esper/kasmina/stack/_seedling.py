@@ -10,7 +10,7 @@ from esper.kasmina.bed._report import seed_metrics
 from esper.kasmina.bed._seed_training import ShadowRecord
 from esper.kasmina.gates._gradients import NO_GRADIENTS, GradientRecord
 from esper.kasmina.grafting._alpha import AlphaCurve, AlphaSchedule
-from esper.kasmina.grafting._graft import Role
+from esper.kasmina.grafting._seed import Role
 from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.isolation._monitor import NO_LEAKS, Leaks
 from esper.kasmina.lifecycle._lifecycle import SeedRecord
