@@ -70,9 +70,9 @@ def mapped(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
     return tuple(change(each) if isinstance(each, Tensor) else each for each in inputs)
 
 
-def detached(inputs: Inputs) -> Inputs:
-    """Return `inputs` without their gradients; the data are the same."""
-    return mapped(inputs, Tensor.detach)
+def copied(inputs: Inputs) -> Inputs:
+    """Return copies of the tensors, without their gradients: a forward may write into what it is given."""
+    return mapped(inputs, lambda each: each.detach().clone())
 
 
 def first_samples(inputs: Inputs, count: int) -> Inputs:

@@ -95,7 +95,9 @@ def test_a_whole_life_compiles_nothing(name: str, backend: str) -> None:
 def compiled_of_us() -> list[str]:
     """Return the functions of Esper's seeds that torch compiled since the metrics were cleared, one for each time."""
     metrics = get_compilation_metrics()
-    return [str(each.co_name) for each in metrics if str(each.co_filename).endswith(("_seed.py", "_graft.py", "_passes.py"))]
+    return [
+        str(each.co_name) for each in metrics if str(each.co_filename).endswith(("_seed.py", "_graft.py", "_passes.py"))
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -210,17 +213,19 @@ class SeedBed(ProbeBench):
             )
             live.seed.train()
             rng_seed = derive_seed(self._seed, "kasmina", seed_id, step, *self.ranks.salt)
-            loss = self._shadow_loss(live, inputs, targets, seed=rng_seed)
-            live.trainer.learn_from(loss)
+            with self._shadow(live, inputs, targets, seed=rng_seed) as loss:
+                live.trainer.learn_from(loss)
 
-    def _shadow_loss(self, live: LiveSeed, inputs: Inputs, targets: Targets, *, seed: int) -> Tensor:
+    @contextmanager
+    def _shadow(self, live: LiveSeed, inputs: Inputs, targets: Targets, *, seed: int) -> Iterator[Tensor]:
+        """Give the block the loss of a shadow; the block runs it backwards, where the host stands as in the forward."""
         assert self.loss_fn is not None, "a shadow needs a loss"
-        with self._passes.quiet(seed=seed), self._focus.on(shadowed=live.seed):
-            return self.loss_fn(self._passes.forward(inputs), targets)
+        with self._passes.quiet(seed=seed), self._focus.on(shadowed=live.seed), self._passes.standing_in():
+            yield self.loss_fn(self._passes.forward(inputs), targets)
 
     def _shadow_gradients(self, live: LiveSeed, inputs: Inputs, targets: Targets) -> None:
         """Do a shadow's work once more to count it, in eval mode, so that nothing of the seed moves."""
         live.seed.eval()
-        loss = self._shadow_loss(live, inputs, targets, seed=0)
-        if loss.requires_grad:
-            torch.autograd.grad(loss, live.trainer.parameters, allow_unused=True)
+        with self._shadow(live, inputs, targets, seed=0) as loss:
+            if loss.requires_grad:
+                torch.autograd.grad(loss, live.trainer.parameters, allow_unused=True)

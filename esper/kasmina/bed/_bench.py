@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from esper.core.apart import forked_rng
 from esper.core.breaker import CircuitBreaker
 from esper.core.errors import UsageError
 from esper.core.flops import count_multiply_adds
@@ -27,7 +28,7 @@ from esper.kasmina.gates._gradients import GradientEvidence
 from esper.kasmina.gates._interface import InterfaceEvidence
 from esper.kasmina.gates._reset import ResetEvidence
 from esper.kasmina.grafting._graft import Graft
-from esper.kasmina.grafting._passes import HostPasses, Isolation, forked_rng
+from esper.kasmina.grafting._passes import HostPasses, Isolation
 from esper.kasmina.grafting._seed import GraftedSeed, PassFocus
 from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.isolation._monitor import IsolationMonitor, Leaks

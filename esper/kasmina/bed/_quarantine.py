@@ -131,7 +131,7 @@ def _captured(
 
     handle = model.get_submodule(spec.module).register_forward_hook(watch, with_kwargs=True)
     try:
-        with passes.quiet(seed=0), torch.enable_grad():
+        with passes.quiet(seed=0), passes.standing_in(), torch.enable_grad():
             outputs = passes.forward(inputs)
             source_B, heard_B = seen[0]
             if loss_fn is None:

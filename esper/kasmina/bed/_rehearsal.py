@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from esper.core.apart import in_eval_mode, random_states
 from esper.core.inputs import Batch, first_samples
 from esper.kasmina.bed._seed_training import LossFunction
 from esper.kasmina.gates._gradients import NO_GRADIENTS, GradientEvidence, GradientRecord
 from esper.kasmina.grafting._contents import contents_of
 from esper.kasmina.grafting._graft import Graft
-from esper.kasmina.grafting._passes import HostPasses, in_eval_mode
+from esper.kasmina.grafting._passes import HostPasses
 from esper.kasmina.grafting._seed import GraftedSeed, PassFocus
 from esper.kasmina.grafting._slots import SlotSpec
-from esper.kasmina.isolation._monitor import random_states
 
 logger = logging.getLogger("esper.kasmina")
 
@@ -115,9 +115,14 @@ class Rehearsal:
     def _pass(self) -> None:
         graft = Graft(self._model, self._spec, "rehearsal", self._seed)
         try:
-            with torch.enable_grad(), in_eval_mode(self._seed):
-                with self._passes.quiet(seed=self._rng_seed), self._focus.on(shadowed=self._seed):
-                    loss = self._loss_fn(self._passes.forward(self.inputs), self._targets)
+            with (
+                torch.enable_grad(),
+                in_eval_mode(self._seed),
+                self._passes.quiet(seed=self._rng_seed),
+                self._focus.on(shadowed=self._seed),
+                self._passes.standing_in(),
+            ):
+                loss = self._loss_fn(self._passes.forward(self.inputs), self._targets)
                 if loss.requires_grad:
                     torch.autograd.backward(loss)
         finally:

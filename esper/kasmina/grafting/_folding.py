@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from esper.core.apart import forked_rng
 from esper.core.inputs import Inputs, Targets
-from esper.kasmina.grafting._passes import HostPasses, forked_rng
+from esper.kasmina.grafting._passes import HostPasses
 from esper.kasmina.grafting._seed import GraftedSeed, PassFocus
 from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.grafting._sockets import Socket, hook_ids

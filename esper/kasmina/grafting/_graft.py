@@ -85,6 +85,7 @@ class Graft:
 
     def forget_forwards(self) -> None:
         """Drop what forwards left behind whose backward did not come."""
+        self.seed.forget_forwards()
         self._seat.forget_forwards()
 
     def join(self) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.core.apart import forked_rng, in_backward, random_states
+from esper.core.errors import IntegrityError
 from esper.core.inputs import Output, main_of, source_of, with_main
 from esper.core.rng import derive_seed
 from esper.kasmina.grafting._alpha import AlphaBlender
 from esper.kasmina.grafting._blend import channel_dim, mixed, share
-from esper.kasmina.grafting._passes import forked_rng
 from esper.kasmina.grafting._slots import Layout, Placement
 from esper.leyline import messages as ly
 
@@ -95,6 +96,9 @@ class GraftedSeed(nn.Module):
         self._devices = (device,) if device.type == "cuda" else ()
         self._focus = focus
         self._draws = 0
+        #: Draws since the last one that a backward has repeated, and whether one has repeated the last.
+        self._open = 0
+        self._repeated = False
 
     @property
     def alpha(self) -> float:
@@ -158,12 +162,38 @@ class GraftedSeed(nn.Module):
         return guarded
 
     def _drawing_apart(self, source: Tensor) -> Tensor:
-        """Run the body; in training mode it draws from a stream of its own, never from the host's."""
+        """Run the body; in training mode it draws from a stream of its own, never from the host's.
+
+        Raises:
+            IntegrityError: it draws, and a backward runs one of several forwards again, no one can tell which.
+        """
         if not self.training:
             return self.body(source)  # type: ignore[no-any-return]  # torch types a call as Any
-        self._draws += 1
+        certain = self._note_forward()
         with forked_rng(self._devices, seed=derive_seed(self._rng_seed, "joint", self._draws)):
-            return self.body(source)  # type: ignore[no-any-return]  # torch types a call as Any
+            before = None if certain else random_states(self._devices)
+            given: Tensor = self.body(source)
+            if before is not None and not all(map(torch.equal, before, random_states(self._devices))):
+                raise IntegrityError(
+                    "a seed that draws cannot be run again in a backward",
+                    cause="its slot runs more than once between two backwards, where activations are checkpointed",
+                    next_step="graft a blueprint without dropout there, or choose a slot outside of the block",
+                )
+            return given
+
+    def _note_forward(self) -> bool:
+        """Count the draw of a forward; one that a backward runs again draws as it did. False: nothing tells which."""
+        if in_backward():
+            self._repeated = True
+            return self._open <= 1
+        if self._repeated:
+            self._open, self._repeated = 0, False
+        self._draws, self._open = self._draws + 1, self._open + 1
+        return True
+
+    def forget_forwards(self) -> None:
+        """Take it that no forward before now will be run again."""
+        self._open, self._repeated = 0, False
 
     def facts(self) -> dict[str, Any]:
         """Return what of the seed no tensor says, for a checkpoint."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esper.core.apart import random_states
 from esper.core.breaker import CircuitBreaker
 from esper.core.ranks import Ranks
 from esper.kasmina.isolation._ownership import HOST, TEACHER, OwnershipRegistry, seed_owner, version_of
@@ -43,11 +44,6 @@ class Leaks:
 
 
 NO_LEAKS = Leaks()
-
-
-def random_states(devices: Iterable[torch.device]) -> list[Tensor]:
-    """Return the random streams of the CPU and of `devices` (CUDA)."""
-    return [torch.default_generator.get_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
 
 @dataclass(frozen=True)

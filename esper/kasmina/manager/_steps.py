@@ -43,7 +43,7 @@ class ManagerSteps(ManagerFigures):
         if self._stand_still():
             return  # No seed takes a step while the breaker is open.
         if self._growth.held(self._epoch + 1):
-            self._bed.count_heard(batch=len(inputs))
+            self._bed.count_heard(batch=samples_in(inputs))
             return
         for record in self.lifecycle.in_stages(_TRAINED_STAGES):
             if record.seed_id not in self._bed.live:

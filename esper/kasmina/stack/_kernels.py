@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 
+from esper.core.apart import forked_rng
 from esper.core.errors import IntegrityError, UsageError
 from esper.core.flops import count_multiply_adds
 from esper.core.ports import BlueprintRuntime, FetchedKernel, KernelUnavailable
@@ -16,7 +17,6 @@ from esper.core.rng import derive_seed
 from esper.core.stacking import program_of
 from esper.kasmina.bed._quarantine import REFUSED, refusal_of
 from esper.kasmina.gates._gates import KernelEvidence
-from esper.kasmina.grafting._passes import forked_rng
 from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.lifecycle._decide import KERNEL_UNAVAILABLE
 from esper.kasmina.stack._group import StackedKernel

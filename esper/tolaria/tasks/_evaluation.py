@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from esper.core.apart import measured
 from esper.core.flops import count_multiply_adds
-from esper.core.inputs import Batch, Inputs, Output, Targets, call, samples_in, scores_of
+from esper.core.inputs import Batch, Inputs, Output, Targets, call, copied, samples_in, scores_of
 from esper.tolaria.tasks._tasks import Loss, Split
 
 #: Bounds the memory of one evaluation pass, in predictions; a constant, because another chunking sums in another order.
@@ -26,25 +26,12 @@ class Evaluation:
     accuracy: float
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Hold `module` in eval mode without gradients; each part goes back to the mode it had."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part in training:
-            part.training = True
-
-
 def evaluate(module: nn.Module, split: Split, loss: Loss) -> Evaluation:
     """Return loss and accuracy of `module` on `split`, in eval mode; parameters, buffers and RNG stay as they are."""
     total, correct = 0.0, 0
-    with evaluating(module):
+    with measured(module):
         for inputs, targets in batches(split, max(1, _EVALUATION_BATCH * len(split) // split.predictions)):
-            outputs = module(inputs)
+            outputs = module(inputs.clone())
             total += float(loss(outputs, targets)) * len(targets)
             correct += int(hits(outputs, targets))
     return Evaluation(loss=total / len(split), accuracy=correct / split.predictions)
@@ -59,9 +46,9 @@ def evaluate_batches(
     targets name one class for each row of scores (the outputs, their `logits`, or the first of a tuple), else 0.
     """
     total, samples, correct, predictions = 0.0, 0, 0, 0
-    with evaluating(module):
+    with measured(module):
         for inputs, targets in probe:
-            outputs = call(module, inputs)
+            outputs = call(module, copied(inputs))
             count = samples_in(inputs)
             total, samples = total + float(loss(outputs, targets)) * count, samples + count
             scores = scores_of(outputs)
@@ -86,5 +73,5 @@ def multiply_adds_per_sample(module: nn.Module, sample: Inputs) -> int:
     Counts what torch's flop counter counts (matrix products, convolutions, attention), two flops each;
     elementwise work is not counted.
     """
-    with evaluating(module):
-        return count_multiply_adds(lambda: call(module, sample)) // samples_in(sample)
+    with measured(module):
+        return count_multiply_adds(lambda: call(module, copied(sample))) // samples_in(sample)
