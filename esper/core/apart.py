@@ -6,10 +6,11 @@ flag (LoRA layers merge their weights there, and torch would not know).
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 #: What numpy's global generator takes as a seed.
 _NUMPY_SEEDS: Final = 1 << 32
+#: Generators that nobody uses now: one of a kind that the global one may be takes longer to make than to seed again.
+_numpys_spares: list[Any] = []
 
 
 def cuda_devices(tensors: Iterable[Tensor]) -> tuple[torch.device, ...]:
@@ -50,18 +53,34 @@ def forked_rng(devices: Iterable[torch.device] = (), *, seed: int | None = None)
 @contextmanager
 def _python_streams(seed: int | None) -> Iterator[None]:
     """Do the same for the global generators that a forward written in Python may draw from."""
-    numpy: Any = sys.modules.get("numpy")
-    before, numpys_before = random.getstate(), None if numpy is None else numpy.random.get_state(legacy=False)
+    before = random.getstate()
     if seed is not None:
         random.seed(seed)
-        if numpy is not None:
-            numpy.random.seed(seed % _NUMPY_SEEDS)
+    try:
+        with nullcontext() if "numpy" not in sys.modules else _numpys_stream(seed):
+            yield
+    finally:
+        random.setstate(before)
+
+
+@contextmanager
+def _numpys_stream(seed: int | None) -> Iterator[None]:
+    """Put another generator in the place of numpy's global one: to read and set its state takes ten times as long."""
+    numpy: Any = sys.modules["numpy"]
+    outer = numpy.random.get_bit_generator()
+    if seed is None:
+        inner = copy.deepcopy(outer)
+        numpy.random.set_bit_generator(inner)
+    else:
+        inner = _numpys_spares.pop() if _numpys_spares else numpy.random.MT19937()
+        numpy.random.set_bit_generator(inner)
+        numpy.random.seed(seed % _NUMPY_SEEDS)
     try:
         yield
     finally:
-        random.setstate(before)
-        if numpy is not None:
-            numpy.random.set_state(numpys_before)
+        numpy.random.set_bit_generator(outer)
+        if seed is not None:
+            _numpys_spares.append(inner)
 
 
 def in_backward() -> bool:
