@@ -73,7 +73,7 @@ def test_modes_are_flags() -> None:
 
 
 def test_tensors_come_back_the_very_same() -> None:
-    """Goal: what is tied stays tied, inside and outside. Method: a tied layer and a buffer; leave by the end and by an error."""
+    """Goal: what is tied stays tied. Method: a tied layer and a buffer; leave by the end, and by an error."""
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     second.weight = first.weight
     model = nn.Sequential(first, nn.BatchNorm1d(2), second)
