@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import pprint
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,6 @@ from string import Template
 from typing import Any, Final, Literal, get_args
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
@@ -26,6 +26,7 @@ from torch.export.graph_signature import InputKind
 from esper.core.eager import eagerly, uncompiled
 from esper.core.errors import OperationFailed, UsageError
 from esper.core.files import write_atomically
+from esper.weatherlight._tensor_file import tensor_file
 
 ExportFormat = Literal["safetensors", "pt2"]
 FORMATS: Final[tuple[str, ...]] = get_args(ExportFormat)
@@ -72,7 +73,8 @@ def check_target(path: Path, to: str) -> None:
     """Raise when a network cannot be written to `path` as `to`.
 
     Raises:
-        UsageError: there is no such format, or the name or folder of `path` does not fit.
+        UsageError: there is no such format, the name or folder of `path` does not fit, or the module that is
+            written beside it would overwrite a file that no export wrote.
     """
     if to not in FORMATS:
         raise UsageError(f"{to!r} is no format", next_step=f"choose one of {', '.join(FORMATS)}")
@@ -80,6 +82,13 @@ def check_target(path: Path, to: str) -> None:
         raise UsageError(f"{path} cannot be written as {to}", next_step=f"give a name that ends in .{to}")
     if not path.parent.is_dir():
         raise UsageError(f"{path} cannot be written", cause=f"there is no folder {path.parent}", next_step="make it")
+    module = _module_of(path)
+    if to == "safetensors" and _is_someone_elses(module):
+        raise UsageError(
+            f"{path} cannot be written",
+            cause=f"{module}, the module that belongs beside it, is there and no export wrote it",
+            next_step="give another name, or move that file away",
+        )
 
 
 @contextmanager
@@ -161,8 +170,26 @@ def _readable(program: ExportedProgram, path: Path, inputs: Tensor) -> dict[Path
         trained=pprint.pformat(sorted(_names(program, InputKind.PARAMETER)), width=110),
         code=_code(program),
     )
-    metadata = {"format": "pt", "writer": "esper", "inputs": json.dumps([str(inputs.dtype), *inputs.shape[1:]])}
-    return {path: save(tensors, metadata=metadata), path.with_suffix(".py"): source.encode()}
+    facts = {"writer": "esper", "inputs": json.dumps([str(inputs.dtype), *inputs.shape[1:]])}
+    return {path: tensor_file(tensors, facts), _module_of(path): source.encode()}
+
+
+def _module_of(path: Path) -> Path:
+    """Return the module that is written beside the weights."""
+    return path.with_suffix(".py")
+
+
+def _is_someone_elses(module: Path) -> bool:
+    """Whether something is there that no export wrote."""
+    if not os.path.lexists(module):
+        return False
+    if not module.is_file():
+        return True
+    try:
+        with module.open("rb") as file:
+            return file.readline(len(_FIRST_LINE)) != _FIRST_LINE
+    except OSError:
+        return True
 
 
 def _names(program: ExportedProgram, kind: InputKind) -> set[str]:
@@ -223,8 +250,11 @@ def _write(path: Path, content: bytes) -> None:
         raise OperationFailed(f"{path} cannot be written", cause=str(error)) from error
 
 
-_MODULE: Final = Template('''"""A network that was grown with Esper, as it computes in eval mode.
-
+#: By this line an export knows a module again that an earlier one wrote.
+_FIRST_LINE: Final = b'"""A network that was grown with Esper, as it computes in eval mode.\n'
+_MODULE: Final = Template(
+    _FIRST_LINE.decode()
+    + '''
 `load()` returns it; torch and safetensors are all that it needs. Inputs: $inputs; any batch size.
 """
 
@@ -262,4 +292,5 @@ def load(path=Path(__file__).with_name("$weights")):
 
 
 $code
-''')
+'''
+)

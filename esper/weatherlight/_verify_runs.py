@@ -155,10 +155,10 @@ def _restored(
 
 
 def _write(to: Path, weights: Mapping[str, Tensor], facts: dict[str, str]) -> None:
-    from safetensors.torch import save
+    from esper.weatherlight._tensor_file import tensor_file
 
     try:
-        write_atomically(to, save({**weights}, metadata={"format": "pt", **facts}), mode=0o644)
+        write_atomically(to, tensor_file(weights, facts), mode=0o644)
     except OSError as error:
         raise UsageError(
             f"{to} cannot be written", cause=error.strerror or str(error), next_step="Name another file"

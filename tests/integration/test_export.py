@@ -84,7 +84,7 @@ def test_a_recorded_run_is_exported(serving: Esper, recorded: Any, tmp_path: Pat
 
 
 def test_what_cannot_be_exported_is_refused(serving: Esper, recorded: Any, tmp_path: Path) -> None:
-    """Goal: errors that help. Method: a wrong ending, a folder that is not there, a run that is not there."""
+    """Goal: errors that help. Method: a wrong ending, a folder or run that is not there, a program in the way."""
     run_id = recorded["run_id"]
     wrong = serving("runs", "export", run_id, "--to", str(tmp_path / "net.onnx"))
     assert (wrong.code, "safetensors, pt2" in wrong.stderr) == (2, True)
@@ -93,6 +93,10 @@ def test_what_cannot_be_exported_is_refused(serving: Esper, recorded: Any, tmp_p
     unknown = serving("runs", "export", "run-unknown", "--to", str(tmp_path / "net.pt2"))
     assert (unknown.code, "there is no run" in unknown.stderr) == (2, True)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine.py").write_text("import esper\n")
+    mine = serving("runs", "export", run_id, "--to", str(tmp_path / "mine.safetensors"))
+    assert (mine.code, "mine.py" in mine.stderr, "another name" in mine.stderr) == (2, True, True)
+    assert (tmp_path / "mine.py").read_text() == "import esper\n"
 
 
 def test_a_run_under_grow_is_exported(serving: Esper, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from esper.core.errors import UsageError
 from esper.kasmina.grafting._blend import BLEND_MODES
 from esper.kasmina.testing import InMemoryRuntime
 from esper.leyline import messages as ly
-from esper.weatherlight._export import TOLERANCE, export_network
+from esper.weatherlight._export import TOLERANCE, check_target, export_network
 from tests.kasmina.support import FACTORIES, PROBE, Loop, outputs, seeded
 from tests.kasmina.test_folding import CONFIG, host, low_rank
 
@@ -66,3 +67,24 @@ def test_a_seed_that_blends_is_exported_as_it_is_heard(mode: ly.BlendMode, tmp_p
         seed.blender.advance_alpha()
     assert 0.0 < seed.alpha < 1.0
     check(loop.model, tmp_path)
+
+
+def test_a_module_of_ones_own_is_never_overwritten(tmp_path: Path) -> None:
+    """Goal: an export destroys no program. Method: export beside a file of that name, a link to one, and a folder."""
+    model, (mine, linked, folder) = host(), (tmp_path / name for name in ("rn.py", "ln.py", "dir.py"))
+    mine.write_text("import esper\n")
+    linked.symlink_to(tmp_path / "nowhere.py")
+    folder.mkdir()
+    for module in (mine, linked, folder):
+        with pytest.raises(UsageError, match=module.name) as caught:
+            export_network(model, PROBE[0][0], module.with_suffix(".safetensors"), "safetensors")
+        assert "another name" in str(caught.value)
+        assert not module.with_suffix(".safetensors").exists()
+    assert mine.read_text() == "import esper\n"
+    check_target(mine.with_suffix(".pt2"), "pt2")
+
+
+def test_an_earlier_export_is_overwritten(tmp_path: Path) -> None:
+    """Goal: who exports at every epoch needs one name. Method: export two networks to it."""
+    for model in (host(), grown("BYPASS", ly.SEED_STAGE_FOSSILIZED).model):
+        check(model, tmp_path)
