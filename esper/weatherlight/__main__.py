@@ -7,11 +7,13 @@ import os
 import sys
 import threading
 
-from esper.core.errors import EsperError
+from esper.core.errors import Busy, EsperError
 from esper.core.settings import load_settings
 from esper.weatherlight._members import Member, niceness, run_member, stop_on_signals
 
 _STDIN = 0
+#: Not one of those that no restart cures: whoever holds the name may be gone by the next look.
+_BUSY_EXIT_CODE = 75
 
 
 def stop_with_parent(stop: threading.Event) -> None:
@@ -39,7 +41,7 @@ def main(arguments: list[str]) -> int:
         run_member(settings, member, stop)
     except EsperError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the supervisor shows this line
-        return error.exit_code
+        return _BUSY_EXIT_CODE if isinstance(error, Busy) else error.exit_code
     return 0
 
 

@@ -30,7 +30,7 @@ _RESTART_WINDOW_SECONDS = 120.0
 #: A trainer may be inside one optimiser step or one held-out pass when it is told to stop.
 _DRAIN_SECONDS = 15.0
 _POLL_SECONDS = 0.1
-#: How often it is looked whether a wanted subsystem has nobody any more.
+#: How often it is looked whether a wanted subsystem, or a member that another process was, has nobody any more.
 _MISSING_SECONDS = 2.0
 #: Exit codes that a restart does not cure: usage, not ready, integrity.
 _FINAL_EXIT_CODES = frozenset({2, 3, 4})
@@ -65,6 +65,8 @@ class Supervisor:
 
     A member that dies is started again after a capped, jittered backoff. It ends the whole supervisor
     when it exits with a code that a restart does not cure, or dies more often than its budget allows.
+    While another process is that member it is let be, which counts as no death; when that one has ended, it is
+    started here again.
     Of each subsystem in `wanted` one is started whenever nobody of this home is it any more: whoever ran it
     for a time of its own has ended.
     """
@@ -154,7 +156,7 @@ class Supervisor:
     def _look_after(self, child: _Child) -> None:
         now = self._clock.monotonic()
         if child.process is None:
-            if now >= child.start_at:
+            if now >= child.start_at and not self._taken(child, now):
                 self._spawn(child)
             return
         code = child.process.poll()
@@ -162,17 +164,22 @@ class Supervisor:
             return
         _close_pipe(child.process)
         child.process = None
-        child.deaths = [*recent(child.deaths, now), now]
-        if child.member.name in {member.name for member in live_members(self._home)}:
-            # Another process was quicker to be this member: it is there, and that is what counts.
-            self._children.remove(child)
+        if self._taken(child, now):
             return
+        child.deaths = [*recent(child.deaths, now), now]
         if code in _FINAL_EXIT_CODES or len(child.deaths) > _RESTARTS_MAX:
             self._failure = self._verdict(child, code)
             return
         wait = jitter(backoff_seconds(len(child.deaths)))
         child.start_at = now + wait
         _log.warning("member %s ended with %s; starting it again in %.1f s", child.member.name, code, wait)
+
+    def _taken(self, child: _Child, now: float) -> bool:
+        """Whether another process is this member. It is looked for again later, for it may end before we do."""
+        if child.member.name not in {member.name for member in live_members(self._home)}:
+            return False
+        child.start_at = now + _MISSING_SECONDS
+        return True
 
     def _verdict(self, child: _Child, code: int) -> Exception:
         name, tail = child.member.name, _last_line(self._log_path(child))

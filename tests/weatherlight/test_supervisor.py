@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -11,7 +12,8 @@ from esper.core.errors import Busy, NotReadyError, OperationFailed, UsageError
 from esper.core.home import Home, live_members, member_lock
 from esper.core.settings import load_settings
 from esper.weatherlight import Member, Supervisor, check_subsystem, missing_members
-from esper.weatherlight._supervisor import backoff_seconds, recent
+from esper.weatherlight.__main__ import main
+from esper.weatherlight._supervisor import _FINAL_EXIT_CODES, backoff_seconds, recent
 from tests.conftest import RunningBroker
 from tests.integration.driver import eventually, kill
 
@@ -77,6 +79,32 @@ def test_a_killed_member_lives_again(local_broker: RunningBroker) -> None:
         eventually(lambda: [m for m in live_members(local_broker.home) if m.state == "running"], what="karn is at work")
         supervisor.check()
     assert live_members(local_broker.home) == []
+
+
+def test_a_member_that_another_process_is_stays_in_care(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: who was quicker may end. Method: hold the name while a child dies, see it kept, free it, see it run."""
+    monkeypatch.setattr("esper.weatherlight._supervisor.jitter", lambda _: 0.0)
+    monkeypatch.setattr("esper.weatherlight._supervisor._MISSING_SECONDS", 0.2)
+    monkeypatch.setattr("esper.weatherlight._supervisor.sys.executable", "/bin/false")
+    with Supervisor(home, [Member("tamiyo")]) as supervisor:
+        with member_lock(home, "tamiyo-0"):
+            eventually(lambda: any(child.start_at for child in supervisor._children), what="the child is put off")
+            assert supervisor.names == ["tamiyo-0"]
+            assert supervisor._children[0].deaths == []
+            looked = supervisor._children[0].start_at
+            eventually(lambda: supervisor._children[0].start_at > looked, what="it is looked for again")
+            supervisor.check()
+        assert "exit code 1" in str(failure_of(supervisor))
+
+
+def test_a_name_that_is_taken_is_no_final_end(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: a holder that ends while we look costs nobody. Method: the exit code of a member whose name is held."""
+    monkeypatch.setattr("esper.weatherlight.__main__.load_settings", lambda: load_settings(home=home.root))
+    monkeypatch.setattr("esper.weatherlight.__main__.stop_with_parent", lambda _: None)
+    monkeypatch.setattr("esper.weatherlight.__main__.stop_on_signals", Event)
+    monkeypatch.setattr("esper.weatherlight.__main__.os.nice", lambda _: 0)
+    with member_lock(home, "tamiyo-0"):
+        assert main(["tamiyo", "0"]) not in _FINAL_EXIT_CODES
 
 
 def test_members_that_are_there_are_not_missing(home: Home) -> None:
