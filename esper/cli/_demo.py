@@ -128,8 +128,8 @@ def _show(document: dict[str, Any]) -> None:
     figures = f"p50 {loop['p50']:.1f} ms, p99 {loop['p99']:.1f} ms, slowest {loop['slowest']:.0f} ms"
     show(f"control loop   {figures} over these {loop['epochs']} epochs (slowest: a kernel was made and gates measured)")
     show(f"log            {counts}")
-    verdict = "EQUAL to the log" if proof["equal"] else "DIFFERENT from the log"
-    show(f"rebuild        {proof['records']} records folded anew; projections are {verdict}")
+    verdict = f"projections are {'EQUAL to' if proof['equal'] else 'DIFFERENT from'} the log"
+    show(f"rebuild        {proof['records']} records folded anew (operations are in no projection); {verdict}")
     show(f"took           {document['seconds']:.0f} s")
     show("\nWhat to try next")
     for command in _NEXT:

@@ -76,7 +76,10 @@ def status(json: JsonFlag = False) -> None:
         emit_json({"bootstrap": bootstrap, "members": rows, "nissa_url": None})
         return
     emit_line(f"broker: {bootstrap or 'not running (esper up)'}")
-    emit_table(rows, ["name", "pid", "state"])
+    if rows:
+        emit_table(rows, ["name", "pid", "state"])
+    else:
+        emit_line("no members (esper serve)")
 
 
 def register(app: typer.Typer) -> None:

@@ -105,7 +105,9 @@ def _show(document: dict[str, Any]) -> None:
     if first is None:
         emit_line(f"the {document['equal_epochs']} epochs that both have are equal")
     else:
-        emit_line(f"equal up to epoch {document['equal_epochs']}; then {first['field']}: {first['a']} and {first['b']}")
+        equal = document["equal_epochs"]
+        begin = f"equal up to epoch {equal}; then" if equal else "they differ from the first epoch on, in"
+        emit_line(f"{begin} {first['field']}: {first['a']} and {first['b']}")
     emit_table([{"asked": name, **both} for name, both in document["request"].items()], ["asked", "a", "b"])
     emit_table([{"end": name, **both} for name, both in document["end"].items()], ["end", "a", "b", "difference"])
     rows = [

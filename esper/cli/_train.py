@@ -21,6 +21,7 @@ from esper.weatherlight import (
     check_request,
     interrupt_on_sigterm,
     members_for_a_while,
+    unfit,
 )
 from esper.weatherlight import train as run_training
 
@@ -72,6 +73,20 @@ def training_progress(epochs: int) -> Iterator[Callable[[ly.SystemStatePacket], 
             show(words, done=packet.current_epoch)
 
         yield tell
+
+
+def telling_of_unfit(
+    request: TrainingRequest, tell: Callable[[ly.SystemStatePacket], None]
+) -> Callable[[ly.SystemStatePacket], None]:
+    """Return `tell`, which at the first packet says also when no slot suits the policy: the worker knows the slots."""
+
+    def told(packet: ly.SystemStatePacket) -> None:
+        layouts = [slot.layout for slot in packet.slots] if packet.current_epoch == 1 else []
+        if sentence := unfit(request.policy, request.policy_parameters, layouts):
+            say(f"{sentence}; `--policy fixed --policy-parameter blueprint=N` grafts what fits (docs/tasks.md)")
+        tell(packet)
+
+    return told
 
 
 def say_who_trains(fabric: Fabric, started: Sequence[str]) -> None:
@@ -134,7 +149,8 @@ def train(
         interrupt_on_sigterm()
         say_who_trains(fabric, supervisor.names)
         try:
-            document = run_training(fabric, request, supervisor, progress=progress, on_request=say_asked)
+            told = telling_of_unfit(request, progress)
+            document = run_training(fabric, request, supervisor, progress=told, on_request=say_asked)
         except KeyboardInterrupt:
             say("interrupted: the run ends as cancelled; `esper runs list` shows it")
             raise

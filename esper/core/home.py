@@ -459,7 +459,10 @@ def _read_home_file(root: Path) -> _HomeFile:
     try:
         return _HomeFile.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotReadyError(f"there is no Esper home at {root}", next_step="Run `esper init`") from error
+        raise NotReadyError(
+            f"there is no Esper home at {root}",
+            next_step="Run `esper init`, or set ESPER_HOME to the home that you have",
+        ) from error
     except OSError as error:
         raise SettingsError(
             f"{path} cannot be read",

@@ -33,8 +33,9 @@ _FROM_ZERO: Final = frozenset({"rollbacks_max"})
 _SHARES: Final = frozenset({"rollback_rate_factor"})
 #: These are switches: 0 or 1.
 _SWITCHES: Final = frozenset({"bfloat16"})
-#: Beyond it threads only cost memory; a request must not be able to exhaust its worker with a number.
-_THREADS_MAX: Final = 256
+#: The most of each whole number: a request must not be able to exhaust its worker, or to end it, with a number.
+#: Beyond 256 threads only cost memory.
+_MOST: Final = {"batch_size": 2**31 - 1, "gradient_accumulation": 1_000_000, "rollbacks_max": 1_000_000, "threads": 256}
 
 
 @dataclass(frozen=True)
@@ -185,10 +186,8 @@ def check_hyperparameters(given: Mapping[str, float]) -> dict[str, float]:
             fits, kind = math.isfinite(value) and value > 0, "a finite number above 0"
         if not fits:
             raise UsageError(f"{name} = {value:g} cannot be used", cause=f"it must be {kind}", next_step="Correct it")
-    if given.get("threads", 1) > _THREADS_MAX:
-        raise UsageError(
-            f"threads = {given['threads']:g} cannot be used",
-            cause=f"at most {_THREADS_MAX} help",
-            next_step="Correct it",
-        )
+        if value > _MOST.get(name, math.inf):
+            raise UsageError(
+                f"{name} = {value:g} cannot be used", cause=f"it is at most {_MOST[name]}", next_step="Correct it"
+            )
     return dict(given)

@@ -30,6 +30,7 @@ from esper.weatherlight._training import (
     members_for_a_while,
     train,
 )
+from esper.weatherlight._unfit import unfit
 from esper.weatherlight._verify_runs import Verified, restore_run, verify_run
 
 __all__ = [
@@ -78,5 +79,6 @@ __all__ = [
     "stop_on_signals",
     "train",
     "train_fleet",
+    "unfit",
     "verify_run",
 ]

@@ -1,6 +1,8 @@
-"""How often a loop under `grow` hashes its weights into the log."""
+"""What a loop under `grow` asks for: how often its weights are hashed, and a policy that suits its slots."""
 
 from __future__ import annotations
+
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -56,3 +58,16 @@ def test_a_digest_every_no_epochs_is_refused(every: int) -> None:
         esper.grow(nn.Linear(2, 2), digest_every_epochs=every),
     ):
         pass
+
+
+def test_a_policy_that_no_slot_suits_is_warned_of_and_recorded(serving: Esper) -> None:
+    """Goal: nobody wonders why nothing grows. Method: the default policy on a convolution; the run goes on."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Flatten(), nn.Linear(16, 2))
+    batch, settings = (torch.ones(2, 1, 4, 4), torch.tensor([0, 1])), Settings(home=serving.home)
+    asked = esper.grow(model, loss_fn=functional.cross_entropy, probe=[batch], settings=settings)
+    with ExitStack() as stack:
+        with pytest.warns(UserWarning, match="'heuristic' will graft nothing"):
+            run = stack.enter_context(asked)
+        run.step(batch)
+        run.end_epoch({"loss": 1.0})
+    assert serving("runs", "show", run.run_id, "--json").json["status"] == "finished"

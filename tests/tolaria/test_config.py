@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from esper.core.errors import UsageError
-from esper.tolaria import TrainingLoopConfig, prepared
-from esper.tolaria._config import learning_rate_at
+from esper.tolaria import Split, TrainingLoopConfig, prepared
+from esper.tolaria._config import HYPERPARAMETERS, check_hyperparameters, learning_rate_at
+from esper.tolaria.loop._steps import parts
+from esper.tolaria.tasks._evaluation import batches
 from tests.tolaria.small import request, rings
 
 
@@ -70,6 +72,23 @@ def test_an_unusable_request_is_refused_with_its_cause(fields: dict[str, object]
     """Goal: one clear message for each mistake. Method: prepare a request that makes it."""
     with pytest.raises(UsageError, match=words), prepared(request(**fields)):
         pass
+
+
+@pytest.mark.parametrize("name", [name for name, whole in HYPERPARAMETERS.items() if whole])
+@pytest.mark.parametrize("value", [1e300, 2.0**63])
+def test_no_count_is_too_large_to_be_refused(name: str, value: float) -> None:
+    """Goal: a number that no worker can count to is refused as the others are. Method: every whole number, far out."""
+    with pytest.raises(UsageError, match=f"{name} = .* cannot be used"):
+        check_hyperparameters({name: value})
+
+
+def test_the_largest_counts_are_counted() -> None:
+    """Goal: what is let through can be trained. Method: an attempt's configuration with the bounds themselves."""
+    config = TrainingLoopConfig.of(request(hyperparameters={"batch_size": 2**31 - 1, "threads": 256}), rings())
+    assert config.steps_per_epoch(200) == 1
+    samples, targets = torch.zeros(5, 2), torch.zeros(5)
+    assert sum(len(inputs) for inputs, _ in batches(Split(samples, targets), config.batch_size)) == 5
+    assert sum(len(inputs) for inputs, _ in parts(samples, targets, 1_000_000)) == 5
 
 
 def test_slots_are_the_hosts_or_those_asked_for() -> None:

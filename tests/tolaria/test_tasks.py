@@ -125,6 +125,7 @@ def test_a_module_in_the_working_directory_is_found(tmp_path: Path, monkeypatch:
         (":factory", "there is no task"),
         ("tests.tolaria.small:", "there is no task"),
         ("no_such_package.tasks:make", "importing no_such_package.tasks failed with ModuleNotFoundError: No module"),
+        ("no_such_package.tasks:make", "looks in its working directory, .*: start `esper serve` in the module's fold"),
         ("tests.tolaria.small:missing", "the module tests.tolaria.small has no 'missing'"),
         ("tests.tolaria.small:NOT_CALLABLE", "the named object is a str, not a function"),
         ("tests.tolaria.small:not_a_task", "its factory returned a int"),

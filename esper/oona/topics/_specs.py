@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ KEEP: Final = -1
 _OF_EVERY_SOURCE: Final = frozenset(
     map(full_name, ("ProducerStarted", "TelemetryPacket", "DeadLetter", "EmergencySignal"))
 )
+#: What somebody gives who takes the id of a run for the name of a topic.
+_RUN_ID: Final = re.compile(r"run-[0-9a-f]{12}")
 _NEXT_STEP: Final = "Correct the file; the files in topics/ show every field"
 
 
@@ -116,7 +119,7 @@ class TopicCatalog:
             raise UsageError(
                 f"there is no topic called {name!r}",
                 cause=f"the topic files name {', '.join(sorted(self._specs))}",
-                next_step="`esper topics describe` lists them",
+                next_step=_where_to_look(name),
             )
         return spec
 
@@ -152,6 +155,12 @@ class TopicCatalog:
     def partitions(self, topic: str) -> list[tuple[str, int]]:
         """Return every (topic, partition) of `topic`."""
         return [(topic, partition) for partition in range(self[topic].partitions)]
+
+
+def _where_to_look(name: str) -> str:
+    if _RUN_ID.fullmatch(name):
+        return f"a run is a key: `esper events cat runs --key {name}`; `esper topics describe` lists the topics"
+    return "`esper topics describe` lists them"
 
 
 def shipped_topics_dir() -> Path:

@@ -189,7 +189,10 @@ def _factory(name: str, module_name: str, factory_name: str) -> object:
         raise UsageError(
             f"the task {name!r} cannot be loaded",
             cause=f"importing {module_name} failed with {in_words(error)}",
-            next_step="Check the module's name, and that it can be imported from the working directory",
+            next_step=(
+                f"Check the module's name; the process that trains looks in its working directory, {Path.cwd()}, and "
+                "among installed packages: start `esper serve` in the module's folder, or install its package"
+            ),
         ) from error
     factory = getattr(module, factory_name, None)
     if factory is None:

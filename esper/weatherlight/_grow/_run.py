@@ -24,6 +24,7 @@ from esper.tolaria import (
 )
 from esper.weatherlight._export import Exported, ExportFormat, export_network
 from esper.weatherlight._grafting import descriptors, kasmina_config
+from esper.weatherlight._grow._fitting import warn_of_unfit
 from esper.weatherlight._grow._precision import SeedRate, Unscaling, learning_rate
 from esper.weatherlight._grow._ranks import bare, is_wrapped_compiled, total_of
 from esper.weatherlight._grow._record import TASK
@@ -170,6 +171,7 @@ class GrowRun:
         with eagerly():
             self._multiply_adds_per_sample = multiply_adds_per_sample(self._model, sample)
             slots = discover_slots(self._model, sample, wishes.slots)
+        warn_of_unfit(wishes.policy, slots, leads=self._side.ranks.leads)
         if self._compiled:
             add_sockets(self._model, slots)
         self._controller = KasminaSeedManager(

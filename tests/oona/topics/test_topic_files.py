@@ -118,6 +118,8 @@ def test_unknown_names_are_usage_errors() -> None:
     """A misspelt topic or type is told with the names there are: ask for both."""
     with pytest.raises(UsageError, match=r"no topic called 'run'.*adaptation-commands.*`esper topics describe`"):
         catalog()["run"]
+    with pytest.raises(UsageError, match="`esper events cat runs --key run-92955d72d813`"):
+        catalog()["run-92955d72d813"]
     with pytest.raises(UsageError, match=r"no topic carries a\.b\.C"):
         catalog().topic_of("a.b.C")
 
