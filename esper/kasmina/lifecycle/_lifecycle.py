@@ -124,6 +124,12 @@ def illegal_step(
     return None
 
 
+def shortens(event: ly.SeedStageChanged) -> bool:
+    """Whether the event gives a falling seed a shorter fall: it stays in its stage, whatever the table says."""
+    falls_on = event.from_stage == event.to_stage and event.to_stage in FALLING_STAGES
+    return falls_on and event.metrics.get(FALL_STEPS, 0.0) > 0
+
+
 @dataclass(frozen=True)
 class SeedRecord:
     """One seed as the events so far tell it; epochs are those of its germination and of its last move.
@@ -205,7 +211,7 @@ _FREE: Final = frozenset({ly.SEED_STAGE_UNKNOWN, ly.SEED_STAGE_DORMANT, ly.SEED_
 
 def _moved(record: SeedRecord | None, event: ly.SeedStageChanged) -> SeedRecord:
     stage = ly.SEED_STAGE_DORMANT if record is None else record.stage
-    allowed = event.reason.startswith(RETURN_REASON) or is_allowed(event.from_stage, event.to_stage)
+    allowed = event.reason.startswith(RETURN_REASON) or shortens(event) or is_allowed(event.from_stage, event.to_stage)
     if event.from_stage != stage or not allowed:
         raise IntegrityError(
             f"the move of seed {event.seed_id!r} to {stage_name(event.to_stage)} cannot be folded",
@@ -217,6 +223,8 @@ def _moved(record: SeedRecord | None, event: ly.SeedStageChanged) -> SeedRecord:
             event.seed_id, event.slot, event.blueprint_id, event.to_stage, int(event.epoch), int(event.epoch)
         )
     folded = event.to_stage == ly.SEED_STAGE_FOSSILIZED and bool(event.metrics.get(FOLDED, 0.0))
+    if shortens(event):
+        return record
     return replace(record, stage=event.to_stage, stage_epoch=int(event.epoch), tuned_until=0, folded=folded)
 
 

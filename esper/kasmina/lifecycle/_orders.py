@@ -10,6 +10,7 @@ from typing import Final
 from esper.kasmina.grafting._blend import BLEND_MODES
 from esper.kasmina.lifecycle._lifecycle import (
     FALL_STEPS,
+    FALLING_STAGES,
     GROWING_STAGES,
     PATHS,
     KasminaLifecycle,
@@ -28,13 +29,22 @@ TUNE_EPOCHS: Final = "epochs"
 #: Whether FOSSILIZE may fold the seed, 0 or 1.
 FOLD: Final = "fold"
 
-#: Most steps or epochs that alpha may be asked to take; no run is that long.
-_MOST: Final = 1e9
+#: Most steps and epochs that alpha may be asked to take: while it moves, the seed keeps its slot.
+_STEPS_MOST: Final = 10_000_000.0
+_EPOCHS_MOST: Final = 10_000.0
+#: What may stand in a record of a time when both had one bound.
+_RECORDED_MOST: Final = 1e9
 _ABOVE_ZERO: Final = math.ulp(0.0)
-_FALL: Final = {FALL_STEPS: (0.0, _MOST), FALL_EPOCHS: (0.0, _MOST)}
+_FALL: Final = {FALL_STEPS: (0.0, _STEPS_MOST), FALL_EPOCHS: (0.0, _EPOCHS_MOST)}
+_OF_ALPHA: Final = frozenset({BLEND_STEPS, BLEND_EPOCHS, FALL_STEPS, FALL_EPOCHS})
+_OUT_OF_BOUNDS: Final = "parameter_out_of_bounds:"
+_ILLEGAL: Final = "illegal_transition:"
 #: Parameters of each operation with their bounds, inclusive; GERMINATE's are its blueprint's.
 _PARAMETERS: Final[Mapping[ly.SeedOperation, Mapping[str, tuple[float, float]]]] = {
-    ly.SEED_OP_START_GRAFTING: {BLEND_STEPS: (_ABOVE_ZERO, _MOST), BLEND_EPOCHS: (_ABOVE_ZERO, _MOST)},
+    ly.SEED_OP_START_GRAFTING: {
+        BLEND_STEPS: (_ABOVE_ZERO, _STEPS_MOST),
+        BLEND_EPOCHS: (_ABOVE_ZERO, _EPOCHS_MOST),
+    },
     ly.SEED_OP_FINE_TUNE: {RATE_FACTOR: (0.01, 10.0), TUNE_EPOCHS: (1.0, 1000.0)},
     ly.SEED_OP_FOSSILIZE: {FOLD: (0.0, 1.0)},
     ly.SEED_OP_CULL: _FALL,
@@ -81,15 +91,27 @@ class Refusal:
     order: Order | None = None
 
 
-def read_command(command: ly.AdaptationCommand, lifecycle: KasminaLifecycle, *, epoch: int) -> Order | Refusal:
-    """Return what a seed command asks for at the edge after `epoch`, or why the lifecycle refuses it."""
+def read_command(
+    command: ly.AdaptationCommand,
+    lifecycle: KasminaLifecycle,
+    *,
+    epoch: int,
+    recorded: ly.CommandOutcome | None = None,
+) -> Order | Refusal:
+    """Return what a seed command asks for at the edge after `epoch`, or why the lifecycle refuses it.
+
+    With the `recorded` outcome of a re-execution what was let through, or refused, by older rules is so again.
+    """
     if not command.HasField("seed_operation"):
         return Refusal("malformed_command:no_seed_operation")
     operation = command.seed_operation.operation
     if operation not in PATHS:
         return Refusal("unsupported_seed_operation")
-    order = _germination(command, lifecycle) if operation == ly.SEED_OP_GERMINATE else _move(command, lifecycle, epoch)
-    reason = _problem(order) or _wish_problem(command.seed_operation)
+    if operation == ly.SEED_OP_GERMINATE:
+        order = _germination(command, lifecycle)
+    else:
+        order = _move(command, lifecycle, epoch, recorded)
+    reason = _problem(order, recorded) or _wish_problem(command.seed_operation)
     return Refusal(reason, order) if reason else order
 
 
@@ -133,17 +155,24 @@ def _germination(command: ly.AdaptationCommand, lifecycle: KasminaLifecycle) -> 
     )
 
 
-def _move(command: ly.AdaptationCommand, lifecycle: KasminaLifecycle, epoch: int) -> Order:
+def _move(
+    command: ly.AdaptationCommand, lifecycle: KasminaLifecycle, epoch: int, recorded: ly.CommandOutcome | None
+) -> Order:
     wish = command.seed_operation
     record = lifecycle.seeds.get(command.target_seed_id)
-    tuned = record is not None and record.tuned_until > epoch
+    path = PATHS[wish.operation]
+    if wish.operation == ly.SEED_OP_CANCEL and record is not None and record.tuned_until > epoch:
+        path = ()
+    elif wish.operation == ly.SEED_OP_CULL and record is not None and record.stage in FALLING_STAGES:
+        # Once refused: nothing could shorten a fall.
+        path = path if recorded is not None and recorded.reason.startswith(_ILLEGAL) else path[1:]
     return Order(
         operation=wish.operation,
         seed_id=command.target_seed_id,
         slot=record.slot if record else "",
         blueprint_id=record.blueprint_id if record else "",
         from_stage=lifecycle.stage_of(command.target_seed_id),
-        path=() if wish.operation == ly.SEED_OP_CANCEL and tuned else PATHS[wish.operation],
+        path=path,
         command_id=command.command_id,
         parameters=dict(wish.parameters),
         blend_mode=wish.blend_mode,
@@ -151,28 +180,31 @@ def _move(command: ly.AdaptationCommand, lifecycle: KasminaLifecycle, epoch: int
     )
 
 
-def _problem(order: Order) -> str:
+def _problem(order: Order, recorded: ly.CommandOutcome | None = None) -> str:
     if order.from_stage == ly.SEED_STAGE_UNKNOWN:
         return "unknown_seed"
     step = illegal_step(order.from_stage, order.path)
     if step is not None:
-        return f"illegal_transition:{stage_name(step[0])}->{stage_name(step[1])}"
+        return f"{_ILLEGAL}{stage_name(step[0])}->{stage_name(step[1])}"
     if order.operation == ly.SEED_OP_FINE_TUNE and order.from_stage not in _TUNABLE:
         return f"illegal_stage:{stage_name(order.from_stage)}"
     if order.operation == ly.SEED_OP_CANCEL and order.path and order.from_stage not in _UNPROVEN:
         return "nothing_to_cancel"
-    return "" if order.operation == ly.SEED_OP_GERMINATE else _parameter_problem(order)
+    return "" if order.operation == ly.SEED_OP_GERMINATE else _parameter_problem(order, recorded)
 
 
-def _parameter_problem(order: Order) -> str:
+def _parameter_problem(order: Order, recorded: ly.CommandOutcome | None) -> str:
+    of_old = recorded is not None and not recorded.reason.startswith(_OUT_OF_BOUNDS)
     known = _PARAMETERS.get(order.operation, {})
     unknown = sorted(set(order.parameters) - set(known))
     if unknown:
         return f"unknown_parameter:{unknown[0]}"
     for name, value in sorted(order.parameters.items()):
         low, high = known[name]
+        if of_old and name in _OF_ALPHA:
+            high = _RECORDED_MOST
         if not low <= value <= high:  # NaN fails as well
-            return f"parameter_out_of_bounds:{name}"
+            return f"{_OUT_OF_BOUNDS}{name}"
     if order.operation == ly.SEED_OP_FINE_TUNE and RATE_FACTOR not in order.parameters:
         return f"missing_parameter:{RATE_FACTOR}"
     return ""

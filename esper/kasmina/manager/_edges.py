@@ -164,7 +164,7 @@ class ManagerEdges(ManagerSteps):
     def _judge_seed_command(
         self, command: ly.AdaptationCommand, epoch: int, recorded: ly.CommandOutcome | None
     ) -> EdgeDecision:
-        order = read_command(command, self.lifecycle, epoch=epoch)
+        order = read_command(command, self.lifecycle, epoch=epoch, recorded=recorded)
         if isinstance(order, Refusal):
             return refuse(self._edge(epoch), order)
         held = self._growth.refusal(order.operation, epoch=epoch)

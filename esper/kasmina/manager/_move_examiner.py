@@ -16,6 +16,7 @@ from esper.kasmina.grafting._alpha import CURVE_WORDS
 from esper.kasmina.grafting._folding import TOLERANCE
 from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.lifecycle._decide import Findings, is_measured, unavailable
+from esper.kasmina.lifecycle._leaving import leaving
 from esper.kasmina.lifecycle._lifecycle import FALL_STEPS, FOLDED
 from esper.kasmina.lifecycle._orders import BLEND_EPOCHS, BLEND_STEPS, FALL_EPOCHS, FOLD, Order
 from esper.leyline import messages as ly
@@ -156,19 +157,14 @@ class MoveExaminer:
         """Return whether the seed falls or goes at once: who is not heard has nothing to fall from."""
         if not order.path:
             return Findings(alpha=alpha)
-        if recorded is not None:
-            steps = round(recorded.choices.get(FALL_STEPS, 0.0))
-        elif self._bed.live[order.seed_id].seed.heard:
-            wished = order.parameters
+        steps, wished, seed = 0, order.parameters, self._bed.live[order.seed_id].seed
+        if seed.heard:
             steps = self._config.fall_steps_at(
                 steps_per_epoch, steps=wished.get(FALL_STEPS), epochs=wished.get(FALL_EPOCHS)
             )
-        else:
-            steps = 0
-        choices = {FALL_STEPS: float(steps)}
-        if not steps:
-            return Findings(alpha=alpha, choices=choices)
-        return Findings(alpha=alpha, path=(ly.SEED_STAGE_CULLED,), metrics=choices, choices=choices)
+        blend = seed.blender.facts() if seed.blender is not None else {"schedule": None}
+        left = blend["schedule"]["steps"] - blend["step"] if blend["schedule"] else 0
+        return leaving(order, recorded, alpha=alpha, wished=steps, left=left)
 
 
 def _unavailable(gate: ly.SeedLifecycleGate, *, alpha: float) -> Findings:

@@ -20,6 +20,7 @@ from esper.kasmina.gates._interface import interface_gate
 from esper.kasmina.grafting._alpha import CURVE_WORDS
 from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.lifecycle._decide import KERNEL_UNAVAILABLE, Findings, unavailable
+from esper.kasmina.lifecycle._leaving import leaving
 from esper.kasmina.lifecycle._lifecycle import FALL_STEPS, FOLDED, KasminaLifecycle
 from esper.kasmina.lifecycle._orders import BLEND_EPOCHS, BLEND_STEPS, FALL_EPOCHS, Order
 from esper.kasmina.stack._garden import Garden
@@ -200,18 +201,13 @@ class StackExaminer:
 
     def _culling(self, one: Asked, seed: Seedling, steps_per_epoch: int) -> Findings:
         """Return whether the seed falls or goes at once: who is not heard has nothing to fall from."""
-        steps = 0
-        if one.recorded is not None:
-            steps = round(one.recorded.choices.get(FALL_STEPS, 0.0))
-        elif seed.heard:
-            wished = one.order.parameters
+        steps, wished = 0, one.order.parameters
+        if seed.heard:
             steps = self._config.fall_steps_at(
                 steps_per_epoch, steps=wished.get(FALL_STEPS), epochs=wished.get(FALL_EPOCHS)
             )
-        choices = {FALL_STEPS: float(steps)}
-        if not steps:
-            return Findings(alpha=seed.alpha, choices=choices)
-        return Findings(alpha=seed.alpha, path=(ly.SEED_STAGE_CULLED,), metrics=choices, choices=choices)
+        left = seed.schedule.steps - seed.blend_step if seed.schedule else 0
+        return leaving(one.order, one.recorded, alpha=seed.alpha, wished=steps, left=left)
 
     def _impact(self, seed: Seedling) -> Findings:
         losses = seed.held_out

@@ -229,7 +229,7 @@ class StackedSeedManager:
         known = command.command_type == ly.COMMAND_SEED and (operation in _OPERATIONS or operation not in PATHS)
         if not known:
             return refuse(self._edge(index, epoch), Refusal(UNSUPPORTED))
-        order = read_command(command, self._members[index].lifecycle, epoch=epoch)
+        order = read_command(command, self._members[index].lifecycle, epoch=epoch, recorded=recorded)
         if isinstance(order, Refusal):
             return refuse(self._edge(index, epoch), order)
         if command.seed_operation.hold or order.blend_mode not in _MODES:
