@@ -34,11 +34,30 @@ class Tamiyo:
         return command
 
 
+class Impatient(Tamiyo):
+    """Lets every seed that the policy culls fall for 50 epochs, and has the fall shortened an epoch later."""
+
+    def __call__(self, packet: ly.SystemStatePacket) -> ly.AdaptationCommand:
+        command = super().__call__(packet)
+        if command.seed_operation.operation == ly.SEED_OP_CULL:
+            command.seed_operation.parameters["fall_epochs"] = 50.0
+        falling = [seed for seed in packet.seed_states if seed.stage == ly.SEED_STAGE_CULLED]
+        if falling:
+            command.command_type = ly.COMMAND_SEED
+            command.target_seed_id = falling[0].seed_id
+            command.seed_operation.CopyFrom(
+                ly.CommandSeedOperation(operation=ly.SEED_OP_CULL, parameters={"fall_steps": 3.0})
+            )
+        return command
+
+
 def grow_stack(
-    requests: list[ly.TrainingRunRequested], kernels: RealKernels | None = None
+    requests: list[ly.TrainingRunRequested],
+    kernels: RealKernels | None = None,
+    decider: type[Tamiyo] = Tamiyo,
 ) -> tuple[MemoryStackJournal, StackTrainer, StackedSeedManager]:
     """Train a stack to its end."""
-    journal = MemoryStackJournal(Tamiyo(requests))
+    journal = MemoryStackJournal(decider(requests))
     with prepared_stack(requests) as setup:
         grafts = stacked_controller(setup, kernels or RealKernels())
         trainer = StackTrainer(setup, grafts, journal)
@@ -46,10 +65,10 @@ def grow_stack(
     return journal, trainer, grafts
 
 
-def grow_alone(request: ly.TrainingRunRequested) -> MemoryJournal:
+def grow_alone(request: ly.TrainingRunRequested, decider: type[Tamiyo] = Tamiyo) -> MemoryJournal:
     """Train a member by itself, to its end."""
     lone = alone(request)
-    journal = MemoryJournal(Tamiyo([lone]))
+    journal = MemoryJournal(decider([lone]))
     with prepared(lone) as setup:
         TolariaTrainer(setup, controller(setup, RealKernels()), journal).run()
     return journal

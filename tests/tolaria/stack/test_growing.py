@@ -8,7 +8,7 @@ from esper.leyline import messages as ly
 from esper.tolaria.stack import RecordedStackJournal, StackTrainer, prepared_stack
 from esper.weatherlight._stack_grafting import stacked_controller
 from tests.kasmina.kernels import RealKernels
-from tests.tolaria.stack.growing import grow_alone, grow_stack, schedule
+from tests.tolaria.stack.growing import Impatient, grow_alone, grow_stack, schedule
 from tests.tolaria.stack.stacked import requests
 
 _MOVES = (ly.SeedStageChanged, ly.GateEvaluated, ly.SeedMoveRejected)
@@ -67,6 +67,26 @@ def test_members_grow_as_they_would_alone() -> None:
     assert stages[2] == [ly.SEED_STAGE_DORMANT]
     assert "faded_out" in {getattr(event, "reason", "") for event in journal.seed_events}
     assert stages[3] == []
+
+
+def test_a_fall_is_shortened_in_a_stack_as_it_is_alone() -> None:
+    """Moves, outcomes and alphas of a member whose fall is shortened are those of its lone run."""
+    asked = _differing(4, epochs=10)
+    journal, _, _ = grow_stack(asked, decider=Impatient)
+    request = asked[2]
+    lone = grow_alone(request, decider=Impatient)
+    mine = [event for event in journal.seed_events if event.run_id == request.run_id]  # type: ignore[attr-defined]
+    assert [_told(event) for event in mine] == [_told(event) for event in lone.seed_events if isinstance(event, _MOVES)]
+    moves = [event for event in mine if isinstance(event, ly.SeedStageChanged)]
+    falls = [event for event in moves if event.to_stage == ly.SEED_STAGE_CULLED]
+    assert [event.from_stage == event.to_stage for event in falls] == [False, True]
+    assert falls[1].metrics["fall_steps"] == 3.0
+    assert moves[-1].reason == "faded_out"
+    ours = [packet for packet in journal.packets if packet.training_run_id == request.run_id]
+    for stacked, single in zip(ours, lone.packets, strict=True):
+        assert [seed.alpha for seed in stacked.seed_states] == [seed.alpha for seed in single.seed_states]
+    ends = [outcome for outcome in journal.outcomes if outcome.run_id == request.run_id]
+    assert [dict(one.choices) for one in ends] == [dict(one.choices) for one in lone.outcomes]
 
 
 def _told(event: object) -> tuple[object, ...]:
