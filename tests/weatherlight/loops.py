@@ -85,7 +85,7 @@ class OwnLoop:
     def __init__(self, model: nn.Module, policy: Policy | None = None, **options: Any) -> None:
         self.model = model
         self.loss = nn.CrossEntropyLoss()
-        self.optimizer = options.pop("optimizer", None) or torch.optim.Adam(model.parameters(), lr=3e-3)
+        self.optimizer = options.pop("optimizer", torch.optim.Adam(model.parameters(), lr=3e-3))
         self.scheduler = options.pop("scheduler", None)
         self.side = MemorySide(policy)
         given = {"slots": ["1"], "probe": [samples(999, 64)], "returns": False, **options}
