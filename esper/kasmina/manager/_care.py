@@ -112,6 +112,15 @@ class ManagerCare(ManagerReturns):
         """Return what happened since the last call that people should hear of."""
         return self._house.notices()
 
+    def leave(self) -> None:
+        """Take off the seeds that the host does not hear, once it trains no more with seeds; what it hears stays.
+
+        The lifecycle keeps each in its last stage: nothing was decided about them.
+        """
+        for seed_id in [seed_id for seed_id, live in self._bed.live.items() if not live.seed.heard]:
+            self._bed.uproot(seed_id)
+            self._bed.forget(seed_id)
+
     def close(self) -> None:
         """End what works beside the run and let go what was kept for it; the seeds stay as they are."""
         if self._loads is not None:

@@ -279,8 +279,9 @@ class GrowRun:
         )
 
     def close(self) -> None:
-        """End what works beside the loop; the model stays as it is."""
+        """End what works beside the loop, and take off the seeds that the model does not hear; it computes the same."""
         if self._controller is not None:
+            self._controller.leave()
             self._controller.close()
 
     def fail(self, detail: str) -> None:
