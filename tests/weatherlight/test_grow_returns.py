@@ -82,4 +82,4 @@ def test_faults_are_recorded_unless_the_loop_asks_for_more() -> None:
     with pytest.raises(TrainingDiverged, match="in epoch 1"):
         list(loop(None, {}, {1: float("nan")}))
     with pytest.raises(UsageError, match="on_fault='panic' cannot be used"):
-        returns_on("panic")
+        returns_on("panic", None)

@@ -17,7 +17,7 @@ from esper.kasmina.bed._remains import Remains
 from esper.kasmina.bed._seed_training import SeedTrainer, release
 from esper.kasmina.grafting._alpha import AlphaCurve, AlphaSchedule
 from esper.kasmina.grafting._folding import apply_fold
-from esper.kasmina.grafting._graft import Graft, anchor_of, submodule_name
+from esper.kasmina.grafting._graft import Graft, anchor_of, free_name
 from esper.kasmina.grafting._seed import Role
 from esper.kasmina.grafting._slots import SlotSpec
 from esper.kasmina.isolation._ownership import HOST, seed_owner
@@ -124,7 +124,8 @@ class SeedBed(ProbeBench):
     def never_here(self, seed_id: str, spec: SlotSpec) -> None:
         """Take note of a seed that was culled in another life of the run, so that it can be reset in this one."""
         module = self._model.get_submodule(spec.module)
-        self._remains[seed_id] = Remains.elsewhere(seed_id, module, anchor_of(module), submodule_name(seed_id))
+        anchor = anchor_of(module)
+        self._remains[seed_id] = Remains.elsewhere(seed_id, module, anchor, free_name(anchor, seed_id))
 
     def forget(self, seed_id: str) -> None:
         """Drop what was kept of a culled seed: it was reset."""

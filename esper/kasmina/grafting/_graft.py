@@ -74,7 +74,7 @@ class Graft:
         slot_module = model.get_submodule(spec.module)
         self.seed = seed
         self.anchor = anchor_of(slot_module)
-        self.name = submodule_name(seed_id)
+        self.name = free_name(self.anchor, seed_id)
         self.slot_module = slot_module
         self._seat: _HookSeat | _SocketSeat = _seat(slot_module, seed)
 
@@ -92,12 +92,12 @@ class Graft:
         """Make the seed a submodule of the host, in the host's present mode.
 
         Raises:
-            IntegrityError: the host already has something of that name.
+            IntegrityError: since the seed was planted the host was given something of that name.
         """
         if hasattr(self.anchor, self.name):
             raise IntegrityError(
                 f"the seed cannot join {type(self.anchor).__name__} as {self.name!r}",
-                cause="the module already has an attribute of that name",
+                cause="the module was given an attribute of that name since the seed was planted",
                 next_step="rename the attribute of the host; names that begin with esper_ are Esper's",
             )
         self.seed.train(self.slot_module.training)
@@ -116,8 +116,22 @@ class Graft:
 
 
 def submodule_name(seed_id: str) -> str:
-    """Return the name under which a seed joins its host."""
+    """Return the name under which a seed joins a host that no earlier run grew."""
     return "esper_" + re.sub(r"\W", "_", seed_id)
+
+
+def free_name(anchor: nn.Module, seed_id: str) -> str:
+    """Return the name under which a seed is to join its anchor; "__2" and so on follow where it is taken.
+
+    Seeds are counted anew in each run: what an earlier run left on the host keeps its name. For one host the name is
+    the same whenever it is asked for, as a run's own seed of that id is off when it is planted again.
+    """
+    name = base = submodule_name(seed_id)
+    number = 2
+    while hasattr(anchor, name):  # Ends: a module has finitely many attributes.
+        name = f"{base}__{number}"
+        number += 1
+    return name
 
 
 def anchor_of(module: nn.Module) -> nn.Module:

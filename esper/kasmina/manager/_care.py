@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from torch import nn
+
 from esper.core.inputs import Inputs, Targets
 from esper.core.ports import EdgeDecision
+from esper.kasmina.grafting._seed import Role
 from esper.kasmina.household._household import GraftStall
+from esper.kasmina.isolation._loads import LoadWatch
 from esper.kasmina.manager._returns import ManagerReturns
 from esper.leyline import messages as ly
 from esper.leyline.registry import EventMessage
@@ -19,10 +23,34 @@ _TIMED_STAGES = {ly.SEED_STAGE_GERMINATED: "germinate", ly.SEED_STAGE_BLENDING: 
 class ManagerCare(ManagerReturns):
     """Measures time, which steers nothing unless latencies are enforced, and memory, whose verdicts are recorded."""
 
+    _loads: LoadWatch | None = None
+
     @property
     def stalls(self) -> list[GraftStall]:
         """The latest grafts, oldest first, each with how long training stood still for it."""
         return list(self._house.stalls)
+
+    # -- between the steps of a loop of the user's own -------------------------------------------------------
+
+    def watch_loads(self, model: nn.Module) -> None:
+        """From now to `close` take weights that are loaded into the model for nobody's step."""
+        self._loads = LoadWatch(model, self._take_loaded)
+
+    def _take_loaded(self) -> None:
+        """Take the seeds that joined the host as they are now; those that did not cannot be loaded with it."""
+        live = self._bed.live
+        joined = [seed_id for seed_id in self._bed.own() if live[seed_id].seed.role is not Role.ISOLATED]
+        self._bed.monitor.host_step_begins(joined)
+
+    def before_edge(self) -> None:
+        """Count what was written to seeds since the last step; where an edge is no part of a step, call it first."""
+        self._bed.monitor.host_step_ended(self._bed.own(), unheard=())
+
+    def after_edge(self) -> None:
+        """Take the seeds as the edge left them: one that returned to a checkpoint wrote to them, in no step."""
+        self._bed.monitor.host_step_begins(self._bed.own())
+
+    # -- timed work ------------------------------------------------------------------------------------------
 
     def after_step(self, inputs: Inputs, targets: Targets) -> None:
         """Train every seed on this batch and let alpha rise; call it after the host's optimiser step."""
@@ -84,6 +112,17 @@ class ManagerCare(ManagerReturns):
         """Return what happened since the last call that people should hear of."""
         return self._house.notices()
 
+    def leave(self) -> None:
+        """Take off the seeds that the host does not hear, once it trains no more with seeds; what it hears stays.
+
+        The lifecycle keeps each in its last stage: nothing was decided about them.
+        """
+        for seed_id in [seed_id for seed_id, live in self._bed.live.items() if not live.seed.heard]:
+            self._bed.uproot(seed_id)
+            self._bed.forget(seed_id)
+
     def close(self) -> None:
         """End what works beside the run and let go what was kept for it; the seeds stay as they are."""
+        if self._loads is not None:
+            self._loads.close()
         self._house.close()

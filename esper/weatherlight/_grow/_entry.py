@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -16,6 +16,7 @@ from esper.core.ranks import RankLost, Ranks
 from esper.core.settings import Settings, load_settings
 from esper.oona import Fabric
 from esper.tamiyo import check_policy
+from esper.weatherlight._grow._probe import held_out
 from esper.weatherlight._grow._ranks import bare, ended_by_torchrun, ranks_of, starting
 from esper.weatherlight._grow._run import GrowRun
 from esper.weatherlight._grow._side import ListeningSide, Side, SpeakingSide
@@ -48,7 +49,7 @@ def grow(
     slots: Sequence[str] | Literal["auto"] = "auto",
     optimizer: torch.optim.Optimizer | None = None,
     loss_fn: LossFunction | None = None,
-    probe: Sequence[Batch] | None = None,
+    probe: Iterable[Batch] | None = None,
     scaler: LossScaler | None = None,
     scheduler: RateSchedule | None = None,
     policy: str = "heuristic",
@@ -65,13 +66,14 @@ def grow(
 
     `slots` are module names (":residual" may follow one), or "auto". `optimizer` takes over the seeds that stay;
     `loss_fn(outputs, targets)` trains seeds in shadow; `probe`, held-out batches of (inputs, targets), lets gates
-    measure. Inputs are one tensor, or a tuple or mapping of what the model is called with; outputs are whatever it
-    returns. What is not given disables the gates that need it, and the refusal names them: without `loss_fn`
-    nothing germinates (G1), without `probe` G2 and G4 cannot pass. `scaler`, the one that scales the loop's
-    loss, lets seeds take the scale out of their gradients and skip the steps that overflow; with `scheduler` seeds
-    slow down as the host does. `epochs` is how many are planned (0: unknown). `members` starts those members that
-    are missing for the time of the block. `digest_every_epochs`: at which edges the weights are hashed into the log,
-    which for a large model takes as long as reading it from its device and hashing it (some 0.4 s for 270 MB).
+    measure: a list, or a DataLoader, which is gone through once. Inputs are one tensor, or a tuple or mapping of what
+    the model is called with; outputs are whatever it returns. What is not given disables the gates that need it, and
+    the refusal names them: without `loss_fn` nothing germinates (G1), without `probe` G2 and G4 cannot pass. `scaler`,
+    the one that scales the loop's loss, lets seeds take the scale out of their gradients and skip the steps that
+    overflow; with `scheduler` seeds slow down as the host does. `epochs` is how many are planned (0: unknown).
+    `members` starts those members that are missing for the time of the block. `digest_every_epochs`: at which edges
+    the weights are hashed into the log, which for a large model takes as long as reading it from its device and
+    hashing it (some 0.4 s for 270 MB).
 
     `on_log_loss` says what to do when no broker answers: "stop" raises after `broker_retry_seconds`,
     "hold:SECONDS" after a while of its own, and "degrade" trains on without growth and records the epochs of the
@@ -83,9 +85,9 @@ def grow(
 
     `on_fault` says what to do when the held-out loss is no number or leaps up: "record" records it; "rollback" takes
     model, optimiser, loss scale and random streams back, in place, to the state that was kept last (every
-    `checkpoint_every_epochs` edges, in memory), and goes on with half the learning rate; the outcome that `end_epoch`
-    returns says so in `rolled_back`. After three such returns the next fault raises TrainingDiverged. The schedule and
-    the order of the data stay the loop's. Not under torchrun.
+    `checkpoint_every_epochs` edges, in memory), and goes on with half the learning rate; it needs `optimizer`. The
+    outcome that `end_epoch` returns says so in `rolled_back`. After three such returns the next fault raises
+    TrainingDiverged. The schedule and the order of the data stay the loop's. Not under torchrun.
 
     A model that `torch.compile` wrapped is trained compiled; seeds, gates and figures use the module within.
 
@@ -101,12 +103,12 @@ def grow(
     check_policy(policy)
     check_helpers(optimizer, scaler, scheduler)
     check_digests(digest_every_epochs)
-    loss, returns = LogLoss.of(on_log_loss), returns_on(on_fault)
+    loss, returns = LogLoss.of(on_log_loss), returns_on(on_fault, optimizer)
     wishes = Wishes(
         slots,
         optimizer,
         loss_fn,
-        probe,
+        held_out(probe),
         scaler,
         scheduler,
         policy,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,14 +20,12 @@ from esper.core.ports import GraftController
 from esper.leyline import messages as ly
 from esper.tolaria import Checkpoint, Position, ReturnLimits, ReturnPoints, RunOrders, RunState, capture_run
 from esper.tolaria import rate_factor as factor_of
+from esper.weatherlight._grow._rates import rates_of, scale_schedule, scaled
 from esper.weatherlight._grow._side import Side
 from esper.weatherlight._grow._telling import TellingEdge
 from esper.weatherlight._grow._wishes import Wishes
 
 _log = logging.getLogger("esper.grow")
-
-#: Entries of an optimiser's group that a schedule computes rates from.
-_RATES: Final = ("lr", "initial_lr", "max_lr", "min_lr")
 
 
 class LoopOrders:
@@ -55,16 +53,23 @@ class LoopOrders:
         if optimizer is None:
             yield
             return
-        before, rates = factor_of(optimizer), [_rates_of(group) for group in optimizer.param_groups]
+        before, rates = factor_of(optimizer), [rates_of(group) for group in optimizer.param_groups]
         yield
         ratio = factor_of(optimizer) / before
         for group, kept in zip(optimizer.param_groups, rates, strict=True):
-            group.update({name: value if ratio == 1.0 else value * ratio for name, value in kept.items()})
-        if ratio != 1.0 and hasattr(self._wishes.scheduler, "base_lrs"):
-            scheduler: Any = self._wishes.scheduler
-            scheduler.base_lrs = [rate * ratio for rate in scheduler.base_lrs]
+            group.update({name: value if ratio == 1.0 else scaled(value, ratio) for name, value in kept.items()})
+        if ratio != 1.0:
+            self._scale_schedule(ratio)
         if checkpoint is not None:
             self._points.keep(checkpoint)
+
+    def _scale_schedule(self, ratio: float) -> None:
+        for name in scale_schedule(self._wishes.scheduler, ratio):
+            _log.warning(
+                "the learning rate is %g times what it was, and a %s may not keep to it: it is no scheduler of torch's "
+                "own, and may compute rates from figures that are not known here; look at the rates that follow",
+                ratio, name,
+            )  # fmt: skip
 
     def _taken(self, packet: ly.SystemStatePacket, seed_events: int) -> Checkpoint | None:
         epoch = packet.current_epoch
@@ -86,10 +91,6 @@ def edge_of(
     made = LoopOrders(model, controller, wishes, run_id=run_id, every_epochs=every)
     journal = side.journal()
     return made, TellingEdge(run_id=run_id, attempt=1, controller=controller, journal=journal, orders=made.orders)
-
-
-def _rates_of(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: group[name] for name in _RATES if name in group}
 
 
 class _ScaleOf:

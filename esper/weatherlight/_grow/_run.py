@@ -25,6 +25,7 @@ from esper.tolaria import (
 from esper.weatherlight._export import Exported, ExportFormat, export_network
 from esper.weatherlight._grafting import descriptors, kasmina_config
 from esper.weatherlight._grow._fitting import warn_of_unfit
+from esper.weatherlight._grow._metrics import judged
 from esper.weatherlight._grow._precision import SeedRate, Unscaling, learning_rate
 from esper.weatherlight._grow._ranks import bare, is_wrapped_compiled, total_of
 from esper.weatherlight._grow._record import TASK
@@ -108,8 +109,8 @@ class GrowRun:
         To be called after each `step` where epochs are long. The log counts edges as its epochs. `metrics` may be a
         function, which is called only when an edge is passed.
         """
-        if every < 1:
-            raise UsageError(f"tick cannot pass an edge every {every} steps", next_step="give at least 1")
+        if not isinstance(every, int) or every < 1:
+            raise UsageError(f"tick cannot pass an edge every {every!r} steps", next_step="give at least 1")
         if self._tally.steps - self._tally.edge_steps < every:
             return None
         return self.end_epoch(metrics() if callable(metrics) else metrics)
@@ -118,26 +119,29 @@ class GrowRun:
         """Append the epoch's state, wait for its command, apply it, and return its outcome.
 
         `metrics` holds "loss" (mean training loss of the epoch) and, unless `probe` and `loss_fn` were given to
-        `grow`, "val_loss"; "val_accuracy" in 0..1 where there is one; more is recorded as it is.
+        `grow`, "val_loss"; "val_accuracy" in 0..1 where there is one; more numbers are recorded as they are.
 
         Raises:
-            UsageError: a needed metric is missing, or nothing was trained yet.
+            UsageError: a needed metric is missing or no number, or nothing was trained yet; no epoch is counted.
             BrokerUnavailable: the broker was away for longer than `broker_retry_seconds`, or than `on_log_loss`
                 holds; never with `on_log_loss="degrade"`.
             TrainingDiverged: with `on_fault="rollback"`, a fault, and nothing left to return to.
         """
         if self._controller is None or self._edge is None or self._orders is None:
             raise UsageError("the epoch cannot end", cause="no step was taken", next_step="call run.step(batch)")
+        figures = judged(metrics, measured=bool(self._wishes.probe) and self._wishes.loss_fn is not None)
         self._tally.epoch += 1
         self._tally.edge_steps = self._tally.steps
-        self._tally.metrics = dict(metrics)
+        self._tally.metrics = figures
         self._tally.samples_of_all = total_of(self._side.ranks, self._tally.samples)
         with eagerly():
+            self._controller.before_edge()
             self._edge.settle_faults(self._tally.epoch)
             packet = self._packet(self._controller)
             self._side.ranks.check_equal(f"the weights of epoch {self._tally.epoch}", packet.weights_digest)
             with self._side.edge(), self._orders.edge(packet, self._edge.seed_events):
                 outcome = self._edge.close(packet)
+            self._controller.after_edge()
         if outcome.HasField("rolled_back"):
             self._unscaling = Unscaling(self._wishes.scaler)
         return outcome
@@ -188,6 +192,7 @@ class GrowRun:
             config=kasmina_config(self._side.settings, kernel_wait_seconds=self._side.settings.kernel_wait_seconds),
         )
         self._controller.before_step()
+        self._controller.watch_loads(self._model)
         ranks, digest = self._side.ranks, self._digest(self._controller)
         ranks.check_equal("the network they start from", digest)
         self._orders, self._edge = edge_of(self._model, self._controller, wishes, self._side, run_id=run_id)
@@ -203,12 +208,6 @@ class GrowRun:
         metrics, wishes = self._tally.metrics, self._wishes
         if wishes.probe and wishes.loss_fn is not None and "val_loss" not in metrics:
             return evaluate_batches(self._model, wishes.probe, wishes.loss_fn)
-        if "val_loss" not in metrics:
-            raise UsageError(
-                "end_epoch needs a validation loss",
-                cause="metrics has no 'val_loss', and grow() was given no probe and loss_fn to measure it with",
-                next_step="pass end_epoch({'loss': ..., 'val_loss': ...}) or grow(..., probe=batches, loss_fn=loss)",
-            )
         return Evaluation(loss=metrics["val_loss"], accuracy=metrics.get("val_accuracy", 0.0))
 
     def _recorded_metrics(self) -> dict[str, float]:
@@ -217,8 +216,6 @@ class GrowRun:
 
     def _packet(self, controller: KasminaSeedManager) -> ly.SystemStatePacket:
         tally, wishes, epoch, run_id = self._tally, self._wishes, self._tally.epoch, self.run_id
-        if "loss" not in tally.metrics:
-            raise UsageError("end_epoch needs the training loss", next_step="pass end_epoch({'loss': ...})")
         validation = self._validation()
         packet = ly.SystemStatePacket(
             version=1,
@@ -284,8 +281,9 @@ class GrowRun:
         )
 
     def close(self) -> None:
-        """End what works beside the loop; the model stays as it is."""
+        """End what works beside the loop, and take off the seeds that the model does not hear; it computes the same."""
         if self._controller is not None:
+            self._controller.leave()
             self._controller.close()
 
     def fail(self, detail: str) -> None:

@@ -103,17 +103,23 @@ def check_digests(every_epochs: int) -> None:
         )
 
 
-def returns_on(on_fault: str) -> bool:
+def returns_on(on_fault: str, optimizer: torch.optim.Optimizer | None) -> bool:
     """Return whether a run is to return to an earlier state: `on_fault` is "rollback", not "record".
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither, or there is no optimiser that could return with the model.
     """
     if on_fault not in (RECORD, ROLLBACK):
         raise UsageError(
             f"on_fault={on_fault!r} cannot be used",
             cause=f"it is neither {RECORD} nor {ROLLBACK}",
             next_step='write on_fault="rollback", say',
+        )
+    if on_fault == ROLLBACK and optimizer is None:
+        raise UsageError(
+            f"on_fault={ROLLBACK!r} cannot be used without an optimizer",
+            cause="a return takes the optimiser back with the model and halves its rate, and grow was given none",
+            next_step="give grow(..., optimizer=...) the optimiser that your loop steps",
         )
     return on_fault == ROLLBACK
 
@@ -131,11 +137,19 @@ def check_alone(wishes: Wishes, *, ranks: int) -> None:
 def check_helpers(
     optimizer: torch.optim.Optimizer | None, scaler: LossScaler | None, scheduler: RateSchedule | None
 ) -> None:
-    """Raise when a scaler or scheduler cannot be what it is given for.
+    """Raise when an optimiser, scaler or scheduler cannot be what it is given for.
 
     Raises:
-        UsageError: a method is missing, or the scheduler is that of another optimiser.
+        UsageError: the optimiser can take no seed over, a method is missing, or the scheduler is that of another
+            optimiser.
     """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UsageError(
+            "optimizer=LBFGS cannot be used",
+            cause="it keeps one flat state for all parameters, and a seed that stays brings it more of them",
+            next_step="train with one that keeps a state for each parameter, Adam or SGD, say; or leave optimizer out, "
+            "so that seeds that stay keep their own",
+        )
     if scaler is not None and not callable(getattr(scaler, "get_scale", None)):
         raise UsageError(
             f"scaler={type(scaler).__name__} cannot be used",
