@@ -17,7 +17,7 @@ BAD: list[tuple[Any, str]] = [
     ({}, "metrics has no 'loss'"),
     ({"loss": None}, "metric 'loss' is None"),
     ({"loss": "0.3"}, "metric 'loss' is '0.3'"),
-    ({"loss": 10**400}, "metric 'loss' is a int"),
+    ({"loss": 10**400}, "metric 'loss' is of type int"),
     ({"loss": 1j}, "metric 'loss' is 1j"),
     ({"loss": torch.ones(3)}, "metric 'loss' is a Tensor of shape (3,)"),
     ({"loss": torch.ones((), device="meta")}, "metric 'loss' is a Tensor of shape ()"),

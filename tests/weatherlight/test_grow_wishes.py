@@ -32,7 +32,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **given: Any) -> str:
 
 INPUTS, TARGETS = samples(1)
 UNUSABLE: list[tuple[Any, str]] = [
-    (7, "a int holds no batches"),
+    (7, "it is of type int, which holds none"),
     ([], "it holds no batch"),
     (iter(()), "it holds no batch"),
     ((INPUTS, TARGETS), "its batch 0 is a Tensor, no pair of inputs and targets"),

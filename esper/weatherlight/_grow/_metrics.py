@@ -65,4 +65,4 @@ def _kind(value: object) -> str:
     shape = getattr(value, "shape", None)
     if shape is not None:
         return f"a {type(value).__name__} of shape {tuple(shape)}"
-    return repr(value) if len(repr(value)) <= 40 else f"a {type(value).__name__}"
+    return repr(value) if len(repr(value)) <= 40 else f"of type {type(value).__name__}"

@@ -28,7 +28,7 @@ def held_out(probe: Iterable[Any] | None) -> list[Batch] | None:
     if probe is None:
         return None
     if not isinstance(probe, Iterable):
-        raise _unusable(f"a {type(probe).__name__} holds no batches")
+        raise _unusable(f"it is of type {type(probe).__name__}, which holds none")
     with torch.random.fork_rng(devices=[]):
         batches = [_batch(each, at) for at, each in enumerate(itertools.islice(probe, _BATCHES_MAX + 1))]
     if not batches:
