@@ -34,7 +34,8 @@ GIVEN_AGAIN = {
         # Empty or zero at every edge, when a checkpoint is taken.
         "_epoch_steps", "_owed", "_prepared", "_return", "_barred", "_work",
     },
-    "GraftedSeed": {"_placement", "_channel_dim", "_rng_seed", "_devices", "_focus"},
+    # `_open` and `_repeated` are of the step under way.
+    "GraftedSeed": {"_placement", "_channel_dim", "_rng_seed", "_devices", "_focus", "_open", "_repeated"},
     # `_loss_sum`, `_loss_count` and `_norms` are of the epoch under way, and empty at its edge.
     "SeedTrainer": {"parameters", "_config", "_sound", "_ranks", "_loss_sum", "_loss_count", "_norms"},
     "AlphaBlender": set(),

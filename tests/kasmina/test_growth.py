@@ -479,16 +479,23 @@ def test_one_kernel_in_two_slots_shares_no_weights() -> None:
 
 
 def test_a_seed_registers_beside_layers_not_in_a_sequence() -> None:
-    """Goal: a slot that is a Sequential does not run its seed as one more layer. Method: where it is registered, and
-    a name of the host's that is in the way.
+    """Goal: a slot that is a Sequential does not run its seed as one more layer. Method: where it is registered, a
+    name of the host's that is in the way, and one that comes in the way once the seed is planted.
     """
     loop = mlp_loop()
     loop.grow("1", ly.SEED_STAGE_BLENDING)
     assert [name for name, _ in loop.model.named_modules() if name.endswith("esper_1_1")] == ["1.0.esper_1_1"]
     blocked = mlp_loop()
     blocked.model.get_submodule("1.0").esper_1_1 = "taken"  # type: ignore[assignment]
-    with pytest.raises(IntegrityError, match="already has an attribute of that name"):
-        blocked.grow("1", ly.SEED_STAGE_BLENDING)
+    blocked.grow("1", ly.SEED_STAGE_BLENDING)
+    assert next(name for name, _ in blocked.model.named_modules() if "esper_" in name) == "1.0.esper_1_1__2"
+    late = mlp_loop()
+    late.grow("1", ly.SEED_STAGE_TRAINING)
+    late.model.get_submodule("1.0").esper_1_1 = "taken"  # type: ignore[assignment]
+    for _ in range(3):
+        late.train_epoch(10)
+    with pytest.raises(IntegrityError, match="an attribute of that name"):
+        late.order(ly.SEED_OP_START_GRAFTING, seed_id="1.1")
 
 
 @pytest.mark.parametrize("training", [True, False])

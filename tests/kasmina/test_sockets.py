@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 
@@ -104,7 +105,7 @@ def compiled_of_us() -> list[str]:
 @pytest.mark.parametrize("guarded", [True, False], ids=["as it is", "a seed that torch may trace"])
 def test_torch_traces_no_seed(guarded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Goal: no version of torch compiles a seed, draw after draw. Method: ask a blending seed from a frame that torch
-    gave up, where it traces what that calls; without the guard it compiles `_drawing_apart` until its limit.
+    gave up, where it traces what that calls; without the guard it compiles what counts draws until its limit.
     """
     if not guarded:
         monkeypatch.setattr("esper.kasmina.grafting._sockets.EagerHook", lambda hook: hook)
@@ -130,8 +131,9 @@ def test_torch_traces_no_seed(guarded: bool, monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(5):
         assert isinstance(traced(source, output), Tensor)
     assert seed._draws == draws + 5
-    assert compiled_of_us().count("_drawing_apart") == (0 if guarded else 5)
-    assert bool(compiled_of_us()) == (not guarded)
+    times = Counter(compiled_of_us())
+    assert bool(times) == (not guarded)
+    assert guarded or max(times.values()) >= 5, "a function that counts draws is compiled for each"
 
 
 def test_without_sockets_a_graft_compiles_anew() -> None:
