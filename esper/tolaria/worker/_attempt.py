@@ -239,7 +239,7 @@ class _Attempt:
             unused_checkpoints=self._unused_checkpoints,
             now_ns=self._wiring.clock.now_ns(),
         )
-        live.submit_telemetry(epochs, telemetry)
+        live.submit_telemetry(epochs, telemetry, rare=True)
 
     def _publish_started(self, setup: TrainingSetup, trainer: TolariaTrainer, initial_digest: str) -> None:
         request = self._claimed.request

@@ -90,12 +90,14 @@ class KafkaJournal:
         event.attempt = self._attempt  # Who says it; a dead attempt may have left it unsaid.
         self._publisher.publish(event, key=self._run_id, causation_id=outcome.meta.event_id)
 
-    def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket) -> None:
-        """Hand telemetry to the publisher; nobody waits for it, and one that is refused is only logged."""
+    def submit_telemetry(self, epoch: int, packet: ly.TelemetryPacket, *, rare: bool = False) -> None:
+        """Hand telemetry to the publisher; nobody waits for it, and one that is refused is only logged.
+
+        What is `rare`, one for an attempt, is as little sampled away under pressure as warnings are.
+        """
+        priority = ly.MESSAGE_PRIORITY_HIGH if rare else priority_of(packet)
         try:
-            self._publisher.submit(
-                packet, key=self._publisher.source, correlation_id=self._run_id, priority=priority_of(packet)
-            )
+            self._publisher.submit(packet, key=self._publisher.source, correlation_id=self._run_id, priority=priority)
         except UsageError as error:
             _log.warning("telemetry of epoch %d of run %s is lost: %s", epoch, self._run_id, error)
 
