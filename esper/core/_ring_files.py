@@ -27,6 +27,8 @@ from esper.leyline import SECRET_BYTES_MIN, PrivateKey, PublicKey, fingerprint
 _FILE_BYTES_MAX: Final = 64 * 1024
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{16}")
 _SOURCE: Final = re.compile(r"[a-z][a-z0-9-]{0,63}")
+#: How often a file is looked for that comes and goes; a link that leads nowhere is there and cannot be read.
+_TRIES: Final = 10
 _OPEN_TO_READERS: Final = 0o077
 _OPEN_TO_WRITERS: Final = 0o022
 
@@ -56,16 +58,31 @@ def older_secrets(root: Path) -> dict[str, bytes]:
     found = {}
     for path in _files(root / "keys"):
         if _FINGERPRINT.fullmatch(path.name):
-            try:
-                secret = read_secret(path)
-            except SecretError:
-                if os.path.lexists(path):
-                    raise
+            secret = _secret_still_there(path)
+            if secret is None:
                 continue  # A rotation came to its end: the secret that signs now is kept in `key` alone.
             if fingerprint(secret) != path.name:
                 raise _damaged(path, f"it holds the secret {fingerprint(secret)}")
             found[path.name] = secret
     return found
+
+
+def _secret_still_there(path: Path) -> bytes | None:
+    """Return the secret in a file, None where it is gone.
+
+    The next rotation may bring a file back that the last one has just taken away: it is looked for again.
+    """
+    tries_left = _TRIES
+    while True:
+        tries_left -= 1
+        try:
+            return read_secret(path)
+        except SecretError as error:
+            gone = isinstance(error.__cause__, FileNotFoundError)
+            if gone and not os.path.lexists(path):
+                return None
+            if not gone or not tries_left:
+                raise
 
 
 def read_secret(path: Path) -> bytes:

@@ -170,6 +170,32 @@ def test_rotation_races_nobody(home: Home, settings: Settings) -> None:
     assert len(set(made)) == 25
 
 
+def test_a_file_that_a_rotation_takes_away_and_another_brings_back_is_read(
+    home: Home, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal: the moment between two rotations stops nobody. Method: a file is gone when it is opened, then there again."""
+    old_id = fingerprint((home.root / "key").read_bytes().strip())
+    rotate(home, settings)
+    path = home.root / "keys" / old_id
+    content, reads = path.read_bytes(), []
+    read = _ring_files.read_secret
+
+    def late(asked: Path) -> bytes:
+        reads.append(asked)
+        if len(reads) == 1:
+            path.unlink()
+            try:
+                return read(asked)
+            finally:
+                path.write_bytes(content)
+                path.chmod(0o600)
+        return read(asked)
+
+    monkeypatch.setattr(_ring_files, "read_secret", late)
+    assert _ring_files.older_secrets(home.root) == {old_id: content.strip()}
+    assert reads == [path, path]
+
+
 def test_a_flood_of_unknown_keys_reads_no_file(home: Home, settings: Settings) -> None:
     """Goal: unknown keys are cheap, and hide no genuine one. Method: 20,000 strangers, a rotation, its first record."""
     ring = home.keyring(settings)
