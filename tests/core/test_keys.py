@@ -173,7 +173,7 @@ def test_rotation_races_nobody(home: Home, settings: Settings) -> None:
 def test_a_file_that_a_rotation_takes_away_and_another_brings_back_is_read(
     home: Home, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Goal: the moment between two rotations stops nobody. Method: a file is gone when it is opened, then there again."""
+    """Goal: the moment between two rotations stops nobody. Method: a file is gone when opened, then there again."""
     old_id = fingerprint((home.root / "key").read_bytes().strip())
     rotate(home, settings)
     path = home.root / "keys" / old_id

@@ -20,6 +20,7 @@ def main(source: BinaryIO, sink: BinaryIO) -> None:
 
     trial, settings = decode(source)
     alone = confine_process(seconds=settings.wall_seconds)
+    import psutil
     import torch
 
     from esper.core.quarantine._steps import Line, run_steps
@@ -31,7 +32,10 @@ def main(source: BinaryIO, sink: BinaryIO) -> None:
         sink.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         sink.flush()
 
-    say({"kind": "ready", "no_network": float(alone)})
+    # What the process has before the kernel: by its own count, for whoever watches it may look only much later.
+    own = psutil.Process()
+    begun = {"memory_bytes": own.memory_info().rss, "threads": own.num_threads()}
+    say({"kind": "ready", "no_network": float(alone), **begun})
     try:
         run_steps(trial, settings, say)
     except Exception as error:  # noqa: BLE001 - whatever a kernel does is a result, and the parent judges it

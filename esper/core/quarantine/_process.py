@@ -27,7 +27,7 @@ _REAP_SECONDS: Final = 10.0
 _ASLEEP_SHARE: Final = 0.05
 #: All that a process in quarantine can say.
 _FORMS: Final[Mapping[str, Mapping[str, type]]] = {
-    "ready": {"kind": str, "no_network": float},
+    "ready": {"kind": str, "no_network": float, "memory_bytes": int, "threads": int},
     "step": {"kind": str, "not_finite": str, "backward_gain": float, "weight_growth": float},
     "done": {"kind": str, "digest": str, "sensitivity_small": float, "sensitivity_large": float},
     "failed": {"kind": str, "error_kind": str, "error": str},
@@ -76,6 +76,14 @@ class _Look:
     asleep: bool
 
 
+@dataclass(frozen=True)
+class _Baseline:
+    """What the process had before the kernel was in it; it has no children then."""
+
+    memory_bytes: int
+    threads: int
+
+
 class QuarantinedProcess:
     """Runs one trial in a session of its own; `reading` is what is known of it. Used by one thread."""
 
@@ -103,7 +111,7 @@ class QuarantinedProcess:
         self._began = clock.monotonic()
         self._progress_at = self._began
         self._progress_cpu = 0.0
-        self._baseline: _Look | None = None
+        self._baseline: _Baseline | None = None
         self._last: _Look | None = None
 
     def poll(self) -> Reading:
@@ -161,7 +169,7 @@ class QuarantinedProcess:
         """Take in one line; each is a sign of progress."""
         known, kind = self.reading, line["kind"]
         if kind == "ready":
-            self._baseline = look
+            self._baseline = _Baseline(line["memory_bytes"], line["threads"])
             figures = {"no_network": line["no_network"], "start_seconds": self._clock.monotonic() - self._began}
             self.reading = replace(known, phase="running", figures=figures)
         elif kind == "step":
@@ -207,7 +215,7 @@ class QuarantinedProcess:
             asleep_seconds=asleep,
             memory_bytes=memory,
             threads=max(0, look.threads - base.threads),
-            processes=max(0, look.processes - base.processes),
+            processes=look.processes,
         )
 
     def _look(self) -> _Look | None:

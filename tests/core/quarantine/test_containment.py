@@ -161,6 +161,22 @@ def test_many_threads_are_found_by_their_number() -> None:
     assert report.verdict == ly.QUARANTINE_VERDICT_THREADS
 
 
+def test_whoever_looks_late_measures_from_the_beginning() -> None:
+    """Goal: a watcher that gets no processor misses no thread. Method: look again when the kernel has made all of them."""
+    settings = Settings(steps=24, learning_rate=3e-3, memory_bytes=1 << 28, wall_seconds=600.0)
+    trial = trial_of(HIGH_RISK["BP048"], parameters={"threads": 16.0})
+    process = QuarantinedProcess(encode(trial, settings), clock=SYSTEM_CLOCK)
+    try:
+        assert process.poll().phase == "starting"
+        deadline, watched = Deadline(60.0), psutil.Process(process._popen.pid)
+        while watched.num_threads() <= 16:
+            assert not deadline.expired, "the kernel made no threads"
+            SYSTEM_CLOCK.sleep(0.02)
+        assert process.poll().threads >= 16
+    finally:
+        process.close()
+
+
 def test_one_large_allocation_is_refused_inside() -> None:
     """Goal: a kernel that takes more at once than it may have is stopped by the process's own limit. Method: MEMORY,
     and the memory was never taken.
@@ -208,7 +224,8 @@ def test_a_process_in_quarantine_is_told_no_secret(monkeypatch: pytest.MonkeyPat
         b'{"kind": []}',
         b'{"kind": "step"}',
         b'{"kind": "done", "digest": 1, "sensitivity_small": 1.0, "sensitivity_large": 1.0}',
-        b'{"kind": "ready", "no_network": 1.0, "more": 1.0}',
+        b'{"kind": "ready", "no_network": 1.0}',
+        b'{"kind": "ready", "no_network": 1.0, "memory_bytes": 1, "threads": 1, "more": 1.0}',
         b'{"kind": "dance"}',
     ],
     ids=lambda line: repr(line[:20]),
