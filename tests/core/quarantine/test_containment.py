@@ -162,7 +162,7 @@ def test_many_threads_are_found_by_their_number() -> None:
 
 
 def test_whoever_looks_late_measures_from_the_beginning() -> None:
-    """Goal: a watcher that gets no processor misses no thread. Method: look again when the kernel has made all of them."""
+    """Goal: a watcher that gets no processor misses no thread. Method: look again when the kernel has made them."""
     settings = Settings(steps=24, learning_rate=3e-3, memory_bytes=1 << 28, wall_seconds=600.0)
     trial = trial_of(HIGH_RISK["BP048"], parameters={"threads": 16.0})
     process = QuarantinedProcess(encode(trial, settings), clock=SYSTEM_CLOCK)
