@@ -24,8 +24,7 @@ from esper.tamiyo._policy import Proposal, canonical_digest, finite_number, unkn
 
 #: Far beyond any run; a bound on what a request may say.
 _EPOCHS_MAX = 1_000_000
-#: The first slots; and the longest blend that an order may ask for.
-_MOST = {"slot": 10_000, "blend": 10_000}
+_SLOTS_MAX = 10_000
 #: Karn's catalogue is BP001 to BP050; a number outside would be refused at the epoch's edge anyway.
 _BLUEPRINT_MAX = 50
 _PARAMETER_PREFIX = "parameter."
@@ -86,7 +85,7 @@ class FixedPolicy:
         schedule: dict[str, int] = {}
         for name, value in parameters.items():
             if name in known:
-                high = _MOST.get(name, _EPOCHS_MAX)
+                high = _SLOTS_MAX if name == "slot" else _EPOCHS_MAX
                 schedule[name] = whole_number(cls.name, name, value, low=0, high=high)
             elif name != "blueprint" and not name.startswith(_PARAMETER_PREFIX):
                 raise unknown_parameter(cls.name, name, (*known, "blueprint", f"{_PARAMETER_PREFIX}NAME"))

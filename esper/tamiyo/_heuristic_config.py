@@ -10,8 +10,6 @@ from esper.tamiyo._policy import BadPolicyParameters, unknown_parameter, whole_n
 
 _POLICY = "heuristic"
 _COUNT_MAX = 1_000_000
-#: The longest blend that an order may ask for.
-_BLENDING_MOST = 10_000
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class HeuristicConfig:
 
     def blending_epochs(self, planned: int) -> int:
         """Return the epochs that alpha takes from 0 to 1."""
-        return min(_BLENDING_MOST, max(self.blending_epochs_min, math.floor(self.blending_fraction * planned)))
+        return max(self.blending_epochs_min, math.floor(self.blending_fraction * planned))
 
     def epochs_to_grow(self, planned: int) -> int:
         """Return the epochs from GERMINATE's edge to FOSSILIZE's: train, blend, one for EVALUATE, probation."""

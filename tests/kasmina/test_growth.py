@@ -491,7 +491,7 @@ def test_a_seed_registers_beside_layers_not_in_a_sequence() -> None:
     assert next(name for name, _ in blocked.model.named_modules() if "esper_" in name) == "1.0.esper_1_1__2"
     late = mlp_loop()
     late.grow("1", ly.SEED_STAGE_TRAINING)
-    late.model.get_submodule("1.0").esper_1_1 = "taken"  # type: ignore[assignment]
+    late.model.get_submodule("1.0").esper_1_1 = "taken"  # type: ignore[assignment]  # torch takes any attribute
     for _ in range(3):
         late.train_epoch(10)
     with pytest.raises(IntegrityError, match="an attribute of that name"):

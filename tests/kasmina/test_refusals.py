@@ -65,7 +65,7 @@ def test_silence_and_continue_change_nothing() -> None:
         (ly.SEED_OP_CULL, {"parameters": {"fall_steps": -1.0}}, "parameter_out_of_bounds:fall_steps"),
         (ly.SEED_OP_CULL, {"parameters": {"fall_epochs": 1e9}}, "parameter_out_of_bounds:fall_epochs"),
         (ly.SEED_OP_CANCEL, {"parameters": {"fall_steps": 1e9}}, "parameter_out_of_bounds:fall_steps"),
-        (ly.SEED_OP_START_GRAFTING, {"parameters": {"blend_epochs": 1e5}}, "parameter_out_of_bounds:blend_epochs"),
+        (ly.SEED_OP_START_GRAFTING, {"parameters": {"blend_epochs": 1e7}}, "parameter_out_of_bounds:blend_epochs"),
         (ly.SEED_OP_START_GRAFTING, {"parameters": {"blend_steps": 1e9}}, "parameter_out_of_bounds:blend_steps"),
         (ly.SEED_OP_CULL, {"blend_mode": ly.BLEND_MODE_CONVEX}, "unknown_parameter:blend_mode"),
         (ly.SEED_OP_CULL, {"hold": True}, "unknown_parameter:hold"),

@@ -45,14 +45,14 @@ def test_a_second_cull_shortens_the_fall() -> None:
     assert seen == sorted(seen, reverse=True)
     assert (seen[1] > 0.0, seen[-1]) == (True, 0.0)
     (taken_off,) = loop.train_epoch(1)
-    assert (taken_off.to_stage, taken_off.reason) == (ly.SEED_STAGE_EMBARGOED, "faded_out")  # type: ignore[attr-defined]
+    assert (taken_off.to_stage, taken_off.reason) == (ly.SEED_STAGE_EMBARGOED, "faded_out")  # type: ignore[attr-defined]  # a move
 
 
 def test_a_second_cull_takes_off_at_once() -> None:
     """Goal: 0 steps are no fall. Method: the move that the log holds, and the host without a seed."""
     loop = falling()
     (move,) = loop.order(CULL, seed_id="1.1", parameters={"fall_steps": 0.0}).events
-    assert (move.from_stage, move.to_stage) == (ly.SEED_STAGE_CULLED, ly.SEED_STAGE_EMBARGOED)  # type: ignore[attr-defined]
+    assert (move.from_stage, move.to_stage) == (ly.SEED_STAGE_CULLED, ly.SEED_STAGE_EMBARGOED)  # type: ignore[attr-defined]  # a move
     assert not loop.manager._bed.live
 
 

@@ -108,6 +108,11 @@ class AlphaBlender(nn.Module):
         """The curve that alpha moves along, or moved last; None before it began."""
         return None if self._schedule is None else self._schedule.curve
 
+    @property
+    def steps_left(self) -> int:
+        """Steps until alpha stands where its schedule ends; 0 without a schedule."""
+        return 0 if self._schedule is None else self._schedule.steps - self._step
+
     def facts(self) -> dict[str, Any]:
         """Return how far alpha has come, for a checkpoint."""
         rise = None if self._schedule is None else asdict(self._schedule)

@@ -30,8 +30,8 @@ TUNE_EPOCHS: Final = "epochs"
 FOLD: Final = "fold"
 
 #: Most steps and epochs that alpha may be asked to take: while it moves, the seed keeps its slot.
-_STEPS_MOST: Final = 10_000_000.0
-_EPOCHS_MOST: Final = 10_000.0
+_STEPS_MOST: Final = 100_000_000.0
+_EPOCHS_MOST: Final = 1_000_000.0
 #: What may stand in a record of a time when both had one bound.
 _RECORDED_MOST: Final = 1e9
 _ABOVE_ZERO: Final = math.ulp(0.0)

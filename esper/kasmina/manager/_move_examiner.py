@@ -162,8 +162,7 @@ class MoveExaminer:
             steps = self._config.fall_steps_at(
                 steps_per_epoch, steps=wished.get(FALL_STEPS), epochs=wished.get(FALL_EPOCHS)
             )
-        blend = seed.blender.facts() if seed.blender is not None else {"schedule": None}
-        left = blend["schedule"]["steps"] - blend["step"] if blend["schedule"] else 0
+        left = 0 if seed.blender is None else seed.blender.steps_left
         return leaving(order, recorded, alpha=alpha, wished=steps, left=left)
 
 

@@ -206,8 +206,7 @@ class StackExaminer:
             steps = self._config.fall_steps_at(
                 steps_per_epoch, steps=wished.get(FALL_STEPS), epochs=wished.get(FALL_EPOCHS)
             )
-        left = seed.schedule.steps - seed.blend_step if seed.schedule else 0
-        return leaving(one.order, one.recorded, alpha=seed.alpha, wished=steps, left=left)
+        return leaving(one.order, one.recorded, alpha=seed.alpha, wished=steps, left=seed.steps_left)
 
     def _impact(self, seed: Seedling) -> Findings:
         losses = seed.held_out

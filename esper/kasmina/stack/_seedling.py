@@ -54,6 +54,11 @@ class Seedling:
         return 0.0 if self.schedule is None else self.schedule.at(self.blend_step)
 
     @property
+    def steps_left(self) -> int:
+        """Steps until alpha stands where its schedule ends; 0 without a schedule."""
+        return 0 if self.schedule is None else self.schedule.steps - self.blend_step
+
+    @property
     def heard(self) -> bool:
         """Whether the host's own forward now runs the seed."""
         return self.role is Role.FOSSIL or (self.role is Role.BLENDED and self.alpha > 0.0)

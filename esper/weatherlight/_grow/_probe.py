@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any, Final
 
-import torch
-
+from esper.core.apart import forked_rng
 from esper.core.errors import UsageError
 from esper.core.inputs import Batch, samples_in
 
@@ -20,7 +19,8 @@ _PAIR: Final = 2
 def held_out(probe: Iterable[Any] | None) -> list[Batch] | None:
     """Return the batches of a probe, in a list of their own: what comes as an iterable is gone through once.
 
-    What is drawn for it (a DataLoader draws a seed for each pass) leaves torch's random stream of the CPU as it was.
+    What is drawn for it (a DataLoader draws a seed for each pass, a data set augments) leaves the CPU's streams as they
+    were.
 
     Raises:
         UsageError: it is none, holds no batch, or one of its batches is no pair of inputs and targets with a sample.
@@ -29,7 +29,7 @@ def held_out(probe: Iterable[Any] | None) -> list[Batch] | None:
         return None
     if not isinstance(probe, Iterable):
         raise _unusable(f"it is of type {type(probe).__name__}, which holds none")
-    with torch.random.fork_rng(devices=[]):
+    with forked_rng():
         batches = [_batch(each, at) for at, each in enumerate(itertools.islice(probe, _BATCHES_MAX + 1))]
     if not batches:
         raise _unusable("it holds no batch", next_step=f"{_NEXT_STEP}; leave it out to do without gates G2 and G4")

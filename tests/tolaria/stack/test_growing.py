@@ -50,7 +50,7 @@ def test_members_grow_as_they_would_alone() -> None:
                 assert ours.learning_rate == pytest.approx(theirs.learning_rate)
                 assert ours.HasField("gradient_norm") == theirs.HasField("gradient_norm")
                 assert dict(ours.metrics) == pytest.approx(dict(theirs.metrics), rel=1e-4 if early else 0.2, abs=1e-3)
-        ours = [event for event in journal.seed_events if event.run_id == request.run_id]  # type: ignore[attr-defined]
+        ours = [event for event in journal.seed_events if event.run_id == request.run_id]  # type: ignore[attr-defined]  # all name it
         theirs = [event for event in lone.seed_events if isinstance(event, _MOVES)]
         assert [_told(event) for event in ours] == [_told(event) for event in theirs]
         outcomes = [outcome for outcome in journal.outcomes if outcome.run_id == request.run_id]
@@ -75,7 +75,7 @@ def test_a_fall_is_shortened_in_a_stack_as_it_is_alone() -> None:
     journal, _, _ = grow_stack(asked, decider=Impatient)
     request = asked[2]
     lone = grow_alone(request, decider=Impatient)
-    mine = [event for event in journal.seed_events if event.run_id == request.run_id]  # type: ignore[attr-defined]
+    mine = [event for event in journal.seed_events if event.run_id == request.run_id]  # type: ignore[attr-defined]  # all name it
     assert [_told(event) for event in mine] == [_told(event) for event in lone.seed_events if isinstance(event, _MOVES)]
     moves = [event for event in mine if isinstance(event, ly.SeedStageChanged)]
     falls = [event for event in moves if event.to_stage == ly.SEED_STAGE_CULLED]
