@@ -1,7 +1,8 @@
 -- A higher attempt fences the lower ones: what they wrote of epochs beyond those that it took over does not count.
 
 -- Who may speak for each attempt: the producer whose claim stands first; what another writes counts for nothing.
--- `last_epoch` is the last epoch that the attempt may speak of; null while no later attempt has started.
+-- `last_epoch` is the last epoch that the attempt may speak of; null while no later attempt has started. Of the epoch
+-- after it the packet alone may be this attempt's: a successor goes on from a packet without an outcome as it stands.
 create view attempts as
 with claims as (
   from run_claims qualify row_number() over (partition by run_id, attempt order by record_offset) = 1
@@ -20,7 +21,7 @@ from claims c left join starts s using (run_id, attempt);
 create view epochs as
 with states as (
   select s.* from run_states s join attempts a using (run_id, attempt, producer_id)
-  where a.last_epoch is null or s.epoch <= a.last_epoch
+  where a.last_epoch is null or s.epoch <= a.last_epoch + 1
   qualify row_number() over (partition by s.run_id, s.epoch order by s.attempt desc, s.record_offset) = 1
 ), outcomes as (
   select o.* from run_outcomes o join attempts a using (run_id, attempt, producer_id)
@@ -139,7 +140,7 @@ create view growth_holds as
 select s.run_id, s.epoch, s.breaker_state, s.breaker_held, s.paused, nullif(s.paused_until_epoch, 0) as paused_until_epoch,
   s.halted
 from run_states s join attempts a using (run_id, attempt, producer_id)
-where (a.last_epoch is null or s.epoch <= a.last_epoch) and s.breaker_state is not null
+where (a.last_epoch is null or s.epoch <= a.last_epoch + 1) and s.breaker_state is not null
   and s.breaker_state <> 'CIRCUIT_STATE_UNKNOWN'
 qualify row_number() over (partition by s.run_id, s.epoch order by s.attempt desc, s.record_offset) = 1;
 
@@ -246,7 +247,8 @@ with counted as (
   semi join (
     select r.topic_partition, r.record_offset
     from run_states r join attempts a using (run_id, attempt, producer_id)
-    where a.last_epoch is null or r.epoch <= a.last_epoch
+    where a.last_epoch is null or r.epoch <= a.last_epoch + 1
+    qualify row_number() over (partition by r.run_id, r.epoch order by r.attempt desc, r.record_offset) = 1
   ) using (topic_partition, record_offset)
   union all
   select run_id, seed_id, epoch, metrics, move from seed_timeline

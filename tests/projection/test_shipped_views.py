@@ -125,6 +125,55 @@ def test_decisions_of_a_fenced_attempt_do_not_count(teller: InMemory, open_workb
     assert bench.rows("select epoch, attempt, decide_ms from epoch_times order by epoch") == [(1, 1, 4.0), (2, 2, 4.0)]
 
 
+def test_an_epoch_that_two_attempts_shared_counts_whole(teller: InMemory, open_workbench: OpenWorkbench) -> None:
+    """A worker dies between an epoch's packet and its outcome: its successor goes on from the packet as it stands."""
+    lost = Run(teller, "run-a")
+    lost.request()
+    lost.take()
+    lost.epoch(1, 1.0, ly.SEED_OP_GERMINATE)
+    growth = ly.GrowthState(breaker=ly.CIRCUIT_STATE_OPEN)
+    lost.packet(2, 0.5, losses=(0.75, 0.5), growth=growth)
+    lost.decide(2, ly.SEED_OP_EVALUATE)
+    heir = Run(teller, "run-a", attempt=2)
+    heir.take(resumed=1)
+    heir.move(2, "TRAINING", "BP003", came_from="GERMINATED")
+    heir.settle(2, ly.SEED_OP_EVALUATE)
+    heir.epoch(3, 0.25, ly.SEED_OP_CULL)
+    bench = folded(teller, open_workbench)
+    sql = "select epoch, attempt, val_loss, command, outcome from epochs order by epoch"
+    assert bench.rows(sql) == [
+        (1, 1, 1.0, "germinate", "applied"),
+        (2, 1, 0.5, "evaluate", "applied"),
+        (3, 2, 0.25, "cull", "applied"),
+    ]
+    assert bench.rows("select epochs, val_loss from runs") == [(3, 0.25)]
+    assert bench.rows("select epoch, breaker_state from growth_holds") == [(2, "CIRCUIT_STATE_OPEN")]
+    assert bench.rows("select measured_epoch, gain from grafts") == [(2, 0.25)]
+    assert bench.rows("select epoch, proposed from policy_decisions order by epoch") == [
+        (1, "germinate"),
+        (2, "evaluate"),
+        (3, "cull"),
+    ]
+    assert bench.rows("select epoch, decide_ms from epoch_times order by epoch") == [(1, 4.0), (2, 4.0), (3, 4.0)]
+
+
+def test_a_packet_that_came_after_a_takeover_counts_for_nothing(
+    teller: InMemory, open_workbench: OpenWorkbench
+) -> None:
+    """Its worker wakes up between the next attempt's start and its packet, and says another loss."""
+    zombie, heir = Run(teller, "run-a"), Run(teller, "run-a", attempt=2)
+    zombie.take()
+    zombie.epoch(1, 1.0, ly.SEED_OP_GERMINATE)
+    heir.take(resumed=1)
+    zombie.packet(2, 9.0, losses=(9.0, 8.0))
+    heir.packet(2, 0.5, losses=(0.75, 0.5))
+    zombie.packet(3, 9.0)
+    heir.move(2, "TRAINING", "BP003", came_from="GERMINATED")
+    bench = folded(teller, open_workbench)
+    assert bench.rows("select epoch, attempt, val_loss from epochs order by epoch") == [(1, 1, 1.0), (2, 2, 0.5)]
+    assert bench.rows("select measured_epoch, gain from grafts") == [(2, 0.25)]
+
+
 def test_who_claimed_nothing_fences_nobody(teller: InMemory, open_workbench: OpenWorkbench) -> None:
     """A start without a claim is nobody's: another producer says that attempt 99 took the run over at epoch 0."""
     run = Run(teller, "run-a")

@@ -15,7 +15,7 @@ from esper.leyline import messages as ly
 from esper.oona import Fabric, list_dead_letters
 from esper.tolaria import ClaimBook, MemoryJournal, TolariaTrainer, TrainingSetup, claim, prepared, re_execute
 from tests.tolaria.live import WORKER, Log, ask, eventually, neighbour, nudging, responder, worker
-from tests.tolaria.small import request, rings, scripted
+from tests.tolaria.small import NudgingController, request, rings, scripted
 
 CONTINUE, SEED = ly.COMMAND_CONTINUE, ly.COMMAND_SEED
 
@@ -124,6 +124,43 @@ def test_an_interrupted_run_is_finished_by_the_next_life(fabric: Fabric) -> None
     assert [event.epoch for event in log.of(ly.SeedStageChanged)] == [1, 3]
 
 
+@pytest.mark.parametrize("otherwise", [False, True], ids=["alike", "otherwise"])
+def test_an_attempt_that_goes_on_says_again_what_befell_seeds(fabric: Fabric, otherwise: bool) -> None:
+    """Goal: what counts of an epoch is of the attempt that finished it. Method: a fault moves a seed at the edge of
+    epoch 2, the worker stops before the outcome; its successor appends the move as its own, and under another id where
+    it is another move, as when a kernel is no longer at hand."""
+
+    def faulty(setup: TrainingSetup) -> NudgingController:
+        controller = NudgingController(setup, faults=frozenset({2}))
+        return _Renaming(setup, faults=controller.faults) if otherwise and setup.attempt == 2 else controller
+
+    asked = ask(fabric, epochs=3, decision_wait_seconds=60)
+    log = Log(fabric, asked.run_id)
+    with (
+        responder(fabric, asked.run_id, lambda packet: None if packet.current_epoch == 2 else CONTINUE),
+        worker(fabric, controller_factory=faulty),
+    ):
+        eventually(lambda: len(log.of(ly.SystemStatePacket)) == 2, what="two packets")
+    with responder(fabric, asked.run_id, lambda _: CONTINUE), worker(fabric, controller_factory=faulty):
+        log.finished()
+    first = derive_id(asked.run_id, "seed", 2, 1)
+    second = derive_id(first, "attempt", 2) if otherwise else first
+    moves = [(event.meta.event_id, event.message) for event in log.events("seed-events")]
+    assert [(event_id, move.attempt, move.blueprint_id) for event_id, move in moves] == [
+        (first, 1, ""),
+        (second, 2, "BP999" if otherwise else ""),
+    ]
+
+
+class _Renaming(NudgingController):
+    """Tells of another blueprint."""
+
+    def _move(self, epoch: int, reason: str) -> ly.SeedStageChanged:
+        moved = super()._move(epoch, reason)
+        moved.blueprint_id = "BP999"
+        return moved
+
+
 def test_a_successor_that_does_not_repeat_fails_the_run(fabric: Fabric) -> None:
     """Goal: nothing is built on a state that is not the log's. Method: a recorded digest that no run gives."""
     asked = ask(fabric, epochs=2)
@@ -185,8 +222,8 @@ def test_what_is_not_this_workers_to_train_is_left_alone(fabric: Fabric) -> None
 
 
 @pytest.mark.parametrize("decided", ["alike", "otherwise"])
-def test_half_an_edge_is_completed_and_not_repeated(fabric: Fabric, decided: str) -> None:
-    """Goal: seed events that a dead attempt appended stay the only ones. Method: die between them and the outcome."""
+def test_half_an_edge_is_completed(fabric: Fabric, decided: str) -> None:
+    """Goal: what counts of an edge is of the attempt that finished it. Method: die between seed events and outcome."""
     asked = ask(fabric, epochs=2, decision_wait_seconds=60)
     run_id = asked.run_id
     journal = MemoryJournal(policy=scripted(SEED))
@@ -209,8 +246,9 @@ def test_half_an_edge_is_completed_and_not_repeated(fabric: Fabric, decided: str
     assert [packet.attempt for packet in packets] == [1, 2]
     assert [outcome.result for outcome in outcomes] == [ly.COMMAND_RESULT_APPLIED] * 2
     ids = [event.meta.event_id for event in log.events("seed-events")]
-    assert ids[:2] == [derive_id(run_id, "seed", 1, n) for n in (1, 2)]
-    assert len(set(ids)) == len(ids) == (2 if decided == "alike" else 4)
+    moves = [derive_id(run_id, "seed", 1, n) for n in (1, 2)]
+    assert ids == moves + (moves if decided == "alike" else [derive_id(one, "attempt", 2) for one in moves])
+    assert [move.attempt for move in log.of(ly.SeedStageChanged)] == [1, 2]
     assert re_execute(asked, outcomes, packets, nudging).equal
 
 

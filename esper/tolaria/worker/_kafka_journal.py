@@ -25,7 +25,7 @@ class KafkaJournal:
     """Appends one attempt's events to Kafka and reads its commands.
 
     `publisher` writes as tolaria, `seed_publisher` as kasmina. `recorded_seed_events` are events of this
-    run that a dead attempt appended: what is among them already is not appended again.
+    run that a dead attempt appended: none of their ids is given to an event that says something else.
     """
 
     def __init__(
@@ -50,9 +50,10 @@ class KafkaJournal:
     def append_seed_events(self, epoch: int, events: Sequence[EventMessage]) -> None:
         """Append `events` in order and wait until all are acknowledged."""
         pending = [
-            self._seed_publisher.submit(appendable, key=self._run_id, causation_id=event.meta.causation_id)
+            self._seed_publisher.submit(
+                self._appendable(epoch, event), key=self._run_id, causation_id=event.meta.causation_id
+            )
             for event in events
-            if (appendable := self._appendable(epoch, event)) is not None
         ]
         for one in pending:
             one.result()
@@ -101,17 +102,16 @@ class KafkaJournal:
         except UsageError as error:
             _log.warning("telemetry of epoch %d of run %s is lost: %s", epoch, self._run_id, error)
 
-    def _appendable(self, epoch: int, event: EventMessage) -> EventMessage | None:
-        """Return what is to be appended for `event`; None when a dead attempt appended this very event.
+    def _appendable(self, epoch: int, event: EventMessage) -> EventMessage:
+        """Return what is to be appended for `event`: it, whether or not a dead attempt appended it too.
 
-        Where it appended another one under the same id, which a kernel that was there then and is not now can
-        bring about, a copy under an id of this attempt is appended: the outcome says which attempt counts.
+        The outcome says which attempt's events count, so they must all be of that attempt. Where the dead one
+        appended another event under the same id, which a kernel that was there then and is not now can bring about,
+        a copy under an id of this attempt is appended.
         """
         recorded = self._recorded.get(event.meta.event_id)
-        if recorded is None:
+        if recorded is None or _facts(recorded) == _facts(event):
             return event
-        if _facts(recorded) == _facts(event):
-            return None
         _log.warning("run %s: epoch %d was decided otherwise in an earlier attempt", self._run_id, epoch)
         renamed = _copy(event)
         renamed.meta.event_id = derive_id(event.meta.event_id, "attempt", self._attempt)
