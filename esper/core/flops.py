@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from esper.core.eager import eagerly
+
 #: Operators without a formula that torch cannot take apart either; they count nothing.
 _WHOLE: Final[set[Any]] = set()
 
@@ -25,6 +27,11 @@ class _Counter(TorchDispatchMode):
         self.flops: int = 0
         #: What was found for an operator on such shapes: layers of a network are alike, and torch's formulas slow.
         self._known: dict[Hashable, int] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say that torch need not shut its compiler out for each operator anew: it is shut out of all the work."""
+        return False
 
     def __torch_dispatch__(
         self,
@@ -78,9 +85,11 @@ def count_multiply_adds(work: Callable[[], object]) -> int:
     """Run `work` and return its multiply-adds: half the flops of its matrix products, convolutions and attention.
 
     Elementwise work counts nothing, as is usual (torch.utils.flop_counter, whose formulas these are). Attention in
-    torch's fused encoder layers is one operator without a formula: switch those off where they are to count.
+    torch's fused encoder layers is one operator without a formula: switch those off where they are to count. Nothing is
+    compiled for it, and what is compiled runs uncompiled: torch may give a compiled frame up for good that it meets
+    under a counter.
     """
     counter = _Counter()
-    with counter:
+    with eagerly(), counter:
         work()
     return counter.flops // 2

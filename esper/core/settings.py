@@ -103,9 +103,7 @@ class Settings(BaseSettings):
         0.95, gt=0, le=1, description="Share of a run's memory in use above which caches go and nothing germinates."
     )
     replay_stacks: bool = Field(
-        False,
-        description="Take a stack's steps on a GPU as replays of a CUDA graph; not yet shown on one "
-        "(`python -m benchmarks.stacked --device cuda` compares the digests).",
+        True, description="Take a stack's steps on a GPU as replays of one that is recorded as a CUDA graph."
     )
     collect_every_epochs: int = Field(
         50, ge=0, description="Epochs after which a run collects garbage and gives back unused memory; 0: never."

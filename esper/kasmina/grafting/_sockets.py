@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from esper.core.eager import EagerHook, forget_compiled
 from esper.core.errors import IntegrityError
@@ -32,6 +33,8 @@ SeedHook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]
 _T = TypeVar("_T")
 
 _NOBODY: Final = -1
+#: Torch 2.11 says of whatever it compiles that it exports it.
+_TELLS_EXPORTS: Final = TorchVersion(torch.__version__) >= TorchVersion("2.15")
 _SLOT_SCHEMA: Final = (
     "(Tensor output, Tensor source, int handle, bool learns, bool autocast, ScalarType dtype) -> (Tensor, Tensor)"
 )
@@ -67,10 +70,11 @@ class Socket:
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Output) -> Output:
         """Return what the slot's module gives now, as torch asks a forward hook."""
         main, source = main_of(output), source_of(args, kwargs)
-        if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
-            heard = self.hear((source,), main)
-        else:
+        heard: Tensor | None
+        if _becomes_compiled():
             heard = self._in_graph(source if isinstance(source, Tensor) else main, main)
+        else:
+            heard = self.hear((source,), main)
         return None if heard is None else with_main(output, heard)
 
     def _in_graph(self, source: Tensor, output: Tensor) -> Tensor:
@@ -153,6 +157,11 @@ class Socket:
             torch.full_like(gradient, -0.0) if to_output is None else to_output,
             torch.full_like(source, -0.0) if to_source is None else to_source.to(source.dtype),
         )
+
+
+def _becomes_compiled() -> bool:
+    """Whether torch makes a graph to run in this process of what calls this; one to export is to hold no socket."""
+    return torch.compiler.is_dynamo_compiling() and not (_TELLS_EXPORTS and torch.compiler.is_exporting())
 
 
 _SOCKETS: weakref.WeakValueDictionary[int, Socket] = weakref.WeakValueDictionary()
