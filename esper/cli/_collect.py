@@ -35,7 +35,7 @@ def collect(
         "mnist1d"
     ),
     host: Annotated[str, typer.Option(help="Host network; one of linear layers, norms and activations.")] = "mlp",
-    policy: Annotated[str, typer.Option(help="noop, fixed, heuristic, or one of an installed package.")] = "heuristic",
+    policy: Annotated[str, typer.Option(help="noop, random, fixed, heuristic, or a package's own.")] = "heuristic",
     runs: Annotated[int, typer.Option(min=1, max=_RUNS_MAX, help="Runs to train; each is one episode.")] = 256,
     stack: Annotated[int, typer.Option(min=1, max=8192, help="Runs that are computed together.")] = 64,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, each with stacks of its own.")] = 1,

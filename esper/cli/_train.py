@@ -110,7 +110,7 @@ def train(
             help="Host network: mlp, cnn, cnn_bn or transformer, as the task has it, or one of an installed package."
         ),
     ] = "mlp",
-    policy: Annotated[str, typer.Option(help="noop, fixed, heuristic, or one of an installed package.")] = "heuristic",
+    policy: Annotated[str, typer.Option(help="noop, random, fixed, heuristic, or a package's own.")] = "heuristic",
     epochs: Annotated[int, typer.Option(min=1, max=_EPOCHS_MAX, help="Epochs to train.")] = 40,
     seed: Annotated[int, typer.Option(min=0, max=_SEED_MAX, help="Seed of all randomness.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",

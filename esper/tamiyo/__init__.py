@@ -7,7 +7,8 @@ from esper.tamiyo._heuristic import HeuristicPolicy
 from esper.tamiyo._heuristic_config import HeuristicConfig
 from esper.tamiyo._noop import NoopPolicy
 from esper.tamiyo._observation import OBSERVATION_SCHEMA, Observation, SlotView, observe
-from esper.tamiyo._policy import BadPolicyParameters, Policy, Proposal, UnknownPolicy
+from esper.tamiyo._policy import BadPolicyParameters, DrawingPolicy, Policy, Proposal, UnknownPolicy
+from esper.tamiyo._random import RandomPolicy
 from esper.tamiyo._registry import check_policy, known_policies, make_policy
 from esper.tamiyo._service import TamiyoService, build_service
 from esper.tamiyo._stack import StackDecider
@@ -23,6 +24,7 @@ __all__ = [
     "BadPolicyParameters",
     "BlueprintOption",
     "Decision",
+    "DrawingPolicy",
     "FieldReportStore",
     "FixedPolicy",
     "FixedSchedule",
@@ -33,6 +35,7 @@ __all__ = [
     "Observation",
     "Policy",
     "Proposal",
+    "RandomPolicy",
     "RunState",
     "SlotView",
     "StackDecider",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from random import Random
 
 from esper.core.errors import UsageError
 from esper.core.ids import EventId, derive_id
@@ -13,7 +14,7 @@ from esper.tamiyo._actions import CONTINUE, GERMINATE, SEED_OPERATIONS, Action, 
 from esper.tamiyo._facts import PacketFacts
 from esper.tamiyo._noop import NoopPolicy
 from esper.tamiyo._observation import OBSERVATION_SCHEMA, Observation, observe
-from esper.tamiyo._policy import Policy, Proposal, foresees
+from esper.tamiyo._policy import Policy, Proposal, draws, foresees
 from esper.tamiyo._registry import make_policy
 from esper.tamiyo._state import RunState
 
@@ -66,12 +67,18 @@ def decide(
     observation = observe(state.history(packet.epoch), state.decisions.values(), forked_epochs=forked)
     barred = barred_while(held=packet.held, breaker_open=packet.breaker_open)
     space = action_space(observation, policy.options, refused=refused, barred=barred)
-    proposal = policy.propose(observation, space)
+    rng_seed = derive_seed(packet.random_seed, SOURCE, packet.epoch)
+    if draws(policy):
+        proposal = policy.draw(observation, space, Random(rng_seed))  # noqa: S311 - a draw of a policy, not a secret
+    else:
+        proposal = policy.propose(observation, space)
     decision_id = decision_id_of(state.run_id, packet.event_id)
     command = _command(state.run_id, packet, proposal.action, decision_id)
     if proposal.action.operation != GERMINATE and foresees(policy):
         command.candidates.extend(_germination(action) for action in policy.candidates(observation, space))
-    return Decision(made=_made(state.run_id, packet, policy, observation, proposal, command), command=command)
+    made = _made(state.run_id, packet, policy, observation, proposal, command)
+    made.rng_seed, made.rng_counter = rng_seed, len(proposal.heads) if draws(policy) else 0
+    return Decision(made=made, command=command)
 
 
 def _command(run_id: str, packet: PacketFacts, action: Action, decision_id: EventId) -> ly.AdaptationCommand:
@@ -136,8 +143,6 @@ def _made(
         observation=observation.values,
         heads=heads,
         log_probability=sum(head.log_probability for head in heads),
-        rng_seed=derive_seed(packet.random_seed, SOURCE),
-        rng_counter=0,  # numbers drawn so far; the policies of this version draw none
         proposed=command,
         command_id=command.command_id,
         reasons=proposal.reasons,

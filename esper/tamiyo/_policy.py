@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Protocol, TypeGuard
 
 from esper.core.errors import UsageError
@@ -66,6 +67,18 @@ class ForeseeingPolicy(Policy, Protocol):
 
         They order nothing, and a proposal may be another.
         """
+
+
+class DrawingPolicy(Policy, Protocol):
+    """A policy that draws its action; the same observation, space and stream give the same one."""
+
+    def draw(self, observation: Observation, space: ActionSpace, stream: Random) -> Proposal:
+        """Return an action drawn from `stream`, one number a head, with the probabilities that it was drawn with."""
+
+
+def draws(policy: Policy) -> TypeGuard[DrawingPolicy]:
+    """Whether a policy draws its action."""
+    return callable(getattr(policy, "draw", None))
 
 
 def foresees(policy: Policy) -> TypeGuard[ForeseeingPolicy]:

@@ -10,11 +10,13 @@ from esper.tamiyo._heuristic import HeuristicPolicy
 from esper.tamiyo._noop import NoopPolicy
 from esper.tamiyo._own import POLICY_ENTRY_POINTS, own_policy
 from esper.tamiyo._policy import Policy, UnknownPolicy
+from esper.tamiyo._random import RandomPolicy
 
 _POLICIES: Mapping[str, Callable[[Mapping[str, float]], Policy]] = {
     FixedPolicy.name: FixedPolicy.from_parameters,
     HeuristicPolicy.name: HeuristicPolicy.from_parameters,
     NoopPolicy.name: NoopPolicy.from_parameters,
+    RandomPolicy.name: RandomPolicy.from_parameters,
 }
 
 

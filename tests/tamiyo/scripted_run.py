@@ -57,6 +57,7 @@ class ScriptedRun:
     slots: Sequence[ly.SlotState] = field(default_factory=lambda: [slot_state()])
     refuse: Sequence[int] = ()
     epochs_told: int | None = None
+    seed: int = 7
     seeds: list[Seed] = field(default_factory=list)
     epoch: int = 0
     stages_seen: dict[str, list[int]] = field(default_factory=dict)
@@ -71,7 +72,7 @@ class ScriptedRun:
             policy=self.policy,
             policy_parameters=dict(self.parameters),
             epochs=self.epochs,
-            seed=7,
+            seed=self.seed,
         )
 
     def next_packet(self) -> ly.SystemStatePacket:
@@ -103,7 +104,7 @@ class ScriptedRun:
             multiply_adds=1_000_000 * self.epoch,
             task="mnist1d",
             host="mlp",
-            seed=7,
+            seed=self.seed,
         )
 
     def apply(self, command: ly.AdaptationCommand | None) -> ly.CommandOutcome:

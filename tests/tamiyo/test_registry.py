@@ -22,7 +22,7 @@ from esper.tamiyo import (
 
 def test_known_policies_are_those_that_can_be_made() -> None:
     """Every listed name makes a policy of that name, and the list is what the command line shows."""
-    assert known_policies() == ("fixed", "heuristic", "noop")
+    assert known_policies() == ("fixed", "heuristic", "noop", "random")
     assert [make_policy(name).name for name in known_policies()] == list(known_policies())
 
 
@@ -50,6 +50,10 @@ def test_an_unknown_policy_is_a_usage_error_that_lists_the_known_ones() -> None:
         ("fixed", {"germinate": math.inf}, "germinate"),
         ("fixed", {"blueprint": 51.0}, "blueprint"),
         ("fixed", {"parameter.depth": math.nan}, "parameter.depth"),
+        ("random", {"act": 0.0}, "act"),
+        ("random", {"act": 1.5}, "act"),
+        ("random", {"act": math.nan}, "act"),
+        ("random", {"seed": 1.0}, "seed"),
     ],
 )
 def test_bad_parameters_are_refused_by_name(policy: str, parameters: dict[str, float], named: str) -> None:
@@ -78,6 +82,8 @@ def test_the_digest_names_the_configuration() -> None:
         make_policy("fixed", {"blueprint": 9.0}),
         make_policy("heuristic"),
         make_policy("heuristic", {"keep_gain_min": 0.01}),
+        make_policy("random"),
+        make_policy("random", {"act": 0.5}),
     ]
     digests = [policy.digest for policy in policies]
     assert len(set(digests)) == len(digests)
