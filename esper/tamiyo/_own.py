@@ -6,8 +6,9 @@ A policy that fails while a run goes on changes nothing, and its decision says w
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint
+from random import Random
 from typing import Final
 
 from esper.core.errors import EsperError
@@ -15,7 +16,7 @@ from esper.core.plugins import load, unusable
 from esper.core.text import in_words
 from esper.tamiyo._actions import Action, ActionSpace, BlueprintOption, Head
 from esper.tamiyo._observation import Observation
-from esper.tamiyo._policy import Policy, Proposal
+from esper.tamiyo._policy import DrawingPolicy, Policy, Proposal, draws
 
 POLICY_ENTRY_POINTS: Final = "esper.policies"
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -50,8 +51,11 @@ class OwnPolicy:
 
     def propose(self, observation: Observation, space: ActionSpace) -> Proposal:
         """Return the policy's proposal, or "continue" where it raises or proposes what the space does not allow."""
+        return self._kept_to_promise(space, lambda: self._policy.propose(observation, space))
+
+    def _kept_to_promise(self, space: ActionSpace, ask: Callable[[], Proposal]) -> Proposal:
         try:
-            proposal = self._policy.propose(observation, space)
+            proposal = ask()
             problem = _problem(proposal, space)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's policy may raise anything; the run goes on
             return self._nothing(space, f"it failed with {in_words(error)}")
@@ -60,6 +64,18 @@ class OwnPolicy:
     def _nothing(self, space: ActionSpace, cause: str) -> Proposal:
         action = Action()
         return Proposal(action, space.certain_heads(action), (f"nothing is changed: policy {self.name!r}: {cause}",))
+
+
+class OwnDrawingPolicy(OwnPolicy):
+    """The same for a policy that draws its action."""
+
+    def __init__(self, point: EntryPoint, policy: DrawingPolicy) -> None:
+        super().__init__(point, policy)
+        self._drawing = policy
+
+    def draw(self, observation: Observation, space: ActionSpace, stream: Random) -> Proposal:
+        """Return what the policy draws, or "continue" where it raises or draws what the space does not allow."""
+        return self._kept_to_promise(space, lambda: self._drawing.draw(observation, space, stream))
 
 
 def own_policy(point: EntryPoint, parameters: Mapping[str, float]) -> OwnPolicy:
@@ -81,7 +97,7 @@ def own_policy(point: EntryPoint, parameters: Mapping[str, float]) -> OwnPolicy:
         raise unusable("policy", point, f"its function failed with {in_words(error)}") from error
     if problem:
         raise unusable("policy", point, f"its function returned a {type(policy).__name__} {problem}")
-    return OwnPolicy(point, policy)
+    return OwnDrawingPolicy(point, policy) if draws(policy) else OwnPolicy(point, policy)
 
 
 def _unkept(policy: object, *, name: str) -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import EntryPoint
+from random import Random
 from types import ModuleType
 from typing import Any
 
@@ -79,7 +80,7 @@ def decided(policy: str) -> tuple[ly.DecisionMade, ly.AdaptationCommand]:
 def test_an_installed_policy_decides_under_its_own_name(plugin: ModuleType) -> None:
     """Goal: an entry point is all it takes. Method: list, make and ask it for a decision."""
     plugin.make = Eager
-    assert known_policies() == ("eager", "fixed", "heuristic", "noop")
+    assert known_policies() == ("eager", "fixed", "heuristic", "noop", "random")
     made, command = decided("eager")
     assert (made.policy, made.policy_version, made.policy_digest) == ("eager", "eager-1", "ab" * 32)
     assert list(made.reasons) == ["because it may"]
@@ -166,6 +167,24 @@ def test_a_policy_that_fails_costs_its_run_nothing(
     (reason,) = made.reasons
     assert reason.startswith("nothing is changed: policy 'eager': ")
     assert words in reason
+
+
+def test_a_policy_that_draws_is_given_its_stream(plugin: ModuleType) -> None:
+    """Goal: a package's policy may draw, and its run repeats. Method: one that says what it drew, asked twice; and one
+    that draws nothing of use, which changes nothing."""
+
+    def draw(self: Eager, observation: Observation, space: ActionSpace, stream: Random) -> Proposal:
+        return replace(self.propose(observation, space), reasons=(f"drew {stream.random()}",))
+
+    plugin.make = type("Drawing", (Eager,), {"draw": draw})
+    (made, command), (again, _) = decided("eager"), decided("eager")
+    assert command.command_type == ly.COMMAND_SEED
+    expected = f"drew {Random(made.rng_seed).random()}"  # noqa: S311 - a draw of a policy, not a secret
+    assert list(made.reasons) == list(again.reasons) == [expected]
+    plugin.make = type("Broken", (Eager,), {"draw": lambda *_: None})
+    made, command = decided("eager")
+    assert command.command_type == ly.COMMAND_CONTINUE
+    assert "it proposed a NoneType" in made.reasons[0]
 
 
 def test_a_policy_that_is_gone_is_stood_in_for(plugin: ModuleType) -> None:
