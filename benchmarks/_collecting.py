@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -60,13 +60,10 @@ class Collector:
     make: Callable[[int], Environment]
     count: int
     generator: torch.Generator
-    #: Returns of the episodes that ended.
-    returns: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._all = [self.make(index) for index in range(self.count)]
         self._states = [each.reset() for each in self._all]
-        self._sums = [0.0] * self.count
 
     def collect(self, policy: Callable[[Observations], Judgement], steps: int, *, gamma: float) -> Experience:
         """Let the policy take `steps` steps in each environment."""
@@ -90,11 +87,7 @@ class Collector:
     def _step(self, index: int, action: int) -> tuple[Tensor, float, bool, bool]:
         state, reward, terminated, truncated = self._all[index].step(action)
         over = terminated or truncated
-        self._sums[index] += reward
-        self._states[index] = state
-        if over:
-            self.returns.append(self._sums[index])
-            self._sums[index], self._states[index] = 0.0, self._all[index].reset()
+        self._states[index] = self._all[index].reset() if over else state
         return state, reward, terminated, over
 
     def _experience(

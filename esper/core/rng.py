@@ -16,6 +16,11 @@ def derive_seed(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def stream_of(seed: int) -> random.Random:
+    """Return the stream of `seed`: for draws that are drawn again, never for secrets."""
+    return random.Random(seed)  # noqa: S311 - as the docstring says
+
+
 def jitter(seconds: float) -> float:
     """Return a waiting time drawn evenly from half of `seconds` to all of it ("equal jitter")."""
     return seconds / 2 + random.random() * seconds / 2  # noqa: S311 - spreads retries, guards nothing

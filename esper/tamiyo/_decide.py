@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from random import Random
 
 from esper.core.errors import UsageError
 from esper.core.ids import EventId, derive_id
-from esper.core.rng import derive_seed
+from esper.core.rng import derive_seed, stream_of
 from esper.leyline import messages as ly
 from esper.tamiyo._actions import CONTINUE, GERMINATE, SEED_OPERATIONS, Action, Head, action_space, barred_while
 from esper.tamiyo._facts import PacketFacts
@@ -69,7 +68,7 @@ def decide(
     space = action_space(observation, policy.options, refused=refused, barred=barred)
     rng_seed = derive_seed(packet.random_seed, SOURCE, packet.epoch)
     if draws(policy):
-        proposal = policy.draw(observation, space, Random(rng_seed))  # noqa: S311 - a draw of a policy, not a secret
+        proposal = policy.draw(observation, space, stream_of(rng_seed))
     else:
         proposal = policy.propose(observation, space)
     decision_id = decision_id_of(state.run_id, packet.event_id)

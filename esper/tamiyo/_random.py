@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import accumulate
 from random import Random
 
+from esper.core.rng import stream_of
 from esper.tamiyo._actions import (
     BLEND_EPOCHS,
     DEFAULT_OPTIONS,
@@ -66,7 +67,7 @@ class RandomPolicy:
 
     def propose(self, observation: Observation, space: ActionSpace) -> Proposal:
         """Return what the stream of seed 0 draws; see `draw`."""
-        return self.draw(observation, space, Random(0))  # noqa: S311 - a draw of a policy, not a secret
+        return self.draw(observation, space, stream_of(0))
 
     def draw(self, observation: Observation, space: ActionSpace, stream: Random) -> Proposal:
         """Return a drawn action with the probabilities that it was drawn with; one number a head is taken."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass
-class Probe:
+class Probe(ABC):
     """An environment of two actions and states of one figure; `length` steps an episode."""
 
     seed: int
@@ -44,8 +45,9 @@ class Probe:
     def _next(self) -> Tensor:
         return self._state
 
+    @abstractmethod
     def _reward(self, action: int) -> float:
-        raise NotImplementedError
+        """Return what an action is worth now."""
 
 
 class ConstantReward(Probe):

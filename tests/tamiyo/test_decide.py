@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.core.ids import derive_id
+from esper.core.rng import stream_of
 from esper.leyline import messages as ly
 from esper.tamiyo import Observation, RunState, action_space, decide, fold, known_policies, make_policy
 from esper.tamiyo._due import command_to_send, packet_to_decide, reports_due
@@ -105,7 +105,7 @@ def test_a_recorded_decision_can_be_asked_again(data: st.DataObject, policy: str
         observation = Observation(tuple(decision.observation_names), tuple(decision.observation))
         space = action_space(observation, again.options)
         if draws(again):
-            proposal = again.draw(observation, space, Random(decision.rng_seed))  # noqa: S311 - a draw of a policy, not a secret
+            proposal = again.draw(observation, space, stream_of(decision.rng_seed))
         else:
             proposal = again.propose(observation, space)
         assert again.digest == decision.policy_digest

@@ -15,6 +15,7 @@ import pytest
 
 from esper.core.errors import UsageError
 from esper.core.plugins import Offers, offers
+from esper.core.rng import stream_of
 from esper.leyline import messages as ly
 from esper.tamiyo import (
     Action,
@@ -179,7 +180,7 @@ def test_a_policy_that_draws_is_given_its_stream(plugin: ModuleType) -> None:
     plugin.make = type("Drawing", (Eager,), {"draw": draw})
     (made, command), (again, _) = decided("eager"), decided("eager")
     assert command.command_type == ly.COMMAND_SEED
-    expected = f"drew {Random(made.rng_seed).random()}"  # noqa: S311 - a draw of a policy, not a secret
+    expected = f"drew {stream_of(made.rng_seed).random()}"
     assert list(made.reasons) == list(again.reasons) == [expected]
     plugin.make = type("Broken", (Eager,), {"draw": lambda *_: None})
     made, command = decided("eager")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from random import Random
 
 import pytest
 
+from esper.core.rng import stream_of
 from esper.leyline import messages as ly
 from esper.tamiyo import RunState, decide, fold, make_policy
 from esper.tamiyo._actions import ActionSpace, action_space
@@ -35,7 +35,7 @@ def test_probabilities_are_those_of_its_draws(stage: ly.SeedLifecycleStage | Non
     """Goal: logs that can be learned from. Method: 20,000 draws; the share of each action of each head is what the
     heads of its decisions say, within four standard errors, and no draw leaves its mask."""
     observation, space = seen(stage=stage)
-    policy, stream = RandomPolicy(act=0.6), Random(1)  # noqa: S311 - a draw of a policy, not a secret
+    policy, stream = RandomPolicy(act=0.6), stream_of(1)
     drawn: Counter[tuple[int, ...]] = Counter()
     said: dict[tuple[int, ...], float] = {}
     for _ in range(DRAWS):

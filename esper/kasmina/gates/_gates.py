@@ -6,26 +6,12 @@ Here are G0, G2 and G4; G1, G3 and G5 have modules of their own (`_gate_gradient
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
 
+from esper.core.checks import check
 from esper.kasmina._config import GateLimits
 from esper.leyline import messages as ly
-
-Comparison = Literal["<=", ">=", "=="]
-_COMPARE: Final[Mapping[Comparison, Callable[[float, float], bool]]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "==": operator.eq,
-}
-
-
-def check(name: str, value: float, comparison: Comparison, bound: float) -> ly.GateCheck:
-    """Return one figure held against its bound; NaN never passes."""
-    passed = _COMPARE[comparison](value, bound)
-    return ly.GateCheck(name=name, value=value, bound=bound, comparison=comparison, passed=passed)
 
 
 def verdict(gate: ly.SeedLifecycleGate, checks: Sequence[ly.GateCheck]) -> ly.GateEvaluated:

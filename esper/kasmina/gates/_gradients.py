@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from esper.core.checks import check
 from esper.kasmina._config import GateLimits
-from esper.kasmina.gates._gates import check, verdict
+from esper.kasmina.gates._gates import verdict
 from esper.leyline import messages as ly
 
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from esper.kasmina.gates._gates import check, verdict
+from esper.core.checks import check
+from esper.kasmina.gates._gates import verdict
 from esper.leyline import messages as ly
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from esper.kasmina.gates._gates import check, verdict
+from esper.core.checks import check
+from esper.kasmina.gates._gates import verdict
 from esper.leyline import messages as ly
 
 

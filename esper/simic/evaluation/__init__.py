@@ -8,12 +8,11 @@ from esper.simic.evaluation._estimates import (
     logged,
     per_decision,
 )
-from esper.simic.evaluation._gain import Check, Gain, GainBounds, judged_gain
+from esper.simic.evaluation._gain import Gain, GainBounds, judged_gain
 from esper.simic.evaluation._intervals import Interval, of_mean, of_statistic, resampled
 from esper.simic.evaluation._seen import Seen, as_seen
 
 __all__ = [
-    "Check",
     "Episodes",
     "Gain",
     "GainBounds",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from esper.core.checks import check
+from esper.leyline import messages as ly
 from esper.simic.evaluation._estimates import Episodes, Weighted, doubly_robust, effective_episodes, per_decision
 from esper.simic.evaluation._intervals import SAMPLES, Interval, of_mean, of_statistic, resampled
 
@@ -25,21 +27,6 @@ class GainBounds:
 
 
 @dataclass(frozen=True)
-class Check:
-    """One figure and its bound, as a gate records them."""
-
-    name: str
-    value: float
-    bound: float
-    comparison: str
-
-    @property
-    def passed(self) -> bool:
-        """Whether the figure keeps its bound; what is no number keeps none."""
-        return self.value >= self.bound if self.comparison == ">=" else self.value > self.bound
-
-
-@dataclass(frozen=True)
 class Gain:
     """What a candidate returns more than an incumbent, an episode, by each estimate; and the checks in their order."""
 
@@ -47,12 +34,12 @@ class Gain:
     per_decision: Interval
     weighted: Interval
     doubly_robust: Interval
-    checks: tuple[Check, ...]
+    checks: tuple[ly.GateCheck, ...]
 
     @property
     def passed(self) -> bool:
         """Whether every check passed."""
-        return all(check.passed for check in self.checks)
+        return all(each.passed for each in self.checks)
 
 
 def judged_gain(
@@ -93,9 +80,9 @@ def judged_gain(
     )
     effective = effective_episodes(candidate)
     checks = (
-        Check("effective_episodes", effective, max(bounds.effective_min, bounds.effective_share_min * count), ">="),
-        Check("weighted_gain_low", weighted.low, -bounds.loss_max, ">"),
-        Check("doubly_robust_gain_low", robust.low, -bounds.loss_max, ">"),
-        Check("signs_of_gains", weighted.estimate * robust.estimate, 0.0, ">"),
+        check("effective_episodes", effective, ">=", max(bounds.effective_min, bounds.effective_share_min * count)),
+        check("weighted_gain_low", weighted.low, ">", -bounds.loss_max),
+        check("doubly_robust_gain_low", robust.low, ">", -bounds.loss_max),
+        check("signs_of_gains", weighted.estimate * robust.estimate, ">", 0.0),
     )
     return Gain(effective, plain, weighted, robust, checks)

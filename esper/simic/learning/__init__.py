@@ -2,7 +2,7 @@
 
 from esper.simic.learning._experience import NO_STEP, Experience, Observations, return_scale, rows_of
 from esper.simic.learning._heads import divergence, entropy, masked_log_probabilities, taken
-from esper.simic.learning._improve import ActorCritic, Judgement, Objective, Progress, Settings, improve
+from esper.simic.learning._improve import ActorCritic, Figures, Judgement, Objective, Progress, Settings, improve
 from esper.simic.learning._objective import (
     Surrogate,
     advantage_weighted,
@@ -16,6 +16,7 @@ __all__ = [
     "NO_STEP",
     "ActorCritic",
     "Experience",
+    "Figures",
     "Judgement",
     "Objective",
     "Observations",

@@ -9,7 +9,7 @@ Schulman, 2021, arXiv 2110.00641), with the targets of V-trace (Espeholt et al.,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Final, Protocol
 
@@ -70,26 +70,41 @@ class Settings:
     #: Where the mean KL from the round's first policy goes above it after a pass, the round ends.
     kl_target: float = math.inf
     gradient_norm_max: float = 0.5
-    #: AWR's: small imitates only the best actions, large all.
+    #: AWR's, in units of the advantages' spread: small imitates only the best actions, large all.
     temperature: float = 1.0
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What a round did; means over its last pass, in nats where they are divergences and entropies."""
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What learning showed; means over steps, in nats where they are divergences and entropies."""
 
-    passes: int
     policy_loss: float
     value_loss: float
     kl_proximal: float
+    #: 0.0 where the log does not hold all that the behaviour policy gave.
     kl_behaviour: float
     entropy: float
     clip_share: float
     #: Of the importance weights, in 0..1.
     effective_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Figures):
+    """What a round did; the figures are those of its last pass."""
+
+    passes: int
     #: Of the targets' variance, by the critic at the round's beginning; NaN where there is none.
     explained_variance: float
     #: The largest norm of a gradient before it was clipped.
+    gradient_norm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Minibatch(Figures):
+    """What one minibatch showed."""
+
+    steps: int
     gradient_norm: float
 
 
@@ -125,15 +140,18 @@ def improve(
         on_policy: Whether this very policy took all steps. Then every importance weight is exactly 1.0.
 
     Raises:
-        ValueError: there is no step; a step was taken that its mask forbids, or that this policy never takes.
+        ValueError: there is no step, or no behaviour policy to keep near to; a step was taken that its mask forbids,
+            or that this policy never takes.
         FloatingPointError: a loss or a gradient is not finite; the policy stands where it stood before that step.
     """
     if not len(experience):
         raise ValueError("there is no step to learn from")
+    if settings.behaviour_weight and not experience.behaviour:
+        raise ValueError("the divergence from the behaviour policy weighs, and the log does not hold its probabilities")
     first = torch.randperm(len(experience), generator=generator)
     known = _known(policy, experience, settings, first, on_policy=on_policy)
     explained = explained_variance(known.values, known.returns.value_targets)
-    done: list[_Figures] = []
+    done: list[_Minibatch] = []
     passes = 0
     for index in range(settings.epochs):
         order = first if index == 0 else torch.randperm(len(experience), generator=generator)
@@ -143,7 +161,7 @@ def improve(
             break
     return Progress(
         passes=passes,
-        **{name: _mean(done, name) for name in _MEANS},
+        **{field.name: _mean(done, field.name) for field in fields(Figures)},
         explained_variance=explained,
         gradient_norm=max(each.gradient_norm for each in done),
     )
@@ -187,33 +205,7 @@ def _known(
     return _Round(experience, settings, log_proximal, log_behaviour, values[:steps], returns)
 
 
-@dataclass(frozen=True)
-class _Figures:
-    """What one minibatch showed."""
-
-    steps: int
-    policy_loss: float
-    value_loss: float
-    kl_proximal: float
-    kl_behaviour: float
-    entropy: float
-    clip_share: float
-    effective_share: float
-    gradient_norm: float
-
-
-_MEANS: Final = (
-    "policy_loss",
-    "value_loss",
-    "kl_proximal",
-    "kl_behaviour",
-    "entropy",
-    "clip_share",
-    "effective_share",
-)
-
-
-def _learn(policy: ActorCritic, optimizer: torch.optim.Optimizer, known: _Round, steps: Tensor) -> _Figures:
+def _learn(policy: ActorCritic, optimizer: torch.optim.Optimizer, known: _Round, steps: Tensor) -> _Minibatch:
     """Take one step of the optimiser on a minibatch."""
     experience, settings = known.experience, known.settings
     judged = policy(_at(experience.observations, steps))
@@ -241,7 +233,7 @@ def _learn(policy: ActorCritic, optimizer: torch.optim.Optimizer, known: _Round,
     if settings.behaviour_weight:
         loss = loss + settings.behaviour_weight * away
     norm = _step(optimizer, loss, settings.gradient_norm_max)
-    return _Figures(
+    return _Minibatch(
         steps=len(steps),
         policy_loss=float(actor.detach()),
         value_loss=float(critic.detach()),
@@ -285,5 +277,5 @@ def _at(observations: Observations, steps: Tensor) -> Observations:
     return {name: tensor[steps] for name, tensor in observations.items()}
 
 
-def _mean(done: list[_Figures], name: str) -> float:
+def _mean(done: list[_Minibatch], name: str) -> float:
     return math.fsum(getattr(each, name) * each.steps for each in done) / sum(each.steps for each in done)

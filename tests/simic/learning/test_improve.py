@@ -123,6 +123,14 @@ def test_a_step_that_cannot_have_been_taken_is_refused() -> None:
         rounds(Settings(), experience=replace(LOG, masks=(masks,)))
 
 
+def test_nothing_is_kept_near_to_what_was_not_logged() -> None:
+    """A weight without what it weighs would be dropped in silence."""
+    bare = replace(LOG, behaviour=())
+    assert rounds(Settings(), experience=bare)[1].kl_behaviour == 0.0
+    with pytest.raises(ValueError, match="does not hold its probabilities"):
+        rounds(Settings(behaviour_weight=0.1), experience=bare)
+
+
 def test_a_gradient_that_is_no_number_changes_nothing() -> None:
     policy = Table(MDP.behaviour(2))
     policy.values.data[3, 3] = math.nan

@@ -132,7 +132,7 @@ def test_a_stale_normaliser_is_caught() -> None:
     """A mutation: states are seen as another version of the normaliser shows them, not as they were logged."""
     torch.manual_seed(0)
     policy = Mlp(1, 2)
-    torch.nn.init.normal_(policy.actor[-1].weight)  # type: ignore[arg-type]  # a layer's weight
+    torch.nn.init.normal_(policy.actor[-1].weight)
     experience = Collector(probes.FittingReward, 16, torch.Generator().manual_seed(1)).collect(policy, 16, gamma=GAMMA)
     stale = replace(experience, observations={"state": 0.2 * experience.observations["state"] + 0.7})
     shares = []
