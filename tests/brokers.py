@@ -112,7 +112,7 @@ def container(image: str, home: Home) -> Iterator[str]:
 
     # The reaper, which takes containers away after a killed test run, is an image of its own.
     testcontainers_config.ryuk_disabled = not _has(testcontainers_config.ryuk_image)
-    port = _free_port()
+    port = free_port()
     kafka = DockerContainer(image).with_envs(**environment(home, port))
     kafka.ports[str(port)] = ("127.0.0.1", port)  # `with_bind_ports` takes no address and listens on every one.
     with kafka:
@@ -134,7 +134,7 @@ def _assert_runs(kafka: DockerContainer) -> None:
         pytest.fail(f"the container of {kafka.image} ended:\n" + b"".join(kafka.get_logs()).decode()[-_LOG_CHARACTERS:])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port: int = server.getsockname()[1]
