@@ -1,12 +1,13 @@
 """Tamiyo: the controller. Policies judge a run's state packets; every decision, command and report is an event."""
 
-from esper.tamiyo._actions import DEFAULT_OPTIONS, OPERATIONS, Action, ActionSpace, BlueprintOption, Head, action_space
+from esper.core.policy import OBSERVATION_SCHEMA, OPERATIONS
+from esper.tamiyo._actions import DEFAULT_OPTIONS, Action, ActionSpace, BlueprintOption, Head, action_space
 from esper.tamiyo._decide import Decision, decide
 from esper.tamiyo._fixed import FixedPolicy, FixedSchedule
 from esper.tamiyo._heuristic import HeuristicPolicy
 from esper.tamiyo._heuristic_config import HeuristicConfig
 from esper.tamiyo._noop import NoopPolicy
-from esper.tamiyo._observation import OBSERVATION_SCHEMA, Observation, SlotView, observe
+from esper.tamiyo._observation import Observation, SlotView, observe
 from esper.tamiyo._policy import BadPolicyParameters, DrawingPolicy, Policy, Proposal, UnknownPolicy
 from esper.tamiyo._random import RandomPolicy
 from esper.tamiyo._registry import check_policy, known_policies, make_policy

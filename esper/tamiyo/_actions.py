@@ -10,21 +10,12 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from esper.core.policy import LAYOUT_CODES, NONE, OPERATIONS
 from esper.leyline import messages as ly
 from esper.tamiyo._facts import LIVE_STAGES
-from esper.tamiyo._observation import LAYOUT_CODES, Observation, SlotView
+from esper.tamiyo._observation import Observation, SlotView
 
-#: First action of the slot and blueprint heads: the operation needs none.
-NONE = "none"
-CONTINUE, GERMINATE, START_GRAFTING, STABILIZE, EVALUATE, FOSSILIZE, CULL = OPERATIONS = (
-    "continue",
-    "germinate",
-    "start_grafting",
-    "stabilize",
-    "evaluate",
-    "fossilize",
-    "cull",
-)
+CONTINUE, GERMINATE, START_GRAFTING, STABILIZE, EVALUATE, FOSSILIZE, CULL = OPERATIONS
 SEED_OPERATIONS: Mapping[str, ly.SeedOperation] = {
     GERMINATE: ly.SEED_OP_GERMINATE,
     START_GRAFTING: ly.SEED_OP_START_GRAFTING,
@@ -106,16 +97,19 @@ class ActionSpace:
             return False
         return action.option in self.fitting[action.slot] if action.operation == GERMINATE else action.option is None
 
-    def _operation_mask(self) -> tuple[bool, ...]:
+    def operation_mask(self) -> tuple[bool, ...]:
+        """Return which of OPERATIONS are legal somewhere."""
         return tuple(operation == CONTINUE or bool(self.targets[operation]) for operation in OPERATIONS)
 
-    def _slot_mask(self, operation: str) -> tuple[bool, ...]:
+    def slot_mask(self, operation: str) -> tuple[bool, ...]:
+        """Return whether `operation` goes without a slot, and in which of the slots it is legal."""
         targets = self.targets.get(operation, frozenset())
         return (operation == CONTINUE, *(slot in targets for slot in self.slots))
 
-    def _option_mask(self, action: Action) -> tuple[bool, ...]:
-        germinates = action.operation == GERMINATE
-        fitting = self.fitting.get(action.slot, ()) if germinates else ()
+    def option_mask(self, operation: str, slot: str) -> tuple[bool, ...]:
+        """Return whether `operation` goes without a blueprint, and which of the options it may germinate in `slot`."""
+        germinates = operation == GERMINATE
+        fitting = self.fitting.get(slot, ()) if germinates else ()
         return (not germinates, *(option in fitting for option in self.options))
 
     def certain_heads(self, action: Action) -> tuple[Head, ...]:
@@ -124,9 +118,9 @@ class ActionSpace:
         labels = (NONE, *(option.label for option in self.options))
         option = NONE if action.option is None else action.option.label
         return (
-            _certain("operation", OPERATIONS, self._operation_mask(), action.operation),
-            _certain("slot", (NONE, *self.slots), self._slot_mask(action.operation), action.slot),
-            _certain("blueprint", labels, self._option_mask(action), option),
+            _certain("operation", OPERATIONS, self.operation_mask(), action.operation),
+            _certain("slot", (NONE, *self.slots), self.slot_mask(action.operation), action.slot),
+            _certain("blueprint", labels, self.option_mask(action.operation, action.slot), option),
         )
 
 

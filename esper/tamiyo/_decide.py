@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from esper.core.errors import UsageError
 from esper.core.ids import EventId, derive_id
+from esper.core.policy import OBSERVATION_SCHEMA
 from esper.core.rng import derive_seed, stream_of
 from esper.leyline import messages as ly
 from esper.tamiyo._actions import CONTINUE, GERMINATE, SEED_OPERATIONS, Action, Head, action_space, barred_while
 from esper.tamiyo._facts import PacketFacts
 from esper.tamiyo._noop import NoopPolicy
-from esper.tamiyo._observation import OBSERVATION_SCHEMA, Observation, observe
+from esper.tamiyo._observation import Observation, observe
 from esper.tamiyo._policy import Policy, Proposal, draws, foresees
 from esper.tamiyo._registry import make_policy
 from esper.tamiyo._state import RunState
@@ -77,6 +78,8 @@ def decide(
         command.candidates.extend(_germination(action) for action in policy.candidates(observation, space))
     made = _made(state.run_id, packet, policy, observation, proposal, command)
     made.rng_seed, made.rng_counter = rng_seed, len(proposal.heads) if draws(policy) else 0
+    if proposal.value is not None:
+        made.value_estimate = proposal.value
     return Decision(made=made, command=command)
 
 

@@ -3,7 +3,7 @@
 Nothing in it comes from a clock, so the same run gives the same observations on any machine. A figure that is
 missing or not finite is 0.0 with a companion `..._known` of 0.0: a policy can tell "zero" from "not measured".
 The vector has one block for the run and one block per slot, so a policy that decides from it alone can be
-asked again from the log and must give the same answer.
+asked again from the log and must give the same answer; for that reason the last epochs' figures are in it too.
 """
 
 from __future__ import annotations
@@ -14,17 +14,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+from esper.core.policy import LAYOUT_CODES, PAST_EPOCHS, PAST_FIGURES, blueprint_code
 from esper.leyline import messages as ly
 from esper.tamiyo._facts import DecisionFacts, PacketFacts, SeedFacts, SlotFacts
 
-#: Changes when a name is added, dropped or given another meaning.
-OBSERVATION_SCHEMA = "tamiyo.observation.v1"
 #: Epochs over which progress is judged: long enough to smooth the validation noise of one epoch, short enough
 #: to see a plateau within the first tenth of a run of 40 to 200 epochs.
 WINDOW_EPOCHS = 5
-#: Codes of the layouts in the vector; 0 is a layout that this version does not know.
-LAYOUT_CODES: Mapping[str, float] = {"vector": 1.0, "sequence": 2.0, "map1d": 3.0, "map2d": 4.0}
-
 _EVIDENCE = ("shadow_loss_first", "shadow_loss", "host_loss", "loss_seed_on", "loss_seed_off")
 
 
@@ -88,7 +84,7 @@ def observe(
         forked_epochs: Epochs that a fork took from another run, whose decisions are not its own: germinations in
             them are counted from the seeds that they left.
     """
-    pairs = [*_run_block(history)]
+    pairs = [*_run_block(history), *_past_block(history)]
     earlier = [decision for decision in decisions if decision.epoch < history[-1].epoch]
     taken = _germinated_until(history, forked_epochs)
     for slot in history[-1].slots:
@@ -133,6 +129,17 @@ def _run_block(history: Sequence[PacketFacts]) -> Iterable[tuple[str, float]]:
     yield "seeds_fossilized", float(sum(seed.stage == ly.SEED_STAGE_FOSSILIZED for seed in now.seeds))
 
 
+def _past_block(history: Sequence[PacketFacts]) -> Iterable[tuple[str, float]]:
+    """Yield the figures of the packets before the last, the nearest first; one with a figure not finite is unknown."""
+    for back in range(1, PAST_EPOCHS + 1):
+        packet = history[-1 - back] if back < len(history) else None
+        figures = [0.0 if packet is None else float(getattr(packet, name)) for name in PAST_FIGURES]
+        known = packet is not None and all(math.isfinite(figure) for figure in figures)
+        for name, figure in zip(PAST_FIGURES, figures, strict=True):
+            yield f"past/{back}/{name}", figure if known else 0.0
+        yield f"past/{back}/known", float(known)
+
+
 def loss_delta(history: Sequence[PacketFacts]) -> float | None:
     """Return validation loss now minus one packet ago (positive: worse), or None at the first packet."""
     return history[-1].validation_loss - history[-2].validation_loss if len(history) > 1 else None
@@ -165,6 +172,7 @@ def _slot_block(
 
 def _seed_block(seed: SeedFacts | None) -> Iterable[tuple[str, float]]:
     yield "stage", float(ly.SEED_STAGE_DORMANT if seed is None else seed.stage)
+    yield "blueprint", float(0 if seed is None else blueprint_code(seed.blueprint_id))
     yield "stage_epochs", float(0 if seed is None else seed.stage_epochs)
     yield "age_epochs", float(0 if seed is None else seed.age_epochs)
     yield from _measured("alpha", None if seed is None else seed.alpha)

@@ -30,6 +30,8 @@ class Proposal:
     action: Action
     heads: tuple[Head, ...]
     reasons: tuple[str, ...]
+    #: What it expects from here on, in the scale of its rewards; None without a critic.
+    value: float | None = None
 
 
 class Policy(Protocol):

@@ -10,13 +10,12 @@ from functools import cached_property
 from itertools import accumulate
 from random import Random
 
+from esper.core.policy import BLENDS, NONE, OPERATIONS
 from esper.core.rng import stream_of
 from esper.tamiyo._actions import (
     BLEND_EPOCHS,
     DEFAULT_OPTIONS,
     GERMINATE,
-    NONE,
-    OPERATIONS,
     START_GRAFTING,
     Action,
     ActionSpace,
@@ -25,9 +24,6 @@ from esper.tamiyo._actions import (
 )
 from esper.tamiyo._observation import Observation
 from esper.tamiyo._policy import BadPolicyParameters, Proposal, canonical_digest, unknown_parameter
-
-#: Actions of the schedule head -> epochs that alpha takes from 0 to 1.
-_SCHEDULES: Mapping[str, float] = {"blend_1": 1.0, "blend_2": 2.0, "blend_4": 4.0}
 
 
 class RandomPolicy:
@@ -62,7 +58,7 @@ class RandomPolicy:
     @cached_property
     def digest(self) -> str:
         options = [option.label for option in self.options]
-        configuration = {"act": self._act, "options": options, "schedules": dict(_SCHEDULES)}
+        configuration = {"act": self._act, "options": options, "schedules": dict(BLENDS)}
         return canonical_digest(self.name, self.version, configuration)
 
     def propose(self, observation: Observation, space: ActionSpace) -> Proposal:
@@ -82,12 +78,12 @@ class RandomPolicy:
         fitting = space.fitting[slot] if operation == GERMINATE else ()
         labels = (NONE, *(option.label for option in space.options))
         which = _drawn("blueprint", labels, _even(option in fitting for option in space.options), stream)
-        how = _drawn("schedule", (NONE, *_SCHEDULES), _even([operation == START_GRAFTING] * len(_SCHEDULES)), stream)
+        how = _drawn("schedule", (NONE, *BLENDS), _even([operation == START_GRAFTING] * len(BLENDS)), stream)
         action = Action(
             operation,
             slot,
             space.options[which.chosen - 1] if which.chosen else None,
-            ((BLEND_EPOCHS, [*_SCHEDULES.values()][how.chosen - 1]),) if how.chosen else (),
+            ((BLEND_EPOCHS, [*BLENDS.values()][how.chosen - 1]),) if how.chosen else (),
         )
         share = what.probabilities[what.chosen]
         return Proposal(action, (what, where, which, how), (f"drawn: {operation} with probability {share:.3g}",))

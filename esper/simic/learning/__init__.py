@@ -1,8 +1,9 @@
 """What learning computes: returns, objectives, factored actions, a round. Tensors in, tensors out; no log."""
 
+from esper.core.policy import Judgement
 from esper.simic.learning._experience import NO_STEP, Experience, Observations, return_scale, rows_of
 from esper.simic.learning._heads import divergence, entropy, masked_log_probabilities, taken
-from esper.simic.learning._improve import ActorCritic, Figures, Judgement, Objective, Progress, Settings, improve
+from esper.simic.learning._improve import ActorCritic, Figures, Objective, Progress, Settings, improve
 from esper.simic.learning._objective import (
     Surrogate,
     advantage_weighted,

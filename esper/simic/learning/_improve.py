@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor, nn
 
+from esper.core.policy import Judgement
 from esper.simic.learning._experience import Experience, Observations
 from esper.simic.learning._heads import divergence, entropy, masked_log_probabilities, taken
 from esper.simic.learning._objective import advantage_weighted, decoupled_ppo, explained_variance, value_loss
@@ -30,14 +31,6 @@ class Objective(StrEnum):
 
     PPO = "ppo"
     AWR = "awr"
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a policy says of states: logits of each head, [N, actions], and values, [N]."""
-
-    logits: tuple[Tensor, ...]
-    values: Tensor
 
 
 class ActorCritic(Protocol):
