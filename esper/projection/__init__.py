@@ -1,5 +1,6 @@
 """Projections: topics folded into DuckDB tables that anybody can query, rebuild from the log and check against it."""
 
+from esper.projection._event_tables import event_tables
 from esper.projection._listing import list_projections
 from esper.projection._past import log_source, sealed_marks
 from esper.projection._query import AsOfOffsets, Query, export, fresh_query, is_folding, query, resolve_as_of
@@ -31,6 +32,7 @@ __all__ = [
     "canonical_row",
     "catch_up",
     "delete_all",
+    "event_tables",
     "export",
     "fresh_query",
     "is_folding",

@@ -3,6 +3,7 @@
 from esper.core.policy import Judgement
 from esper.simic.learning._experience import NO_STEP, Experience, Observations, return_scale, rows_of
 from esper.simic.learning._heads import divergence, entropy, masked_log_probabilities, taken
+from esper.simic.learning._imitate import ImitationSettings, imitate
 from esper.simic.learning._improve import ActorCritic, Figures, Objective, Progress, Settings, improve
 from esper.simic.learning._objective import (
     Surrogate,
@@ -18,6 +19,7 @@ __all__ = [
     "ActorCritic",
     "Experience",
     "Figures",
+    "ImitationSettings",
     "Judgement",
     "Objective",
     "Observations",
@@ -32,6 +34,7 @@ __all__ = [
     "entropy",
     "explained_variance",
     "generalised_advantages",
+    "imitate",
     "improve",
     "masked_log_probabilities",
     "return_scale",

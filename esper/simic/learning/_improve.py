@@ -225,7 +225,7 @@ def _learn(policy: ActorCritic, optimizer: torch.optim.Optimizer, known: _Round,
     loss = loss + (settings.entropy_floor - spread).clamp(min=0.0).mean()
     if settings.behaviour_weight:
         loss = loss + settings.behaviour_weight * away
-    norm = _step(optimizer, loss, settings.gradient_norm_max)
+    norm = take_step(optimizer, loss, settings.gradient_norm_max)
     return _Minibatch(
         steps=len(steps),
         policy_loss=float(actor.detach()),
@@ -239,7 +239,7 @@ def _learn(policy: ActorCritic, optimizer: torch.optim.Optimizer, known: _Round,
     )
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, norm_max: float) -> float:
+def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, norm_max: float) -> float:
     """Take a step against the loss's gradient, clipped; return the gradient's norm."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.zero_grad()
