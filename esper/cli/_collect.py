@@ -10,12 +10,13 @@ import typer
 
 from esper.cli._console import JsonFlag, emit_json, emit_table, open_fabric, say
 from esper.cli._progress import progress
-from esper.cli._train import pairs
+from esper.cli._train import POLICY_HELP, pairs
 from esper.weatherlight import (
     KERNEL_MAKERS,
     Collection,
     TrainingRequest,
     check_collection,
+    check_learned,
     interrupt_on_sigterm,
     members_for_a_while,
 )
@@ -35,7 +36,7 @@ def collect(
         "mnist1d"
     ),
     host: Annotated[str, typer.Option(help="Host network; one of linear layers, norms and activations.")] = "mlp",
-    policy: Annotated[str, typer.Option(help="noop, random, fixed, heuristic, or a package's own.")] = "heuristic",
+    policy: Annotated[str, typer.Option(help=POLICY_HELP)] = "heuristic",
     runs: Annotated[int, typer.Option(min=1, max=_RUNS_MAX, help="Runs to train; each is one episode.")] = 256,
     stack: Annotated[int, typer.Option(min=1, max=8192, help="Runs that are computed together.")] = 64,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, each with stacks of its own.")] = 1,
@@ -71,6 +72,7 @@ def collect(
     collection = Collection(first, runs=runs, stack=stack)
     check_collection(collection)
     fabric = open_fabric()
+    check_learned(fabric, policy, first.policy_parameters)
     with _progress(runs * epochs) as progress, members_for_a_while(fabric.settings, wanted=KERNEL_MAKERS) as supervisor:
         interrupt_on_sigterm()
         if supervisor.names:

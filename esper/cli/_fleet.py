@@ -14,6 +14,7 @@ from esper.cli._train import pairs
 from esper.core.errors import OperationFailed, UsageError
 from esper.weatherlight import (
     TrainingRequest,
+    check_learned,
     check_request,
     fleet_members,
     grid,
@@ -75,6 +76,8 @@ def fleet(
     for request in {(one.host, one.policy): one for one in requests}.values():
         check_request(request)
     fabric = open_fabric()
+    for one in {each.policy: each for each in requests}.values():
+        check_learned(fabric, one.policy, one.policy_parameters)
     with _progress(len(requests)) as tell, fleet_members(fabric.settings, workers=workers) as supervisor:
         interrupt_on_sigterm()
         if supervisor.names:

@@ -18,6 +18,7 @@ from esper.weatherlight import (
     SUBSYSTEMS,
     TrainingRequest,
     absent,
+    check_learned,
     check_request,
     interrupt_on_sigterm,
     members_for_a_while,
@@ -28,6 +29,7 @@ from esper.weatherlight import train as run_training
 #: What the request's fields hold.
 _EPOCHS_MAX, _SEED_MAX = 2**32 - 1, 2**64 - 1
 _TASK_HELP = "mnist1d, digits, spirals, charlm, one of an installed package, or package.module:factory of your own."
+POLICY_HELP = "noop, random, fixed, heuristic, learned, learned@VERSION, or a package's own."
 _POLICY_PARAMETER_HELP = "NAME=NUMBER for the policy; may be given again."
 
 
@@ -110,7 +112,7 @@ def train(
             help="Host network: mlp, cnn, cnn_bn or transformer, as the task has it, or one of an installed package."
         ),
     ] = "mlp",
-    policy: Annotated[str, typer.Option(help="noop, random, fixed, heuristic, or a package's own.")] = "heuristic",
+    policy: Annotated[str, typer.Option(help=POLICY_HELP)] = "heuristic",
     epochs: Annotated[int, typer.Option(min=1, max=_EPOCHS_MAX, help="Epochs to train.")] = 40,
     seed: Annotated[int, typer.Option(min=0, max=_SEED_MAX, help="Seed of all randomness.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
@@ -141,6 +143,7 @@ def train(
     check_request(request)
     enforce_latency(wanted=enforce)
     fabric = open_fabric()
+    check_learned(fabric, policy, request.policy_parameters)
     with (
         training_progress(epochs) as progress,
         members_for_a_while(fabric.settings, wanted=tuple(SUBSYSTEMS) if members else ()) as supervisor,

@@ -7,6 +7,7 @@ from esper.oona._counters import ConsumerMetrics
 from esper.oona._events import Event, Handler, is_stale
 from esper.oona._fabric import Fabric
 from esper.oona._member_metrics import MemberMetrics
+from esper.oona._policy_board import OnRefused, PolicyBoard, unknown_version
 from esper.oona._service import Service
 from esper.oona.consuming._consumer import Consumer
 from esper.oona.housekeeping._emission import emission
@@ -84,9 +85,11 @@ __all__ = [
     "LetterOrder",
     "MemberMetrics",
     "Need",
+    "OnRefused",
     "OonaClient",
     "Pending",
     "Point",
+    "PolicyBoard",
     "Position",
     "PublishOptions",
     "Publisher",
@@ -140,5 +143,6 @@ __all__ = [
     "tail_events",
     "trace_of",
     "tracing",
+    "unknown_version",
     "write_descriptor_set",
 ]

@@ -6,9 +6,11 @@ from esper.tamiyo._decide import Decision, decide
 from esper.tamiyo._fixed import FixedPolicy, FixedSchedule
 from esper.tamiyo._heuristic import HeuristicPolicy
 from esper.tamiyo._heuristic_config import HeuristicConfig
+from esper.tamiyo._learned import LEARNED, LearnedPolicy, is_learned
 from esper.tamiyo._noop import NoopPolicy
 from esper.tamiyo._observation import Observation, SlotView, observe
-from esper.tamiyo._policy import BadPolicyParameters, DrawingPolicy, Policy, Proposal, UnknownPolicy
+from esper.tamiyo._policies import LearnedPolicies, no_learned_policy, shipped_policy
+from esper.tamiyo._policy import BadPolicyParameters, DrawingPolicy, NoLearnedPolicy, Policy, Proposal, UnknownPolicy
 from esper.tamiyo._random import RandomPolicy
 from esper.tamiyo._registry import check_policy, known_policies, make_policy
 from esper.tamiyo._service import TamiyoService, build_service
@@ -18,6 +20,7 @@ from esper.tamiyo._store import FieldReportStore
 
 __all__ = [
     "DEFAULT_OPTIONS",
+    "LEARNED",
     "OBSERVATION_SCHEMA",
     "OPERATIONS",
     "Action",
@@ -32,6 +35,9 @@ __all__ = [
     "Head",
     "HeuristicConfig",
     "HeuristicPolicy",
+    "LearnedPolicies",
+    "LearnedPolicy",
+    "NoLearnedPolicy",
     "NoopPolicy",
     "Observation",
     "Policy",
@@ -47,7 +53,10 @@ __all__ = [
     "check_policy",
     "decide",
     "fold",
+    "is_learned",
     "known_policies",
     "make_policy",
+    "no_learned_policy",
     "observe",
+    "shipped_policy",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from esper.core.errors import UsageError
+from esper.core.errors import IntegrityError, UsageError
 from esper.core.ids import EventId, derive_id
 from esper.core.policy import OBSERVATION_SCHEMA
 from esper.core.rng import derive_seed, stream_of
@@ -14,8 +14,8 @@ from esper.tamiyo._actions import CONTINUE, GERMINATE, SEED_OPERATIONS, Action, 
 from esper.tamiyo._facts import PacketFacts
 from esper.tamiyo._noop import NoopPolicy
 from esper.tamiyo._observation import Observation, observe
-from esper.tamiyo._policy import Policy, Proposal, draws, foresees
-from esper.tamiyo._registry import make_policy
+from esper.tamiyo._policy import NoLearnedPolicy, Policy, Proposal, appointed_by, draws, foresees
+from esper.tamiyo._registry import LearnedVersions, make_policy
 from esper.tamiyo._state import RunState
 
 #: Version of the meaning of AdaptationCommand and its fields.
@@ -42,12 +42,16 @@ def command_id_of(run_id: str, decision_id: str) -> EventId:
     return derive_id(run_id, "command", decision_id)
 
 
-def policy_of(state: RunState, packet: PacketFacts) -> Policy:
-    """Return the policy that the run asks for; one that cannot be had is stood in for by `noop`, with the reason."""
+def policy_of(state: RunState, packet: PacketFacts, learned: LearnedVersions | None = None) -> Policy:
+    """Return the policy that the run asks for; one that cannot be had is stood in for by `noop`, with the reason.
+
+    Raises:
+        NotReadyError, BrokerUnavailable: the weights of a version that the run names could not be read for now.
+    """
     parameters = dict(state.request.parameters) if state.request is not None else {}
     try:
-        return make_policy(packet.policy, parameters)
-    except UsageError as error:
+        return make_policy(packet.policy, parameters, learned=learned)
+    except (UsageError, NoLearnedPolicy, IntegrityError) as error:
         return NoopPolicy(reasons=(f"nothing is changed: {error}",))
 
 
@@ -148,6 +152,7 @@ def _made(
         proposed=command,
         command_id=command.command_id,
         reasons=proposal.reasons,
+        policy_event_id=appointed_by(policy),
     )
 
 

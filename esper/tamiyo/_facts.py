@@ -134,6 +134,8 @@ class DecisionFacts:
     seed_id: str
     blueprint_id: str
     proposed: bytes
+    policy_digest: str = ""
+    policy_event_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,8 @@ def decision_facts(decision: ly.DecisionMade) -> DecisionFacts:
         seed_id=command.target_seed_id,
         blueprint_id=operation.blueprint_id,
         proposed=command.SerializeToString(deterministic=True),
+        policy_digest=decision.policy_digest,
+        policy_event_id=decision.policy_event_id,
     )
 
 

@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from esper.leyline import messages as ly
 
 LEARNED: Final = "learned"
+_PINNED: Final = f"{LEARNED}@"
+
+
+def is_learned(name: str) -> bool:
+    """Whether a request of this policy is decided by a learned version: the current one, or the one that it names."""
+    return name == LEARNED or name.startswith(_PINNED)
+
+
+def pinned_version(name: str) -> str:
+    """Return the version that `learned@VERSION` names; nothing for `learned`."""
+    return name.removeprefix(_PINNED) if name.startswith(_PINNED) else ""
 
 
 @dataclass(frozen=True)
@@ -59,9 +70,20 @@ class LearnedPolicy:
     the way in which it was judged.
     """
 
-    name = LEARNED
-
-    def __init__(self, network: PolicyNetwork, *, version: str, digest: str, drawing: Drawing = Drawing()) -> None:
+    def __init__(
+        self,
+        network: PolicyNetwork,
+        *,
+        version: str,
+        digest: str,
+        drawing: Drawing = Drawing(),
+        name: str = LEARNED,
+        appointed_by: str = "",
+    ) -> None:
+        #: As the request has it: LEARNED, or with the version that it asks for.
+        self.name = name
+        #: event_id of the promotion or rollback by which it decides; empty where none had to.
+        self.appointed_by = appointed_by
         self._network = network
         self._drawing = drawing
         self.version = version
@@ -90,7 +112,7 @@ class LearnedPolicy:
         if self._drawing == Drawing():
             return self._digest
         drawn = {"explore": self._drawing.explore, "temperature": self._drawing.temperature}
-        return canonical_digest(self.name, self.version, {"policy": self._digest, **drawn})
+        return canonical_digest(LEARNED, self.version, {"policy": self._digest, **drawn})
 
     def propose(self, observation: Observation, space: ActionSpace) -> Proposal:
         """Return what the stream of seed 0 draws; see `draw`."""

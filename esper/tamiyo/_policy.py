@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol, TypeGuard
 
-from esper.core.errors import UsageError
+from esper.core.errors import NotReadyError, UsageError
 from esper.tamiyo._actions import Action, ActionSpace, BlueprintOption, Head
 from esper.tamiyo._observation import Observation
 
@@ -21,6 +21,10 @@ class UnknownPolicy(UsageError):
 
 class BadPolicyParameters(UsageError):
     """A request gives a policy a parameter that it does not know or cannot use."""
+
+
+class NoLearnedPolicy(NotReadyError):
+    """A run asks for the learned version that decides, and none does."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,12 @@ def foresees(policy: Policy) -> TypeGuard[ForeseeingPolicy]:
     Asked at every decision: isinstance with a protocol would look at every attribute, digest and all.
     """
     return callable(getattr(policy, "candidates", None))
+
+
+def appointed_by(policy: Policy) -> str:
+    """Return the event by which a learned version decides; nothing for any other policy."""
+    found = getattr(policy, "appointed_by", "")
+    return found if isinstance(found, str) else ""
 
 
 def canonical_digest(name: str, version: str, configuration: Mapping[str, object]) -> str:

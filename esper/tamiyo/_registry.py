@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from esper.core.plugins import Offers, installed
 from esper.tamiyo._fixed import FixedPolicy
 from esper.tamiyo._heuristic import HeuristicPolicy
+from esper.tamiyo._learned import LEARNED, Drawing, LearnedPolicy, is_learned
 from esper.tamiyo._noop import NoopPolicy
 from esper.tamiyo._own import POLICY_ENTRY_POINTS, own_policy
-from esper.tamiyo._policy import Policy, UnknownPolicy
+from esper.tamiyo._policy import NoLearnedPolicy, Policy, UnknownPolicy
 from esper.tamiyo._random import RandomPolicy
 
 _POLICIES: Mapping[str, Callable[[Mapping[str, float]], Policy]] = {
@@ -20,24 +22,45 @@ _POLICIES: Mapping[str, Callable[[Mapping[str, float]], Policy]] = {
 }
 
 
+class LearnedVersions(Protocol):
+    """Who knows the learned versions of the log: `LearnedPolicies`."""
+
+    def policy(self, name: str, parameters: Mapping[str, float]) -> LearnedPolicy:
+        """Return the policy called `learned` or `learned@VERSION`."""
+
+
 def known_policies() -> tuple[str, ...]:
-    """Return the names that a request may use, sorted; nothing of another package is imported for it."""
-    return tuple(sorted({*_POLICIES, *own_policies().named}))
+    """Return the names that a request may use, sorted; nothing of another package is imported for it.
+
+    `learned` stands for `learned@VERSION`, too.
+    """
+    return tuple(sorted({*_POLICIES, LEARNED, *own_policies().named}))
 
 
 def own_policies() -> Offers:
     """Return what installed packages offer as policies, and what of it has a name that cannot be used."""
-    return installed(POLICY_ENTRY_POINTS, frozenset(_POLICIES))
+    return installed(POLICY_ENTRY_POINTS, frozenset({*_POLICIES, LEARNED}))
 
 
-def make_policy(name: str, parameters: Mapping[str, float] | None = None) -> Policy:
-    """Return the policy called `name` with a request's parameters.
+def make_policy(
+    name: str, parameters: Mapping[str, float] | None = None, *, learned: LearnedVersions | None = None
+) -> Policy:
+    """Return the policy called `name` with a request's parameters; `learned` knows the versions of the log.
 
     Raises:
         UnknownPolicy: there is no such policy; the message lists those there are.
         BadPolicyParameters: the policy exists but not with these parameters.
-        UsageError: it is another package's and cannot be used.
+        NoLearnedPolicy: no learned version decides, or nobody was given who knows.
+        UsageError: it is another package's and cannot be used, or there is no such learned version.
     """
+    if is_learned(name):
+        if learned is not None:
+            return learned.policy(name, parameters or {})
+        raise NoLearnedPolicy(
+            f"policy {name!r} cannot be had here",
+            cause="its weights are in the log, and no log is open",
+            next_step="ask where the log is open",
+        )
     make = _POLICIES.get(name)
     if make is None:
         point = own_policies().named.get(name)
@@ -51,6 +74,14 @@ def make_policy(name: str, parameters: Mapping[str, float] | None = None) -> Pol
     return make(parameters or {})
 
 
-def check_policy(name: str, parameters: Mapping[str, float] | None = None) -> None:
-    """Raise what `make_policy` raises, before a request is published that no controller could serve."""
-    make_policy(name, parameters)
+def check_policy(
+    name: str, parameters: Mapping[str, float] | None = None, *, learned: LearnedVersions | None = None
+) -> None:
+    """Raise what `make_policy` raises, before a request is published that no controller could serve.
+
+    Of a learned policy nothing but the parameters is looked at where nobody is given who knows the versions.
+    """
+    if is_learned(name) and learned is None:
+        Drawing.from_parameters(parameters or {})
+    else:
+        make_policy(name, parameters, learned=learned)

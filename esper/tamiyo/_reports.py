@@ -120,6 +120,8 @@ def _report(
         next_state_event_id="" if window.end is None else window.end.event_id,
         terminated=window.truncated and finished,
         truncated=window.truncated,
+        policy_digest=decision.policy_digest,
+        policy_event_id=decision.policy_event_id,
     )
     report.meta.event_id = report.report_id
     report.meta.causation_id = decision.decision_id

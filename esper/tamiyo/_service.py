@@ -13,15 +13,18 @@ from collections.abc import Collection, Iterable, Sequence
 
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import NotReadyError
+from esper.core.policy import Refusal, Term
 from esper.leyline import messages as ly
 from esper.oona import BlueprintBoard, Event, Fabric, Publisher, Reader
-from esper.tamiyo._decide import SOURCE, decide
+from esper.tamiyo._decide import SOURCE, decide, policy_of
 from esper.tamiyo._due import command_to_send, packet_to_decide, reports_due
 from esper.tamiyo._facts import DecisionFacts, PacketFacts
+from esper.tamiyo._follower import PolicyFollower
 from esper.tamiyo._ledger import RunLedger
+from esper.tamiyo._policies import LearnedPolicies
 from esper.tamiyo._refused import refused_blueprints
 from esper.tamiyo._state import RunState
-from esper.tamiyo._telemetry import decision_telemetry
+from esper.tamiyo._telemetry import decision_telemetry, refusal_telemetry, term_telemetry
 
 _logger = logging.getLogger("esper.tamiyo")
 
@@ -57,6 +60,8 @@ class TamiyoService:
         self._clock = clock
         self._publisher: Publisher = fabric.publisher(SOURCE)
         self._board = BlueprintBoard(fabric)
+        self._policies = LearnedPolicies(fabric, rejects=self._publisher, on_refused=self._tell_refusal)
+        self._follower = PolicyFollower(self._policies, on_term=self._tell_term)
         self._ledgers: dict[int, RunLedger] = {}
         #: Partitions whose state is what the log says; nothing of another is handled.
         self._rebuilt: set[int] = set()
@@ -79,8 +84,11 @@ class TamiyoService:
             on_assign=self._assigned,
         )
         try:
+            self._follower.start()
             consumer.run(stop)
         finally:
+            self._follower.close()
+            self._policies.close()
             if self._requests is not None:
                 self._requests.close()
             self._board.close()
@@ -102,7 +110,9 @@ class TamiyoService:
                 cause="the run is over",
                 next_step="Ask about a run that goes on",
             )
-        decision = decide(state, state.packets[packet.current_epoch], refused=refused_blueprints(self._board))
+        facts = state.packets[packet.current_epoch]
+        policy = policy_of(state, facts, self._policies)
+        decision = decide(state, facts, policy, refused=refused_blueprints(self._board))
         return decision.made, decision.command
 
     def _ledger(self, partition: int) -> RunLedger:
@@ -117,6 +127,7 @@ class TamiyoService:
                 cause="its state was not rebuilt, because the service stops",
                 next_step="The next life rebuilds it",
             )
+        self._follower.check()
         ledger = self._ledger(event.partition)
         state = ledger.fold(event.message)
         if state is not None:
@@ -202,7 +213,8 @@ class TamiyoService:
     def _append_decision(self, ledger: RunLedger, state: RunState, packet: PacketFacts) -> ly.TelemetryPacket:
         """Decide, wait until the log has the decision, and return what to tell about it."""
         began = self._clock.monotonic()
-        made = decide(state, packet, refused=refused_blueprints(self._board)).made
+        policy = policy_of(state, packet, self._policies)
+        made = decide(state, packet, policy, refused=refused_blueprints(self._board)).made
         inference_ms = (self._clock.monotonic() - began) * 1000.0
         self._publisher.publish(made, key=state.run_id, causation_id=packet.event_id)
         ledger.fold(made)
@@ -223,6 +235,14 @@ class TamiyoService:
             report, key=report.training_run_id, causation_id=report.decision_id, event_id=report.report_id
         )
         ledger.fold(report)
+
+    # Learned policies: called in the thread that follows them
+
+    def _tell_term(self, term: Term) -> None:
+        self._submit_telemetry(term_telemetry(term, instance=self._instance))
+
+    def _tell_refusal(self, meta: ly.EventMeta, refusal: Refusal) -> None:
+        self._submit_telemetry(refusal_telemetry(meta, refusal, instance=self._instance))
 
     def _submit_telemetry(self, packet: ly.TelemetryPacket) -> None:
         packet.timestamp.FromNanoseconds(self._clock.now_ns())

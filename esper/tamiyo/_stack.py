@@ -16,6 +16,8 @@ from esper.leyline import messages as ly
 from esper.oona import BlueprintBoard, Fabric, Publisher
 from esper.tamiyo._decide import SOURCE, Decision, decide, policy_of
 from esper.tamiyo._due import reports_due
+from esper.tamiyo._learned import LEARNED, is_learned
+from esper.tamiyo._policies import LearnedPolicies
 from esper.tamiyo._policy import Policy
 from esper.tamiyo._refused import refused_blueprints
 from esper.tamiyo._state import RunState, fold
@@ -35,6 +37,8 @@ class StackDecider:
         self._board = BlueprintBoard(fabric)
         self._states = {request.run_id: fold(RunState(request.run_id), request) for request in requests}
         self._policies: dict[str, Policy] = {}
+        learned = any(is_learned(request.policy) for request in requests)
+        self._learned = LearnedPolicies(fabric) if learned else None
 
     def decide(self, packets: Iterable[ly.SystemStatePacket]) -> dict[str, tuple[ly.AdaptationCommand, int]]:
         """Append a decision and then a command for each acknowledged packet; return command and offset by run.
@@ -43,13 +47,15 @@ class StackDecider:
             BrokerUnavailable: not all was acknowledged within `settings.broker_retry_seconds`.
         """
         refused = refused_blueprints(self._board)
+        if self._learned is not None:
+            self._learned.latest()
         decided: dict[str, Decision] = {}
         for packet in packets:
             run_id = packet.training_run_id
             state = fold(self._states[run_id], packet)
             facts = state.packets[packet.current_epoch]
-            if run_id not in self._policies:
-                self._policies[run_id] = policy_of(state, facts)
+            if run_id not in self._policies or facts.policy == LEARNED:  # which version that is may have changed
+                self._policies[run_id] = policy_of(state, facts, self._learned)
             decision = decide(state, facts, self._policies[run_id], refused=refused)
             self._publisher.submit(decision.made, key=run_id, causation_id=facts.event_id)
             self._states[run_id] = fold(state, decision.made)
@@ -85,6 +91,8 @@ class StackDecider:
     def close(self) -> None:
         """Wait until all is acknowledged, and release the connections."""
         self._board.close()
+        if self._learned is not None:
+            self._learned.close()
         self._publisher.close()
 
     def __enter__(self) -> Self:

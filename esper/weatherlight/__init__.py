@@ -8,6 +8,7 @@ from esper.weatherlight._doctor import Check, examine
 from esper.weatherlight._export_runs import export_run
 from esper.weatherlight._fleet import Fleet, FleetRun, fleet_members, grid, train_fleet
 from esper.weatherlight._fork_runs import ForkRequest, compare_runs, fork_request
+from esper.weatherlight._learned import check_learned
 from esper.weatherlight._members import (
     SUBSYSTEMS,
     Member,
@@ -57,6 +58,7 @@ __all__ = [
     "await_outcome",
     "cancel_run",
     "check_collection",
+    "check_learned",
     "check_replicates",
     "check_request",
     "check_subsystem",

@@ -12,6 +12,7 @@ from esper.core.settings import Settings
 from esper.core.stacks import check_alone
 from esper.leyline import messages as ly
 from esper.oona import Fabric
+from esper.weatherlight._learned import check_learned
 from esper.weatherlight._run_record import read_record
 
 #: What two runs are held against each other by, at their ends.
@@ -91,6 +92,7 @@ def fork_request(
         )
     request = ForkRequest(record.request, epoch, policy, policy_parameters or {})
     check_policy(request.effective_policy, request.effective_parameters)
+    check_learned(fabric, request.effective_policy, request.effective_parameters)
     return request
 
 

@@ -81,7 +81,7 @@ def decided(policy: str) -> tuple[ly.DecisionMade, ly.AdaptationCommand]:
 def test_an_installed_policy_decides_under_its_own_name(plugin: ModuleType) -> None:
     """Goal: an entry point is all it takes. Method: list, make and ask it for a decision."""
     plugin.make = Eager
-    assert known_policies() == ("eager", "fixed", "heuristic", "noop", "random")
+    assert known_policies() == ("eager", "fixed", "heuristic", "learned", "noop", "random")
     made, command = decided("eager")
     assert (made.policy, made.policy_version, made.policy_digest) == ("eager", "eager-1", "ab" * 32)
     assert list(made.reasons) == ["because it may"]
@@ -89,7 +89,7 @@ def test_an_installed_policy_decides_under_its_own_name(plugin: ModuleType) -> N
     assert command.seed_operation.blueprint_id == "BP009"
     with pytest.raises(BadPolicyParameters, match="no parameter 'speed'"):
         make_policy("eager", {"speed": 1.0})
-    with pytest.raises(UnknownPolicy, match="known policies: eager, fixed, heuristic, noop"):
+    with pytest.raises(UnknownPolicy, match="known policies: eager, fixed, heuristic, learned, noop"):
         make_policy("lazy")
 
 

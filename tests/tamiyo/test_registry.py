@@ -12,6 +12,7 @@ from esper.tamiyo import (
     FixedPolicy,
     HeuristicConfig,
     HeuristicPolicy,
+    NoLearnedPolicy,
     NoopPolicy,
     UnknownPolicy,
     check_policy,
@@ -22,17 +23,29 @@ from esper.tamiyo import (
 
 def test_known_policies_are_those_that_can_be_made() -> None:
     """Every listed name makes a policy of that name, and the list is what the command line shows."""
-    assert known_policies() == ("fixed", "heuristic", "noop", "random")
-    assert [make_policy(name).name for name in known_policies()] == list(known_policies())
+    assert known_policies() == ("fixed", "heuristic", "learned", "noop", "random")
+    made = [name for name in known_policies() if name != "learned"]
+    assert [make_policy(name).name for name in made] == made
+
+
+@pytest.mark.parametrize("name", ["learned", "learned@3"])
+def test_a_learned_policy_needs_the_log(name: str) -> None:
+    """Its versions are in the log: without one only its parameters can be looked at."""
+    with pytest.raises(NoLearnedPolicy, match="its weights are in the log") as caught:
+        make_policy(name)
+    assert caught.value.exit_code == 3
+    check_policy(name, {"explore": 0.1, "temperature": 0.5})
+    with pytest.raises(BadPolicyParameters, match="no parameter 'act'"):
+        check_policy(name, {"act": 0.1})
 
 
 def test_an_unknown_policy_is_a_usage_error_that_lists_the_known_ones() -> None:
     """The message must let a person correct the request without reading code."""
     with pytest.raises(UnknownPolicy) as caught:
-        check_policy("learned")
+        check_policy("learnt")
     assert isinstance(caught.value, UsageError)
     assert caught.value.exit_code == 2
-    assert "'learned'" in str(caught.value)
+    assert "'learnt'" in str(caught.value)
     assert all(name in str(caught.value) for name in known_policies())
 
 

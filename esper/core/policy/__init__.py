@@ -25,6 +25,16 @@ from esper.core.policy._specification import (
     parse_specification,
     policy_digest,
 )
+from esper.core.policy._standing import (
+    POLICY_ID,
+    SHIPPED,
+    Refusal,
+    Standing,
+    Term,
+    Version,
+    fold,
+    shipped_standing,
+)
 
 if TYPE_CHECKING:
     from esper.core.policy._layout import Encoded, Layout, StrangeObservation, layout_of, together
@@ -65,6 +75,8 @@ __all__ = [
     "PAST_EPOCHS",
     "PAST_FIGURES",
     "PAYLOAD_VERSION",
+    "POLICY_ID",
+    "SHIPPED",
     "WEIGHTS_BYTES_MAX",
     "Encoded",
     "Judgement",
@@ -73,14 +85,20 @@ __all__ = [
     "Packed",
     "PolicyNetwork",
     "PolicyRefused",
+    "Refusal",
     "Specification",
+    "Standing",
     "StrangeObservation",
+    "Term",
     "Thoughts",
+    "Version",
     "blueprint_code",
+    "fold",
     "layout_of",
     "pack",
     "parse_specification",
     "policy_digest",
+    "shipped_standing",
     "together",
     "unpack",
 ]

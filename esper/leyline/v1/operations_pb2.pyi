@@ -29,6 +29,7 @@ class DeadLetterReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEAD_LETTER_REASON_REPLAYED: _ClassVar[DeadLetterReason]
     DEAD_LETTER_REASON_FUTURE_TIME: _ClassVar[DeadLetterReason]
     DEAD_LETTER_REASON_UNKNOWN_VERSION: _ClassVar[DeadLetterReason]
+    DEAD_LETTER_REASON_REFUSED: _ClassVar[DeadLetterReason]
 
 class KeyAlgorithm(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -54,6 +55,7 @@ DEAD_LETTER_REASON_STALE: DeadLetterReason
 DEAD_LETTER_REASON_REPLAYED: DeadLetterReason
 DEAD_LETTER_REASON_FUTURE_TIME: DeadLetterReason
 DEAD_LETTER_REASON_UNKNOWN_VERSION: DeadLetterReason
+DEAD_LETTER_REASON_REFUSED: DeadLetterReason
 KEY_ALGORITHM_UNSPECIFIED: KeyAlgorithm
 KEY_ALGORITHM_HMAC_SHA256: KeyAlgorithm
 KEY_ALGORITHM_ED25519: KeyAlgorithm

@@ -34,7 +34,7 @@ class MitigationAction(_message.Message):
     def __init__(self, action_type: _Optional[str] = ..., rationale: _Optional[str] = ...) -> None: ...
 
 class FieldReport(_message.Message):
-    __slots__ = ("meta", "version", "report_id", "decision_id", "command_id", "training_run_id", "episode_id", "epoch", "seed_id", "blueprint_id", "outcome", "command_result", "command_type", "seed_operation", "metrics", "reward_parts", "observation_window_begin_epoch", "observation_window_epochs", "issued_at", "tamiyo_policy_version", "follow_up_actions", "notes", "next_state_event_id", "terminated", "truncated", "counterfactual_gain")
+    __slots__ = ("meta", "version", "report_id", "decision_id", "command_id", "training_run_id", "episode_id", "epoch", "seed_id", "blueprint_id", "outcome", "command_result", "command_type", "seed_operation", "metrics", "reward_parts", "observation_window_begin_epoch", "observation_window_epochs", "issued_at", "tamiyo_policy_version", "follow_up_actions", "notes", "next_state_event_id", "terminated", "truncated", "counterfactual_gain", "policy_digest", "policy_event_id")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,8 @@ class FieldReport(_message.Message):
     TERMINATED_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     COUNTERFACTUAL_GAIN_FIELD_NUMBER: _ClassVar[int]
+    POLICY_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    POLICY_EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     meta: _meta_pb2.EventMeta
     version: int
     report_id: str
@@ -101,4 +103,6 @@ class FieldReport(_message.Message):
     terminated: bool
     truncated: bool
     counterfactual_gain: float
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., version: _Optional[int] = ..., report_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., command_id: _Optional[str] = ..., training_run_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., epoch: _Optional[int] = ..., seed_id: _Optional[str] = ..., blueprint_id: _Optional[str] = ..., outcome: _Optional[_Union[FieldReportOutcome, str]] = ..., command_result: _Optional[_Union[_commands_pb2.CommandResult, str]] = ..., command_type: _Optional[_Union[_commands_pb2.CommandType, str]] = ..., seed_operation: _Optional[_Union[_commands_pb2.SeedOperation, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., reward_parts: _Optional[_Mapping[str, float]] = ..., observation_window_begin_epoch: _Optional[int] = ..., observation_window_epochs: _Optional[int] = ..., issued_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tamiyo_policy_version: _Optional[str] = ..., follow_up_actions: _Optional[_Iterable[_Union[MitigationAction, _Mapping]]] = ..., notes: _Optional[str] = ..., next_state_event_id: _Optional[str] = ..., terminated: _Optional[bool] = ..., truncated: _Optional[bool] = ..., counterfactual_gain: _Optional[float] = ...) -> None: ...
+    policy_digest: str
+    policy_event_id: str
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., version: _Optional[int] = ..., report_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., command_id: _Optional[str] = ..., training_run_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., epoch: _Optional[int] = ..., seed_id: _Optional[str] = ..., blueprint_id: _Optional[str] = ..., outcome: _Optional[_Union[FieldReportOutcome, str]] = ..., command_result: _Optional[_Union[_commands_pb2.CommandResult, str]] = ..., command_type: _Optional[_Union[_commands_pb2.CommandType, str]] = ..., seed_operation: _Optional[_Union[_commands_pb2.SeedOperation, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., reward_parts: _Optional[_Mapping[str, float]] = ..., observation_window_begin_epoch: _Optional[int] = ..., observation_window_epochs: _Optional[int] = ..., issued_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tamiyo_policy_version: _Optional[str] = ..., follow_up_actions: _Optional[_Iterable[_Union[MitigationAction, _Mapping]]] = ..., notes: _Optional[str] = ..., next_state_event_id: _Optional[str] = ..., terminated: _Optional[bool] = ..., truncated: _Optional[bool] = ..., counterfactual_gain: _Optional[float] = ..., policy_digest: _Optional[str] = ..., policy_event_id: _Optional[str] = ...) -> None: ...

@@ -33,6 +33,7 @@ from esper.weatherlight._grow._wishes import (
     check_helpers,
     returns_on,
 )
+from esper.weatherlight._learned import check_learned
 from esper.weatherlight._readiness import await_answering
 from esper.weatherlight._training import members_for_a_while
 
@@ -148,6 +149,7 @@ def _speaking(
 ) -> SpeakingSide:
     """Open the log and see that somebody answers; what is opened closes with `stack`."""
     fabric = stack.enter_context(Fabric.open(settings, member="grow"))
+    check_learned(fabric, wishes.policy, {})
     supervisor = stack.enter_context(members_for_a_while(settings, wanted=_MEMBERS if members else ()))
     await_answering(fabric, supervisor)
     return SpeakingSide(fabric, wishes, ranks, host=host)
