@@ -22,6 +22,7 @@ from esper.cli import (
     _fleet,
     _keys,
     _members,
+    _policy,
     _projections,
     _rebuild,
     _runs,
@@ -83,6 +84,7 @@ for module in (
     _keys,
     _blueprints,
     _artifacts,
+    _policy,
     _demo,
 ):
     module.register(app)

@@ -19,6 +19,18 @@ from esper.weatherlight._members import (
 )
 from esper.weatherlight._orders import Ordered, RunOrder, await_outcome, order_run
 from esper.weatherlight._pipeline import BlueprintPipeline
+from esper.weatherlight._policies import (
+    PolicyTraining,
+    Validation,
+    policy_diff,
+    policy_list,
+    policy_show,
+    promote_policy,
+    roll_back_policy,
+    train_again,
+    train_policy,
+    validate_policy,
+)
 from esper.weatherlight._readiness import READY_SECONDS, absent
 from esper.weatherlight._replicates import check_replicates, replicate
 from esper.weatherlight._requests import check_request
@@ -49,10 +61,12 @@ __all__ = [
     "Member",
     "Ordered",
     "OtherEnvironment",
+    "PolicyTraining",
     "RunFailed",
     "RunOrder",
     "Supervisor",
     "TrainingRequest",
+    "Validation",
     "Verified",
     "absent",
     "await_outcome",
@@ -74,13 +88,21 @@ __all__ = [
     "members_for_a_while",
     "missing_members",
     "order_run",
+    "policy_diff",
+    "policy_list",
+    "policy_show",
+    "promote_policy",
     "replicate",
     "restore_outlook",
     "restore_run",
+    "roll_back_policy",
     "run_member",
     "stop_on_signals",
     "train",
+    "train_again",
     "train_fleet",
+    "train_policy",
     "unfit",
+    "validate_policy",
     "verify_run",
 ]

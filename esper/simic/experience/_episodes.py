@@ -5,9 +5,12 @@ M: all decisions that were read, kind after kind; N: the steps kept, episode by 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +19,25 @@ import pyarrow.compute as pc
 from esper.simic.experience._columns import DecisionColumns, Flags, Floats, Ints, ReportColumns
 
 #: How far the log probability of a decision may lie from the sum of its heads'.
-_SUM_ERROR_MAX = 1e-6
+_SUM_ERROR_MAX: Final = 1e-6
+
+
+class Part(StrEnum):
+    """Which runs are looked at: whoever judges a policy must not have shown it what it is judged on."""
+
+    ALL = "all"
+    LEARNING = "learning"
+    JUDGING = "judging"
+
+
+#: One run in so many is kept for judging.
+_JUDGING_ONE_IN: Final = 4
+
+
+def part_of(run_id: str) -> Part:
+    """Return whether a run is learned from or judged on; it follows from the run's id alone."""
+    held_out = hashlib.sha256(run_id.encode()).digest()[0] % _JUDGING_ONE_IN == 0
+    return Part.JUDGING if held_out else Part.LEARNING
 
 
 @dataclass(frozen=True)
@@ -29,6 +50,7 @@ class Retention:
     age_max_ms: int | None = None
     #: Those all of whose decisions one of these policies made; None: any.
     policies: Collection[str] | None = None
+    part: Part = Part.ALL
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,11 @@ def joined(
     for reason, passed in checks.items():
         left_out[reason] = int((keep & ~passed).sum())
         keep &= passed
+    if retention.part is not Part.ALL:
+        names = [runs.dictionary[int(run_o[begin])].as_py() for begin in begins]
+        mine = np.array([part_of(name) is retention.part for name in names])
+        left_out["other_part"] = int((keep & ~mine).sum())
+        keep &= mine
     keep = _retained(keep, columns.append_ms[match_o[ends - 1]], retention, left_out)
     # In the order of the log: what was read first depends on how many read.
     log_order = np.lexsort((offset[order][begins], partition[order][begins]))

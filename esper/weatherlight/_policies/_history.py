@@ -1,0 +1,157 @@
+"""What the topic `policy` says of each version, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from esper.core.errors import UsageError
+from esper.core.policy import POLICY_ID
+from esper.leyline import messages as ly
+from esper.oona import Fabric, PolicyBoard
+
+#: Hyperparameters whose names begin so name the policies whose runs were learned from.
+LEARNED_FROM = "policy."
+_Word = ly.PolicyValidated | ly.PolicyPromoted | ly.PolicyRolledBack
+
+
+def made_by(update: ly.PolicyUpdate) -> dict[str, Any]:
+    """Return a version's pedigree."""
+    return {
+        "version": update.tamiyo_policy_version,
+        "policy_digest": update.policy_digest,
+        "weights_digest": update.weights_digest,
+        "parent": update.parent_policy_version or None,
+        "algorithm": update.algorithm,
+        "seed": update.seed,
+        "episodes": update.episodes,
+        "transitions": update.transitions,
+        "code_version": update.code_version,
+        "observation_schema": update.observation_schema,
+        "bytes": len(update.payload),
+        "scores": dict(sorted(update.scores.items())),
+        "training_data": [ranged(one) for one in update.training_data],
+    }
+
+
+def learned_from(update: ly.PolicyUpdate) -> tuple[str, ...]:
+    """Return the names of the policies whose runs a version learned from; none: any."""
+    return tuple(
+        sorted(name.removeprefix(LEARNED_FROM) for name in update.hyperparameters if name.startswith(LEARNED_FROM))
+    )
+
+
+def ranged(one: ly.OffsetRange) -> dict[str, Any]:
+    """Return a range of offsets."""
+    return {
+        "topic": one.topic,
+        "partition": one.partition,
+        "first_offset": one.first_offset,
+        "end_offset": one.end_offset,
+    }
+
+
+def policy_list(fabric: Fabric) -> list[dict[str, Any]]:
+    """Return one row for each version that can be decided with, in the order of the log.
+
+    Raises:
+        BrokerUnavailable, NotReadyError: the topic could not be read.
+    """
+    updates, words = _said(fabric)
+    with PolicyBoard(fabric) as board:
+        standing = board.read()
+    rows = []
+    for name, version in standing.versions.items():
+        update = updates.get(name)
+        rows.append(
+            {
+                "version": name,
+                "status": _status(name, standing.current == version, words.get(name, [])),
+                "parent": (update.parent_policy_version or None) if update is not None else None,
+                "algorithm": update.algorithm if update is not None else None,
+                "episodes": update.episodes if update is not None else None,
+                "policy_digest": version.digest,
+            }
+        )
+    return rows
+
+
+def policy_show(fabric: Fabric, version: str) -> dict[str, Any]:
+    """Return a version's pedigree and all that became of it.
+
+    Raises:
+        UsageError: there is no such version.
+    """
+    updates, words = _said(fabric)
+    if version not in updates:
+        raise UsageError(
+            f"there is no learned version {version!r}",
+            cause=f"known: {', '.join(list(updates)[-5:]) or 'none'}",
+            next_step="`esper policy list` shows all",
+        )
+    update, said = updates[version], words.get(version, [])
+    with PolicyBoard(fabric) as board:
+        current = board.read().current
+    return {
+        **made_by(update),
+        "status": _status(version, current is not None and current.name == version, said),
+        "hyperparameters": dict(sorted(update.hyperparameters.items())),
+        "history": [_word(one) for one in said],
+    }
+
+
+def _said(fabric: Fabric) -> tuple[dict[str, ly.PolicyUpdate], dict[str, list[_Word]]]:
+    """Return the first update of each version, and what was said of it later, in the order of the log."""
+    updates: dict[str, ly.PolicyUpdate] = {}
+    words: dict[str, list[_Word]] = {}
+    with fabric.reader({("policy", 0): "begin"}) as reader:
+        for event in reader.read_to_end():
+            message = event.message
+            if isinstance(message, ly.PolicyUpdate):
+                if message.policy_id == POLICY_ID:
+                    updates.setdefault(message.tamiyo_policy_version, message)
+            elif isinstance(message, _Word) and message.policy_id == POLICY_ID:
+                words.setdefault(message.tamiyo_policy_version, []).append(message)
+    return updates, words
+
+
+def _status(name: str, decides: bool, words: list[_Word]) -> str:
+    if decides:
+        return "active"
+    if not words:
+        return "candidate"
+    last = words[-1]
+    if isinstance(last, ly.PolicyValidated):
+        return "validated" if last.passed else "rejected"
+    return "retired" if isinstance(last, ly.PolicyPromoted) else "rolled_back"
+
+
+def _word(one: _Word) -> dict[str, Any]:
+    found: dict[str, Any] = {"event_id": one.meta.event_id, "time": one.meta.time.ToJsonString(), "reason": one.reason}
+    if isinstance(one, ly.PolicyValidated):
+        return {
+            "event": "validated" if one.passed else "rejected",
+            **found,
+            "incumbent": one.incumbent_policy_version or None,
+            "checks": [checked(each) for each in one.checks],
+            "scores": dict(sorted(one.scores.items())),
+        }
+    if isinstance(one, ly.PolicyPromoted):
+        return {"event": "promoted", **found, "issued_by": one.issued_by, "instead_of": one.previous_policy_version}
+    return {
+        "event": "rolled_back",
+        **found,
+        "issued_by": one.issued_by,
+        "restored": one.restored_policy_version or None,
+        "breaches": [checked(each) for each in one.breaches],
+    }
+
+
+def checked(one: ly.GateCheck) -> dict[str, Any]:
+    """Return a figure and its bound."""
+    return {
+        "name": one.name,
+        "value": one.value,
+        "comparison": one.comparison,
+        "bound": one.bound,
+        "passed": one.passed,
+    }
