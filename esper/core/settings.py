@@ -179,6 +179,27 @@ class Settings(BaseSettings):
     checkpoint_seconds: float = Field(
         60.0, gt=0, description="Longest that a record waits for a checkpoint of the log to cover it."
     )
+    policy_watch_reports: int = Field(
+        100,
+        ge=0,
+        le=10_000,
+        description="Field reports of each partition by which a promoted policy is watched; 0: it is not.",
+    )
+    policy_watch_reports_min: int = Field(
+        50, ge=2, description="Field reports of a promoted policy from which on it is judged."
+    )
+    policy_watch_reward_drop: float = Field(
+        0.0, ge=0, description="Fall of the mean reward of a decision, beyond chance, that ends a promotion."
+    )
+    policy_watch_bad_rise: float = Field(
+        0.1, ge=0, le=1, description="Rise of the share of aborted and harmful decisions, beyond chance, that ends one."
+    )
+    policy_watch_aborted_share: float = Field(
+        0.5, ge=0, le=1, description="Share of aborted decisions above which a promotion ends."
+    )
+    policy_watch_invalid_share: float = Field(
+        0.1, ge=0, le=1, description="Share of decisions after which the loss is no number that ends a promotion."
+    )
     sql_timeout_seconds: float = Field(30.0, gt=0, description="Longest that one SQL query may run.")
     sql_memory_limit: str = Field("2GB", description="Memory that the projector's database may use.")
     rebuild_memory_limit: str = Field("512MB", description="Memory that the database of a rebuild may use.")

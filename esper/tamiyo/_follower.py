@@ -22,13 +22,16 @@ _RETRY_SECONDS: Final = 1.0
 class PolicyFollower:
     """Keeps `policies` up to the log from `start` to `close`.
 
-    `on_term` is called in the thread with each new term, after it is in force here. An error that ends the thread is
-    raised by `check`, for the member to end with it.
+    `on_term` is called in the thread with each new term, after it is in force here, and `after_look` after every look.
+    An error that ends the thread is raised by `check`, for the member to end with it.
     """
 
-    def __init__(self, policies: LearnedPolicies, *, on_term: Callable[[Term], None]) -> None:
+    def __init__(
+        self, policies: LearnedPolicies, *, on_term: Callable[[Term], None], after_look: Callable[[], None]
+    ) -> None:
         self._policies = policies
         self._on_term = on_term
+        self._after_look = after_look
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: EsperError | None = None
@@ -67,10 +70,12 @@ class PolicyFollower:
             term = self._policies.latest(_POLL_SECONDS)
             if term != known:
                 self._on_term(term)
+                known = term
+            self._after_look()
         except BrokerUnavailable:
             raise
         except NotReadyError as error:
             _logger.warning("policies are not followed for now: %s", error)
             self._stop.wait(_RETRY_SECONDS)
             return known
-        return term
+        return known

@@ -130,6 +130,10 @@ class LearnedPolicies:
             network, name=name, version=version.name, digest=version.digest, drawing=drawing, appointed_by=appointed_by
         )
 
+    def update(self, version: str) -> ly.PolicyUpdate:
+        """Return the update that made a version; raises as `PolicyBoard.update`."""
+        return self._board.update(version)
+
     def close(self) -> None:
         """Release the connection; closing twice does nothing."""
         self._board.close()

@@ -25,6 +25,7 @@ from esper.tamiyo._policies import LearnedPolicies
 from esper.tamiyo._refused import refused_blueprints
 from esper.tamiyo._state import RunState
 from esper.tamiyo._telemetry import decision_telemetry, refusal_telemetry, term_telemetry
+from esper.tamiyo._watcher import PolicyWatcher
 
 _logger = logging.getLogger("esper.tamiyo")
 
@@ -61,7 +62,8 @@ class TamiyoService:
         self._publisher: Publisher = fabric.publisher(SOURCE)
         self._board = BlueprintBoard(fabric)
         self._policies = LearnedPolicies(fabric, rejects=self._publisher, on_refused=self._tell_refusal)
-        self._follower = PolicyFollower(self._policies, on_term=self._tell_term)
+        self._watcher = PolicyWatcher(fabric, self._policies, self._publisher, responsible=self._watches)
+        self._follower = PolicyFollower(self._policies, on_term=self._tell_term, after_look=self._watcher.look)
         self._ledgers: dict[int, RunLedger] = {}
         #: Partitions whose state is what the log says; nothing of another is handled.
         self._rebuilt: set[int] = set()
@@ -88,6 +90,7 @@ class TamiyoService:
             consumer.run(stop)
         finally:
             self._follower.close()
+            self._watcher.close()
             self._policies.close()
             if self._requests is not None:
                 self._requests.close()
@@ -237,6 +240,10 @@ class TamiyoService:
         ledger.fold(report)
 
     # Learned policies: called in the thread that follows them
+
+    def _watches(self) -> bool:
+        """Return whether this member watches what was promoted: of several the one that has the first partition."""
+        return 0 in self._rebuilt
 
     def _tell_term(self, term: Term) -> None:
         self._submit_telemetry(term_telemetry(term, instance=self._instance))
