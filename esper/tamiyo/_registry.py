@@ -11,6 +11,7 @@ from esper.tamiyo._noop import NoopPolicy
 from esper.tamiyo._own import POLICY_ENTRY_POINTS, own_policy
 from esper.tamiyo._policy import Policy, UnknownPolicy
 from esper.tamiyo._random import RandomPolicy
+from esper.tamiyo.risk import RiskLimits, without_limits
 
 _POLICIES: Mapping[str, Callable[[Mapping[str, float]], Policy]] = {
     FixedPolicy.name: FixedPolicy.from_parameters,
@@ -31,24 +32,26 @@ def own_policies() -> Offers:
 
 
 def make_policy(name: str, parameters: Mapping[str, float] | None = None) -> Policy:
-    """Return the policy called `name` with a request's parameters.
+    """Return the policy called `name` with a request's parameters; those of the risk gate are looked at and left out.
 
     Raises:
         UnknownPolicy: there is no such policy; the message lists those there are.
         BadPolicyParameters: the policy exists but not with these parameters.
         UsageError: it is another package's and cannot be used.
     """
+    RiskLimits.from_parameters(parameters or {})
+    own = without_limits(parameters or {})
     make = _POLICIES.get(name)
     if make is None:
         point = own_policies().named.get(name)
         if point is not None:
-            return own_policy(point, parameters or {})
+            return own_policy(point, own)
         raise UnknownPolicy(
             f"there is no policy {name!r}",
             cause=f"known policies: {', '.join(known_policies())}",
             next_step="choose one of them",
         )
-    return make(parameters or {})
+    return make(own)
 
 
 def check_policy(name: str, parameters: Mapping[str, float] | None = None) -> None:
