@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from esper.core.errors import IntegrityError, UsageError
@@ -17,6 +17,8 @@ from esper.tamiyo._observation import Observation, observe
 from esper.tamiyo._policy import NoLearnedPolicy, Policy, Proposal, appointed_by, draws, foresees
 from esper.tamiyo._registry import LearnedVersions, make_policy
 from esper.tamiyo._state import RunState
+from esper.tamiyo.risk import NOTHING_SAID, RiskLimits, Surroundings, Verdict, judge
+from esper.tamiyo.risk import Case as RiskCase
 
 #: Version of the meaning of AdaptationCommand and its fields.
 COMMAND_VERSION = 1
@@ -29,7 +31,9 @@ class Decision:
     """A decision and its command, both without what a publisher fills in (meta except event_id, issue time)."""
 
     made: ly.DecisionMade
+    #: What the run gets: the proposed command, or the one that the risk gate put in its place.
     command: ly.AdaptationCommand
+    verdict: Verdict
 
 
 def decision_id_of(run_id: str, state_event_id: str) -> EventId:
@@ -56,21 +60,23 @@ def policy_of(state: RunState, packet: PacketFacts, learned: LearnedVersions | N
 
 
 def decide(
-    state: RunState, packet: PacketFacts, policy: Policy | None = None, *, refused: Collection[str] = ()
+    state: RunState, packet: PacketFacts, policy: Policy | None = None, *, surroundings: Surroundings = NOTHING_SAID
 ) -> Decision:
-    """Return the decision about `packet`; the same state up to that packet and the same `refused` give the same.
+    """Return the decision about `packet`; the same state up to that packet in the same `surroundings` gives the same.
 
     Args:
         state: The run as folded; packets after `packet` and decisions at or after it are not looked at.
         packet: One of the state's packets.
         policy: Decides in place of the one that the run asks for, as a test or a comparison wants.
-        refused: Ids of blueprints that may not be grafted now; the decision's masks record it.
+        surroundings: What the log says of blueprints and emergencies. The masks bar the blueprints that may not be
+            grafted now; what else follows from it, the decision says as the reason of an override.
     """
     policy = policy or policy_of(state, packet)
     forked = state.request.forked_epochs if state.request is not None else 0
-    observation = observe(state.history(packet.epoch), state.decisions.values(), forked_epochs=forked)
+    history = state.history(packet.epoch)
+    observation = observe(history, state.decisions.values(), forked_epochs=forked)
     barred = barred_while(held=packet.held, breaker_open=packet.breaker_open)
-    space = action_space(observation, policy.options, refused=refused, barred=barred)
+    space = action_space(observation, policy.options, refused=surroundings.refused, barred=barred)
     rng_seed = derive_seed(packet.random_seed, SOURCE, packet.epoch)
     if draws(policy):
         proposal = policy.draw(observation, space, stream_of(rng_seed))
@@ -84,7 +90,27 @@ def decide(
     made.rng_seed, made.rng_counter = rng_seed, len(proposal.heads) if draws(policy) else 0
     if proposal.value is not None:
         made.value_estimate = proposal.value
-    return Decision(made=made, command=command)
+    verdict = judge(_risk_case(state, history, command, surroundings))
+    if verdict.command is None:
+        return Decision(made, command, verdict)
+    made.overridden, made.override_reason = True, verdict.reason
+    made.executed.CopyFrom(verdict.command)
+    return Decision(made, verdict.command, verdict)
+
+
+def _risk_case(
+    state: RunState, history: Sequence[PacketFacts], command: ly.AdaptationCommand, surroundings: Surroundings
+) -> RiskCase:
+    request = state.request
+    return RiskCase(
+        proposed=command,
+        history=history,
+        earlier=[made for epoch, made in state.decisions.items() if epoch < history[-1].epoch],
+        limits=RiskLimits.of(dict(request.parameters)) if request is not None else RiskLimits(),
+        surroundings=surroundings,
+        run_id=state.run_id,
+        can_pause=request is None or not request.stacked,
+    )
 
 
 def _command(run_id: str, packet: PacketFacts, action: Action, decision_id: EventId) -> ly.AdaptationCommand:

@@ -32,6 +32,20 @@ def packet_to_decide(state: RunState) -> PacketFacts | None:
     return None if outcome is not None and outcome.result in _ANSWERED else latest
 
 
+def superseded(state: RunState, epoch: int) -> str:
+    """Return why the packet of `epoch` no longer shows how its run stands; empty where it does.
+
+    Asked where somebody names the packet himself: what a run is owed follows from its latest one alone.
+    """
+    packet, latest = state.packets[epoch], state.latest
+    assert latest is not None, "a state with a packet has a latest one"
+    if latest.epoch > epoch:
+        return f"the run has gone on to epoch {latest.epoch}"
+    if packet.attempt < state.attempt:
+        return f"attempt {state.attempt} has taken the run over from attempt {packet.attempt}"
+    return ""
+
+
 def command_to_send(state: RunState) -> DecisionFacts | None:
     """Return the decision whose command is to be sent, or None."""
     latest = state.latest

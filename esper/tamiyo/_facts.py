@@ -32,6 +32,10 @@ SETTLED_STAGES = frozenset(
     }
 )
 
+#: Annotations of a command that the risk gate put in the place of another: its rules, the signals that it heeded.
+RULES_ANNOTATION = "risk.rules"
+SIGNALS_ANNOTATION = "risk.signals"
+
 _SIZE_MAX = 2**63
 
 
@@ -121,7 +125,10 @@ class RequestFacts:
 
 @dataclass(frozen=True, slots=True)
 class DecisionFacts:
-    """A DecisionMade as it stands in the log; `proposed` is the serialised AdaptationCommand without meta."""
+    """A DecisionMade as it stands in the log; `proposed` is the serialised AdaptationCommand without meta.
+
+    What was ordered, of which seed and with which blueprint, is the proposal's, whatever the risk gate made of it.
+    """
 
     decision_id: str
     command_id: str
@@ -134,8 +141,18 @@ class DecisionFacts:
     seed_id: str
     blueprint_id: str
     proposed: bytes
+    #: The serialised command that the run is sent: the proposed one, unless the risk gate put another in its place.
+    executed: bytes
     policy_digest: str = ""
     policy_event_id: str = ""
+    #: Whether it did, and why.
+    overridden: bool = False
+    override_reason: str = ""
+    #: The gate's rules that asked for it, and the emergency signals that it heeded.
+    tripped: tuple[str, ...] = ()
+    signals: tuple[str, ...] = ()
+    #: Whether the command that it put there is a pause.
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +246,8 @@ def decision_facts(decision: ly.DecisionMade) -> DecisionFacts:
     """Extract what a later command or report needs of a decision."""
     command = decision.proposed
     operation = command.seed_operation
+    proposed = command.SerializeToString(deterministic=True)
+    instead = decision.executed if decision.HasField("executed") else None
     return DecisionFacts(
         decision_id=decision.meta.event_id,
         command_id=decision.command_id,
@@ -240,10 +259,22 @@ def decision_facts(decision: ly.DecisionMade) -> DecisionFacts:
         slot=operation.slot,
         seed_id=command.target_seed_id,
         blueprint_id=operation.blueprint_id,
-        proposed=command.SerializeToString(deterministic=True),
+        proposed=proposed,
         policy_digest=decision.policy_digest,
         policy_event_id=decision.policy_event_id,
+        executed=proposed if instead is None else instead.SerializeToString(deterministic=True),
+        overridden=decision.overridden,
+        override_reason=decision.override_reason,
+        tripped=_listed(instead, RULES_ANNOTATION),
+        signals=_listed(instead, SIGNALS_ANNOTATION),
+        paused=instead is not None and instead.command_type == ly.COMMAND_PAUSE,
     )
+
+
+def _listed(command: ly.AdaptationCommand | None, name: str) -> tuple[str, ...]:
+    """Return what an annotation lists, nothing where it is absent."""
+    words = command.annotations[name] if command is not None and name in command.annotations else ""
+    return tuple(words.split(",")) if words else ()
 
 
 def outcome_facts(outcome: ly.CommandOutcome) -> OutcomeFacts:

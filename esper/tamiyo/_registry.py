@@ -13,6 +13,7 @@ from esper.tamiyo._noop import NoopPolicy
 from esper.tamiyo._own import POLICY_ENTRY_POINTS, own_policy
 from esper.tamiyo._policy import NoLearnedPolicy, Policy, UnknownPolicy
 from esper.tamiyo._random import RandomPolicy
+from esper.tamiyo.risk import RiskLimits, without_limits
 
 _POLICIES: Mapping[str, Callable[[Mapping[str, float]], Policy]] = {
     FixedPolicy.name: FixedPolicy.from_parameters,
@@ -45,7 +46,9 @@ def own_policies() -> Offers:
 def make_policy(
     name: str, parameters: Mapping[str, float] | None = None, *, learned: LearnedVersions | None = None
 ) -> Policy:
-    """Return the policy called `name` with a request's parameters; `learned` knows the versions of the log.
+    """Return the policy called `name` with a request's parameters; those of the risk gate are looked at and left out.
+
+    `learned` knows the versions of the log.
 
     Raises:
         UnknownPolicy: there is no such policy; the message lists those there are.
@@ -53,9 +56,11 @@ def make_policy(
         NoLearnedPolicy: no learned version decides, or nobody was given who knows.
         UsageError: it is another package's and cannot be used, or there is no such learned version.
     """
+    RiskLimits.from_parameters(parameters or {})
+    own = without_limits(parameters or {})
     if is_learned(name):
         if learned is not None:
-            return learned.policy(name, parameters or {})
+            return learned.policy(name, own)
         raise NoLearnedPolicy(
             f"policy {name!r} cannot be had here",
             cause="its weights are in the log, and no log is open",
@@ -65,13 +70,13 @@ def make_policy(
     if make is None:
         point = own_policies().named.get(name)
         if point is not None:
-            return own_policy(point, parameters or {})
+            return own_policy(point, own)
         raise UnknownPolicy(
             f"there is no policy {name!r}",
             cause=f"known policies: {', '.join(known_policies())}",
             next_step="choose one of them",
         )
-    return make(parameters or {})
+    return make(own)
 
 
 def check_policy(
@@ -82,6 +87,7 @@ def check_policy(
     Of a learned policy nothing but the parameters is looked at where nobody is given who knows the versions.
     """
     if is_learned(name) and learned is None:
-        Drawing.from_parameters(parameters or {})
+        RiskLimits.from_parameters(parameters or {})
+        Drawing.from_parameters(without_limits(parameters or {}))
     else:
         make_policy(name, parameters, learned=learned)

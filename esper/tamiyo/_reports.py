@@ -4,17 +4,23 @@ Window. A GERMINATE that was applied is observed until its seed is fossilised, c
 one epoch, to the next packet. The end of the run cuts a window short (`truncated`); `terminated` says that the run
 finished all its epochs, so that nothing comes after.
 
-Outcome. ABORTED: the order was not carried out, or the run failed inside the window. Otherwise the gain decides,
+Outcome. ABORTED: the order was not carried out, which the risk gate may have seen to, or the run failed inside the
+window. Otherwise the gain decides,
 relative to the loss without it: SUCCESS above +NEUTRAL_BAND, REGRESSION below -NEUTRAL_BAND, else NEUTRAL. The gain
 is the counterfactual one (held-out loss with the seed off minus on, same data, same weights; for a seed still in
 TRAINING "on" is the shadow forward) where the decision concerns a seed and it was measured, because that credits the
 seed alone; else the fall of the validation loss in the window.
+
+A report is about what the policy proposed, also where the run was sent another command: `command_type`,
+`seed_operation` and the seed are the proposal's, `command_result` is what became of the command that was sent, and
+the reward is what the run made of it. That is what the proposal led to in this environment, of which the gate is part.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from esper.core.ids import derive_id
 from esper.leyline import messages as ly
@@ -53,7 +59,7 @@ def report_of(state: RunState, decision: DecisionFacts) -> ly.FieldReport | None
 
 def _is_long(decision: DecisionFacts, outcome: OutcomeFacts | None) -> bool:
     applied = outcome is not None and outcome.result == ly.COMMAND_RESULT_APPLIED
-    return applied and decision.operation == ly.SEED_OP_GERMINATE
+    return applied and decision.operation == ly.SEED_OP_GERMINATE and not decision.overridden
 
 
 def _window(state: RunState, decision: DecisionFacts, begin: PacketFacts, long_seed: str) -> Window | None:
@@ -95,7 +101,8 @@ def _report(
 ) -> ly.FieldReport:
     result = outcome.result if outcome is not None else ly.COMMAND_RESULT_NONE
     finished = state.end is not None and state.end.finished
-    carried_out = result == ly.COMMAND_RESULT_APPLIED and (finished or not window.truncated)
+    applied = result == ly.COMMAND_RESULT_APPLIED and not decision.overridden
+    carried_out = applied and (finished or not window.truncated)
     effect = _effect(state, window, seed_id)
     report = ly.FieldReport(
         version=REPORT_VERSION,
@@ -116,7 +123,7 @@ def _report(
         observation_window_begin_epoch=window.begin.epoch,
         observation_window_epochs=window.epochs,
         tamiyo_policy_version=decision.policy_version,
-        notes=_notes(outcome, window, finished=finished),
+        notes=_notes(decision, outcome, window, finished=finished),
         next_state_event_id="" if window.end is None else window.end.event_id,
         terminated=window.truncated and finished,
         truncated=window.truncated,
@@ -195,6 +202,8 @@ def _reward_parts(state: RunState, window: Window) -> dict[str, float]:
     validation_gain: fall of the validation loss in the window.
     parameter_rent: extra parameters at its end, as a share of the run's first, for the share of the run it lasted.
     compute: multiply-adds spent in it, as a share of what the run would cost at the price of its first packet.
+    stability: minus the largest share by which the validation loss rose from one packet of it to the next; absent
+        where it became no number, which `notes` say.
     """
     if window.end is None:
         return {}
@@ -206,12 +215,24 @@ def _reward_parts(state: RunState, window: Window) -> dict[str, float]:
         "validation_gain": window.begin.validation_loss - window.end.validation_loss,
         "parameter_rent": -extra * window.epochs / planned,
         "compute": -spent / (max(1, first.multiply_adds) * planned),
+        "stability": -_largest_rise(state, window.begin, window.end),
     }
     return {name: value for name, value in parts.items() if math.isfinite(value)}
 
 
-def _notes(outcome: OutcomeFacts | None, window: Window, *, finished: bool) -> str:
-    notes = []
+def _largest_rise(state: RunState, begin: PacketFacts, end: PacketFacts) -> float:
+    """Return the largest relative rise of the validation loss between packets that follow each other; 0.0 without."""
+    line = [packet for packet in state.history(end.epoch) if begin.epoch <= packet.epoch]
+    rises = [
+        (after.validation_loss - before.validation_loss) / abs(before.validation_loss)
+        for before, after in pairwise(line)
+        if before.validation_loss
+    ]
+    return max((0.0, *rises)) if all(map(math.isfinite, rises)) else math.inf
+
+
+def _notes(decision: DecisionFacts, outcome: OutcomeFacts | None, window: Window, *, finished: bool) -> str:
+    notes = [f"overridden: {decision.override_reason}"] if decision.overridden else []
     if outcome is None:
         notes.append("the run ended before the command had an outcome")
     elif outcome.reason:

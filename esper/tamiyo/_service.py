@@ -10,22 +10,23 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.core.errors import NotReadyError
 from esper.core.policy import Refusal, Term
 from esper.leyline import messages as ly
-from esper.oona import BlueprintBoard, Event, Fabric, Publisher, Reader
+from esper.oona import Event, Fabric, Publisher, Reader
 from esper.tamiyo._decide import SOURCE, decide, policy_of
-from esper.tamiyo._due import command_to_send, packet_to_decide, reports_due
+from esper.tamiyo._due import command_to_send, packet_to_decide, reports_due, superseded
 from esper.tamiyo._facts import DecisionFacts, PacketFacts
 from esper.tamiyo._follower import PolicyFollower
 from esper.tamiyo._ledger import RunLedger
 from esper.tamiyo._policies import LearnedPolicies
-from esper.tamiyo._refused import refused_blueprints
 from esper.tamiyo._state import RunState
 from esper.tamiyo._telemetry import decision_telemetry, refusal_telemetry, term_telemetry
 from esper.tamiyo._watcher import PolicyWatcher
+from esper.tamiyo.risk import RiskSources
 
 _logger = logging.getLogger("esper.tamiyo")
 
@@ -60,7 +61,7 @@ class TamiyoService:
         self._instance = instance
         self._clock = clock
         self._publisher: Publisher = fabric.publisher(SOURCE)
-        self._board = BlueprintBoard(fabric)
+        self._risk = RiskSources.over(fabric, clock=clock)
         self._policies = LearnedPolicies(fabric, rejects=self._publisher, on_refused=self._tell_refusal)
         self._watcher = PolicyWatcher(fabric, self._policies, self._publisher, responsible=self._watches)
         self._follower = PolicyFollower(self._policies, on_term=self._tell_term, after_look=self._watcher.look)
@@ -94,13 +95,15 @@ class TamiyoService:
             self._policies.close()
             if self._requests is not None:
                 self._requests.close()
-            self._board.close()
+            self._risk.close()
             self._publisher.close()
 
     def evaluate_epoch(self, packet: ly.SystemStatePacket) -> tuple[ly.DecisionMade, ly.AdaptationCommand]:
         """Return the decision about `packet` and its command, as this service would append them; append nothing.
 
-        The packet is folded into the run's state; asked again with the same packet, the answer is the same.
+        The packet is folded into the run's state; asked again with the same packet, the answer is the same while the
+        run has not gone on. About a packet that a newer one followed, or whose attempt another replaced, the risk
+        gate answers "continue", with the reason.
         Neither message holds what only a publisher knows: the rest of the meta and the issue time.
 
         Raises:
@@ -115,7 +118,8 @@ class TamiyoService:
             )
         facts = state.packets[packet.current_epoch]
         policy = policy_of(state, facts, self._policies)
-        decision = decide(state, facts, policy, refused=refused_blueprints(self._board))
+        surroundings = replace(self._risk.look(), superseded=superseded(state, packet.current_epoch))
+        decision = decide(state, facts, policy, surroundings=surroundings)
         return decision.made, decision.command
 
     def _ledger(self, partition: int) -> RunLedger:
@@ -217,14 +221,15 @@ class TamiyoService:
         """Decide, wait until the log has the decision, and return what to tell about it."""
         began = self._clock.monotonic()
         policy = policy_of(state, packet, self._policies)
-        made = decide(state, packet, policy, refused=refused_blueprints(self._board)).made
+        decision = decide(state, packet, policy, surroundings=self._risk.look())
+        made = decision.made
         inference_ms = (self._clock.monotonic() - began) * 1000.0
         self._publisher.publish(made, key=state.run_id, causation_id=packet.event_id)
         ledger.fold(made)
-        return decision_telemetry(state, packet.epoch, policy=made.policy, inference_ms=inference_ms)
+        return decision_telemetry(state, packet.epoch, decision, inference_ms=inference_ms)
 
     def _append_command(self, ledger: RunLedger, state: RunState, decision: DecisionFacts) -> None:
-        command = ly.AdaptationCommand.FromString(decision.proposed)
+        command = ly.AdaptationCommand.FromString(decision.executed)
         command.issued_at.FromNanoseconds(self._clock.now_ns())
         self._publisher.publish(
             command, key=state.run_id, causation_id=decision.state_event_id, event_id=decision.command_id

@@ -13,14 +13,14 @@ from google.protobuf.message import Message
 
 from esper.core.clock import SYSTEM_CLOCK, Clock
 from esper.leyline import messages as ly
-from esper.oona import BlueprintBoard, Fabric, Publisher
+from esper.oona import Fabric, Publisher
 from esper.tamiyo._decide import SOURCE, Decision, decide, policy_of
 from esper.tamiyo._due import reports_due
 from esper.tamiyo._learned import LEARNED, is_learned
 from esper.tamiyo._policies import LearnedPolicies
 from esper.tamiyo._policy import Policy
-from esper.tamiyo._refused import refused_blueprints
 from esper.tamiyo._state import RunState, fold
+from esper.tamiyo.risk import RiskSources
 
 
 class StackDecider:
@@ -34,7 +34,7 @@ class StackDecider:
     ) -> None:
         self._clock = clock
         self._publisher: Publisher = fabric.publisher(SOURCE)
-        self._board = BlueprintBoard(fabric)
+        self._risk = RiskSources.over(fabric)
         self._states = {request.run_id: fold(RunState(request.run_id), request) for request in requests}
         self._policies: dict[str, Policy] = {}
         learned = any(is_learned(request.policy) for request in requests)
@@ -46,7 +46,7 @@ class StackDecider:
         Raises:
             BrokerUnavailable: not all was acknowledged within `settings.broker_retry_seconds`.
         """
-        refused = refused_blueprints(self._board)
+        surroundings = self._risk.look()
         if self._learned is not None:
             self._learned.latest()
         decided: dict[str, Decision] = {}
@@ -56,7 +56,7 @@ class StackDecider:
             facts = state.packets[packet.current_epoch]
             if run_id not in self._policies or facts.policy == LEARNED:  # which version that is may have changed
                 self._policies[run_id] = policy_of(state, facts, self._learned)
-            decision = decide(state, facts, self._policies[run_id], refused=refused)
+            decision = decide(state, facts, self._policies[run_id], surroundings=surroundings)
             self._publisher.submit(decision.made, key=run_id, causation_id=facts.event_id)
             self._states[run_id] = fold(state, decision.made)
             decided[run_id] = decision
@@ -90,7 +90,7 @@ class StackDecider:
 
     def close(self) -> None:
         """Wait until all is acknowledged, and release the connections."""
-        self._board.close()
+        self._risk.close()
         if self._learned is not None:
             self._learned.close()
         self._publisher.close()

@@ -61,6 +61,9 @@ class ScriptedRun:
     seeds: list[Seed] = field(default_factory=list)
     epoch: int = 0
     stages_seen: dict[str, list[int]] = field(default_factory=dict)
+    #: Epoch -> by how much its loss leaps up.
+    leaps: Mapping[int, float] = field(default_factory=dict)
+    paused_until: int = 0
 
     def request(self) -> ly.TrainingRunRequested:
         """Return the request that began the run."""
@@ -81,11 +84,14 @@ class ScriptedRun:
         for seed in self.seeds:
             seed.stage_epochs += 1
             seed.age_epochs += 1
-            if seed.stage == ly.SEED_STAGE_BLENDING:
+            if seed.stage == ly.SEED_STAGE_BLENDING and self.epoch > self.paused_until:
                 seed.alpha = min(1.0, seed.stage_epochs / seed.blend_epochs)
             self.stages_seen.setdefault(seed.seed_id, []).append(seed.stage)
         host_loss = 2.0 * 0.97**self.epoch
         loss = host_loss * (1.0 - sum(seed.gain * seed.alpha for seed in self.seeds if seed.alpha))
+        loss *= self.leaps.get(self.epoch, 1.0)
+        paused = self.paused_until > self.epoch
+        held = ly.GrowthState(paused=True, paused_until_epoch=self.paused_until) if paused else None
         return ly.SystemStatePacket(
             meta=self._meta("state", self.epoch, "tolaria"),
             version=1,
@@ -105,6 +111,7 @@ class ScriptedRun:
             task="mnist1d",
             host="mlp",
             seed=self.seed,
+            growth=held,
         )
 
     def apply(self, command: ly.AdaptationCommand | None) -> ly.CommandOutcome:
@@ -119,6 +126,10 @@ class ScriptedRun:
         operation = command.seed_operation
         outcome.command_id, outcome.decision_id = command.command_id, command.decision_id
         outcome.command_type, outcome.seed_operation = command.command_type, operation.operation
+        if command.command_type == ly.COMMAND_PAUSE:
+            self.paused_until = self.epoch + command.pause.epochs
+            outcome.result = ly.COMMAND_RESULT_APPLIED
+            return outcome
         refused = operation.operation in self.refuse
         done = command.command_type == ly.COMMAND_CONTINUE or (not refused and self._move(command, outcome))
         outcome.result = ly.COMMAND_RESULT_APPLIED if done else ly.COMMAND_RESULT_REJECTED

@@ -14,6 +14,7 @@ from esper.leyline import messages as ly
 from esper.tamiyo import Observation, RunState, action_space, decide, fold, known_policies, make_policy
 from esper.tamiyo._due import command_to_send, packet_to_decide, reports_due
 from esper.tamiyo._policy import draws
+from esper.tamiyo.risk import BlueprintFacts, Surroundings
 from tests.tamiyo.scripted_run import ScriptedRun, play
 from tests.tamiyo.strategies import RUN, packet_sequences
 
@@ -131,7 +132,7 @@ def test_commands_name_what_they_change() -> None:
     """GERMINATE names slot, blueprint and parameters; every later move names the seed; CONTINUE names nothing."""
     run = ScriptedRun("run-commands", epochs=40)
     state = play(run)
-    commands = {epoch: ly.AdaptationCommand.FromString(made.proposed) for epoch, made in state.decisions.items()}
+    commands = {epoch: ly.AdaptationCommand.FromString(made.executed) for epoch, made in state.decisions.items()}
     germinate = commands[4]
     assert germinate.command_type == ly.COMMAND_SEED
     assert germinate.target_seed_id == ""
@@ -227,6 +228,11 @@ def test_noop_never_changes_anything() -> None:
     assert reports_due(state) == ()
 
 
+def refusing(*blueprint_ids: str) -> Surroundings:
+    """Return surroundings in which nobody may graft these blueprints."""
+    return Surroundings({name: BlueprintFacts(0.5, "withdrawn") for name in blueprint_ids})
+
+
 def test_what_may_not_be_grafted_is_barred_by_every_mask() -> None:
     """A refused blueprint stays an option that no mask lets pass: the next one is taken; with all refused, none is."""
     run = ScriptedRun("run-refused", epochs=40)
@@ -236,7 +242,7 @@ def test_what_may_not_be_grafted_is_barred_by_every_mask() -> None:
     packet = state.packets[4]
 
     def germinated(*refused: str) -> tuple[str, dict[str, bool]]:
-        decision = decide(state, packet, refused=refused)
+        decision = decide(state, packet, surroundings=refusing(*refused))
         head = next(head for head in decision.made.heads if head.name == "blueprint")
         masks = dict(zip(head.actions, head.mask, strict=True))
         return decision.command.seed_operation.blueprint_id, masks
@@ -253,6 +259,6 @@ def test_what_may_not_be_grafted_is_barred_by_every_mask() -> None:
     chosen, masks = germinated("BP021", "BP009")
     assert chosen == ""
     assert masks["none"]
-    made = decide(state, packet, refused=("BP021", "BP009")).made
+    made = decide(state, packet, surroundings=refusing("BP021", "BP009")).made
     operation = next(head for head in made.heads if head.name == "operation")
     assert not dict(zip(operation.actions, operation.mask, strict=True))["germinate"]

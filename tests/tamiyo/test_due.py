@@ -70,7 +70,7 @@ def test_a_decision_without_its_command_gets_it() -> None:
     assert packet_to_decide(state) is None
     unsent = command_to_send(state)
     assert unsent is not None
-    assert ly.AdaptationCommand.FromString(unsent.proposed) == decision.command
+    assert ly.AdaptationCommand.FromString(unsent.executed) == decision.command
     assert command_to_send(fold(state, decision.command)) is None
 
 

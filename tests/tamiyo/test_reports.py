@@ -217,3 +217,62 @@ def test_the_store_keeps_the_first_and_drops_whole_episodes() -> None:
     store.drop_run(RunId("r1"))
     store.drop_run(RunId("r9"))
     assert [report.decision_id for report in store] == ["d2"]
+
+
+def report(run: str, epoch: int, seconds: float) -> ly.FieldReport:
+    """Return a report that was written at a time."""
+    made = ly.FieldReport(decision_id=f"{run}-{epoch}", training_run_id=run, epoch=epoch)
+    made.issued_at.FromNanoseconds(int(seconds * 1e9))
+    return made
+
+
+def test_retention_counts_whole_episodes() -> None:
+    """A store of two episodes: the one that was silent longest goes as a whole, and comes back by no late report."""
+    store = FieldReportStore(episodes_max=2)
+    for run, epoch in (("a", 1), ("b", 1), ("a", 2)):
+        assert store.fold(report(run, epoch, 0.0))
+    assert store.fold(report("c", 1, 0.0))
+    assert store.runs() == ("a", "c"), "b was heard before a was heard again"
+    assert not store.fold(report("b", 2, 0.0))
+    assert len(store) == 3
+
+
+def test_age_is_that_of_an_episode_against_the_newest_report() -> None:
+    """An hour to live: an episode that goes on keeps its old reports, one that fell silent loses all of them."""
+    store = FieldReportStore(ttl_seconds=3_600.0)
+    for run, epoch, seconds in (("long", 1, 0.0), ("short", 1, 10.0), ("long", 2, 3_000.0), ("new", 1, 3_610.0)):
+        assert store.fold(report(run, epoch, seconds))
+    assert store.runs() == ("long", "short", "new"), "exactly an hour is not too old"
+    assert store.fold(report("new", 2, 3_611.0))
+    assert store.runs() == ("long", "new")
+    assert [kept.epoch for kept in store.of_run(RunId("long"))] == [1, 2]
+    assert not store.fold(report("old", 1, 5.0)), "what is too old when it comes leaves nothing"
+    assert store.runs() == ("long", "new")
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 200)), max_size=60))
+def test_no_episode_is_kept_in_part(written: list[tuple[str, int]]) -> None:
+    """Any order of reports: what a kept episode ever brought is there, and reading the same log again ends alike."""
+    stores = [FieldReportStore(episodes_max=3, ttl_seconds=50.0) for _ in range(2)]
+    for store in stores:
+        for number, (run, seconds) in enumerate(written):
+            store.fold(report(run, number, float(seconds)))
+    first, second = stores
+    assert list(first) == list(second)
+    assert len(first.runs()) <= 3
+    for run in first.runs():
+        assert len(first.of_run(run)) == sum(name == run for name, _ in written)
+
+
+def test_stability_is_the_worst_step_of_a_window() -> None:
+    """A long window in which the loss falls, leaps by a half and falls again: minus a half; where it only falls, 0."""
+    run = ScriptedRun("run-steps", epochs=10, policy="noop")
+    state = fold(RunState(run.run_id), run.request())
+    for loss in (2.0, 1.0, 1.5, 0.5):
+        packet = run.next_packet()
+        packet.validation_loss = loss
+        state = fold(state, packet)
+        decision = decide(state, state.packets[run.epoch])
+        state = fold(fold(fold(state, decision.made), decision.command), run.apply(decision.command))
+    parts = {each.epoch: each.reward_parts["stability"] for each in reports_due(state)}
+    assert parts == {1: 0.0, 2: pytest.approx(-0.5), 3: 0.0}

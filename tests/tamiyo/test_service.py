@@ -163,8 +163,8 @@ def test_telemetry_tells_loss_and_latency(fabric: Fabric, open_fabric: Callable[
         if isinstance(packet, ly.TelemetryPacket) and packet.metrics[0].attributes["run_id"] == worker.run.run_id
     ]
     assert [set(metrics) for metrics in mine] == [
-        {"tamiyo.validation_loss", "tamiyo.inference.latency_ms"},
-        {"tamiyo.validation_loss", "tamiyo.inference.latency_ms", "tamiyo.loss_delta"},
+        {"tamiyo.validation_loss", "tamiyo.inference.latency_ms", "tamiyo.conservative_mode"},
+        {"tamiyo.validation_loss", "tamiyo.inference.latency_ms", "tamiyo.conservative_mode", "tamiyo.loss_delta"},
     ]
     assert mine[1]["tamiyo.loss_delta"] == pytest.approx(2.0 * (0.97**2 - 0.97))
     assert 0.0 < mine[1]["tamiyo.inference.latency_ms"] < 1_000.0

@@ -25,7 +25,7 @@ class DecisionHead(_message.Message):
     def __init__(self, name: _Optional[str] = ..., actions: _Optional[_Iterable[str]] = ..., mask: _Optional[_Iterable[bool]] = ..., probabilities: _Optional[_Iterable[float]] = ..., chosen: _Optional[int] = ..., log_probability: _Optional[float] = ...) -> None: ...
 
 class DecisionMade(_message.Message):
-    __slots__ = ("meta", "run_id", "attempt", "epoch", "state_event_id", "policy", "policy_version", "policy_digest", "observation_schema", "observation_names", "observation", "heads", "log_probability", "rng_seed", "rng_counter", "value_estimate", "proposed", "overridden", "override_reason", "command_id", "reasons", "policy_event_id")
+    __slots__ = ("meta", "run_id", "attempt", "epoch", "state_event_id", "policy", "policy_version", "policy_digest", "observation_schema", "observation_names", "observation", "heads", "log_probability", "rng_seed", "rng_counter", "value_estimate", "proposed", "overridden", "override_reason", "command_id", "reasons", "policy_event_id", "executed")
     META_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class DecisionMade(_message.Message):
     COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
     POLICY_EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    EXECUTED_FIELD_NUMBER: _ClassVar[int]
     meta: _meta_pb2.EventMeta
     run_id: str
     attempt: int
@@ -70,4 +71,5 @@ class DecisionMade(_message.Message):
     command_id: str
     reasons: _containers.RepeatedScalarFieldContainer[str]
     policy_event_id: str
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., state_event_id: _Optional[str] = ..., policy: _Optional[str] = ..., policy_version: _Optional[str] = ..., policy_digest: _Optional[str] = ..., observation_schema: _Optional[str] = ..., observation_names: _Optional[_Iterable[str]] = ..., observation: _Optional[_Iterable[float]] = ..., heads: _Optional[_Iterable[_Union[DecisionHead, _Mapping]]] = ..., log_probability: _Optional[float] = ..., rng_seed: _Optional[int] = ..., rng_counter: _Optional[int] = ..., value_estimate: _Optional[float] = ..., proposed: _Optional[_Union[_commands_pb2.AdaptationCommand, _Mapping]] = ..., overridden: _Optional[bool] = ..., override_reason: _Optional[str] = ..., command_id: _Optional[str] = ..., reasons: _Optional[_Iterable[str]] = ..., policy_event_id: _Optional[str] = ...) -> None: ...
+    executed: _commands_pb2.AdaptationCommand
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., epoch: _Optional[int] = ..., state_event_id: _Optional[str] = ..., policy: _Optional[str] = ..., policy_version: _Optional[str] = ..., policy_digest: _Optional[str] = ..., observation_schema: _Optional[str] = ..., observation_names: _Optional[_Iterable[str]] = ..., observation: _Optional[_Iterable[float]] = ..., heads: _Optional[_Iterable[_Union[DecisionHead, _Mapping]]] = ..., log_probability: _Optional[float] = ..., rng_seed: _Optional[int] = ..., rng_counter: _Optional[int] = ..., value_estimate: _Optional[float] = ..., proposed: _Optional[_Union[_commands_pb2.AdaptationCommand, _Mapping]] = ..., overridden: _Optional[bool] = ..., override_reason: _Optional[str] = ..., command_id: _Optional[str] = ..., reasons: _Optional[_Iterable[str]] = ..., policy_event_id: _Optional[str] = ..., executed: _Optional[_Union[_commands_pb2.AdaptationCommand, _Mapping]] = ...) -> None: ...

@@ -13,7 +13,7 @@ from esper.core.errors import BrokerUnavailable, EsperError
 from esper.leyline import CLOCK_SKEW_MS_MAX
 from esper.leyline import messages as ly
 from esper.oona._events import Event, Handler
-from esper.oona.emergency._state import EmergencyState
+from esper.oona.emergency._state import EmergencyState, Standing
 from esper.oona.reading._range import AtTime, offsets_at
 from esper.oona.reading._reader import Reader
 
@@ -70,6 +70,10 @@ class EmergencyWatch:
     def conservative(self) -> bool:
         """Return whether a signal in force calls for conservative mode."""
         return self._state.in_force(_now_ms())
+
+    def calls(self) -> tuple[Standing, ...]:
+        """Return the signals in force that call for conservative mode, each with its origin, run and event."""
+        return self._state.calls(_now_ms())
 
     def inbox(self, on_emergency: Handler | None) -> EmergencyInbox:
         """Return the inbox of one consumer, with the signals that are in force; None: the fabric alone hears them."""

@@ -27,26 +27,37 @@ class Standing:
     level: ly.EmergencyLevel
     until_ms: float
     reason: str
+    origin: str = ""
+    #: The run that it is about; empty: all.
+    run_id: str = ""
+    #: The signal's event.
+    event_id: str = ""
 
 
 @dataclass(frozen=True)
 class EmergencyState:
-    """The signals in force, by origin; every method returns a new state."""
+    """The signals in force, by origin and run; every method returns a new state."""
 
     hold_seconds: float
-    standing: Mapping[str, Standing] = field(default_factory=dict)
+    standing: Mapping[tuple[str, str], Standing] = field(default_factory=dict)
 
     def fold(self, signal: ly.EmergencySignal, append_time_ms: int) -> EmergencyState:
-        """Return the state after a signal: NOTICE ends what its origin raised; a lower one does not lower it."""
-        standing = {origin: held for origin, held in self.standing.items() if held.until_ms > append_time_ms}
-        earlier = standing.get(signal.origin)
+        """Return the state after a signal: NOTICE ends what its origin raised, a lower one does not lower it.
+
+        A NOTICE that names a run ends what its origin raised about that run, any other all that its origin raised.
+        """
+        standing = {place: held for place, held in self.standing.items() if held.until_ms > append_time_ms}
+        place = (signal.origin, signal.run_id)
+        earlier = standing.get(place)
         if signal.level <= ly.EMERGENCY_LEVEL_NOTICE:
-            standing.pop(signal.origin, None)
+            standing = {of: held for of, held in standing.items() if not _ends(signal, held)}
         elif earlier is None or earlier.level <= signal.level:
             until_ms = append_time_ms + self.hold_seconds * 1000
-            standing[signal.origin] = Standing(signal.level, until_ms, signal.reason)
+            standing[place] = Standing(
+                signal.level, until_ms, signal.reason, signal.origin, signal.run_id, signal.meta.event_id
+            )
         if len(standing) > _ORIGINS_MAX:
-            del standing[min(standing, key=lambda origin: standing[origin].until_ms)]
+            del standing[min(standing, key=lambda of: standing[of].until_ms)]
         return EmergencyState(self.hold_seconds, standing)
 
     def level(self, now_ms: float) -> ly.EmergencyLevel:
@@ -56,7 +67,17 @@ class EmergencyState:
 
     def in_force(self, now_ms: float) -> bool:
         """Return whether some signal calls for conservative mode."""
-        return self.level(now_ms) >= CONSERVATIVE_FROM
+        return bool(self.calls(now_ms))
+
+    def calls(self, now_ms: float) -> tuple[Standing, ...]:
+        """Return the signals that call for conservative mode now, in the order in which they were first raised."""
+        return tuple(
+            held for held in self.standing.values() if held.until_ms > now_ms and held.level >= CONSERVATIVE_FROM
+        )
+
+
+def _ends(notice: ly.EmergencySignal, held: Standing) -> bool:
+    return held.origin == notice.origin and notice.run_id in ("", held.run_id)
 
 
 def emergency_signal(
