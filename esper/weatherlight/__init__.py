@@ -5,6 +5,7 @@ from esper.weatherlight._collect import KERNEL_MAKERS, check_collection, collect
 from esper.weatherlight._collecting import Collection
 from esper.weatherlight._compiling import MAKERS, Compiled, compile_kernels
 from esper.weatherlight._doctor import Check, examine
+from esper.weatherlight._evaluate import check_evaluation, evaluate, report_evaluation
 from esper.weatherlight._export_runs import export_run
 from esper.weatherlight._fleet import Fleet, FleetRun, fleet_members, grid, train_fleet
 from esper.weatherlight._fork_runs import ForkRequest, compare_runs, fork_request
@@ -30,6 +31,7 @@ from esper.weatherlight._training import (
     members_for_a_while,
     train,
 )
+from esper.weatherlight._trial_log import positions_of
 from esper.weatherlight._unfit import unfit
 from esper.weatherlight._verify_runs import Verified, restore_run, verify_run
 
@@ -57,12 +59,14 @@ __all__ = [
     "await_outcome",
     "cancel_run",
     "check_collection",
+    "check_evaluation",
     "check_replicates",
     "check_request",
     "check_subsystem",
     "collect",
     "compare_runs",
     "compile_kernels",
+    "evaluate",
     "examine",
     "export_run",
     "fleet_members",
@@ -72,7 +76,9 @@ __all__ = [
     "members_for_a_while",
     "missing_members",
     "order_run",
+    "positions_of",
     "replicate",
+    "report_evaluation",
     "restore_outlook",
     "restore_run",
     "run_member",
