@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from esper.simic.trials._arms import Result, Routine, Unfit, Wanted, plain, routine
@@ -114,13 +115,12 @@ def _result(plan: Plan, pair: Pair, arm: str, places: Mapping[Place, TrialRun], 
     return replay(routine(plan, pair, arm), look)
 
 
-def replay(steps: Routine, look: object) -> Result:
-    """Drive a routine with runs that `look` finds for what it wants.
+def replay(steps: Routine, look: Callable[[Wanted], TrialRun]) -> Result:
+    """Return what a routine comes to with the runs that `look` finds for what it wants.
 
     Raises:
         Unfit: from `look`, or from the routine.
     """
-    assert callable(look), "a function of what is wanted"
     try:
         wanted = next(steps)
         while True:  # ends with the routine
@@ -131,15 +131,20 @@ def replay(steps: Routine, look: object) -> Result:
 
 
 def over(run: TrialRun) -> TrialRun:
-    """Return a run that finished.
+    """Return a run that finished with figures that can be.
 
     Raises:
-        Unfit: it failed, or is not over.
+        Unfit: it failed, is not over, or says something that no run comes to.
     """
     if run.status == "failed":
         raise Unfit(f"run {run.run_id} ({run.place}) failed: {run.reason}")
     if run.status != "finished":
         raise Unfit(f"run {run.run_id} ({run.place}) is not over")
+    end = run.end
+    if min(end.epochs, end.multiply_adds, end.parameters) < 1:
+        raise Unfit(f"run {run.run_id} ({run.place}) counts no epochs, multiply-adds or parameters")
+    if not all(math.isfinite(share) and 0.0 <= share <= 1.0 for share in (end.accuracy, end.validation_accuracy)):
+        raise Unfit(f"run {run.run_id} ({run.place}) has an accuracy that is none")
     return run
 
 

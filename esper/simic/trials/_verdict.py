@@ -124,10 +124,10 @@ def _blocked(evidence: Evidence, name: str, arm: str, claim: Claim) -> list[str]
     held_out = [cell for cell in plan.cells if cell.split == "held_out"]
     if len(held_out) < bounds.held_out_cells_min:
         found.append(f"the plan has {len(held_out)} held-out cells, a claim takes {bounds.held_out_cells_min}")
-    return found + _problems(evidence, {arm, plan.grown, STATIC, *named})
+    return found + _problems(evidence)
 
 
-def _problems(evidence: Evidence, arms: Iterable[str]) -> list[str]:
+def _problems(evidence: Evidence) -> list[str]:
     """Return what speaks against the runs: all of it for a few, a count and the first for an arm with many."""
     by_arm: dict[str, list[str]] = {}
     for problem in evidence.problems:
@@ -137,11 +137,6 @@ def _problems(evidence: Evidence, arms: Iterable[str]) -> list[str]:
     for arm, whats in by_arm.items():
         more = f" (and {len(whats) - 1} more)" if len(whats) > 1 else ""
         found.append(f"{arm}: {whats[0]}{more}" if arm else f"{whats[0]}{more}")
-    for arm in sorted(arms):
-        for cell in evidence.plan.cells:
-            values = [each.accuracy for each in evidence.of(arm, cell.name)]
-            if any(not math.isfinite(value) or not 0.0 <= value <= 1.0 for value in values):
-                found.append(f"{arm}: an accuracy in {cell.name} is none")
     return found
 
 
