@@ -5,7 +5,7 @@ from esper.weatherlight._collect import KERNEL_MAKERS, check_collection, collect
 from esper.weatherlight._collecting import Collection
 from esper.weatherlight._compiling import MAKERS, Compiled, compile_kernels
 from esper.weatherlight._doctor import Check, examine
-from esper.weatherlight._evaluate import check_evaluation, evaluate, report_evaluation
+from esper.weatherlight._evaluate import check_evaluation, evaluate, evaluation_runs, report_evaluation
 from esper.weatherlight._export_runs import export_run
 from esper.weatherlight._fleet import Fleet, FleetRun, fleet_members, grid, train_fleet
 from esper.weatherlight._fork_runs import ForkRequest, compare_runs, fork_request
@@ -67,6 +67,7 @@ __all__ = [
     "compare_runs",
     "compile_kernels",
     "evaluate",
+    "evaluation_runs",
     "examine",
     "export_run",
     "fleet_members",

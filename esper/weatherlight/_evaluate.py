@@ -14,7 +14,7 @@ from esper.weatherlight._trial_log import EvaluationLog
 from esper.weatherlight._trial_runs import Advance, Tell, TrialTrainer
 
 if TYPE_CHECKING:
-    from esper.simic.trials import Pair, Plan, Routine, Wanted
+    from esper.simic.trials import Pair, Plan, Routine, TrialRun, Wanted
 
 #: Of the plan's digest, in the name of the lock that keeps two evaluations of one plan apart.
 _DIGEST_SHOWN: Final = 16
@@ -133,6 +133,18 @@ def report_evaluation(fabric: Fabric, plan: Plan, *, at: Mapping[Position, int] 
     log = EvaluationLog(fabric, plan)
     log.refresh(at)
     return _report(plan, log)
+
+
+def evaluation_runs(fabric: Fabric, plan: Plan, *, at: Mapping[Position, int] | None = None) -> list[TrialRun]:
+    """Return the runs of a plan that the log holds, as `esper.simic.trials.verdict` judges them.
+
+    Raises:
+        UsageError: the log does not reach as far as `at`.
+        BrokerUnavailable, IntegrityError, NotReadyError: it cannot be read.
+    """
+    log = EvaluationLog(fabric, plan)
+    log.refresh(at)
+    return log.runs()
 
 
 def _report(plan: Plan, log: EvaluationLog) -> dict[str, Any]:

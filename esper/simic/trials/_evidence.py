@@ -211,7 +211,11 @@ def _deciders(plan: Plan, results: Mapping[tuple[str, str, int], Result]) -> lis
         if len(deciders) > 1:
             names = ", ".join(sorted(f"{one.policy} {one.version} {one.digest[:12]}" for one in deciders))
             found.append(Problem(arm, f"it was decided by more than one policy: {names}"))
-        silent = [run.run_id for run in runs if run.decisions != run.end.epochs]
+        policy = plan.policy_of(arm)[0].partition("@")[0]
+        others = sorted({one.policy for one in deciders if one.policy != policy or not one.digest})
+        if others:
+            found.append(Problem(arm, f"it was decided by {', '.join(map(repr, others))}, not by a known {policy!r}"))
+        silent = [run.run_id for run in runs if not run.deciders or run.decisions != run.end.epochs]
         if silent:
             found.append(Problem(arm, f"{len(silent)} runs have epochs without a decision, the first is {silent[0]}"))
     return found

@@ -162,6 +162,7 @@ def _shaped(run: TrialRun) -> TrialRun:
         ("search", lambda run: asking(run, seed=77), "no trial of the search"),
         ("final_shape", lambda run: ending(run, parameters=301), "its shape is another"),
         ("learned", lambda run: replace(run, decisions=7), "without a decision"),
+        ("learned", lambda run: replace(run, deciders=frozenset()), "epochs without a decision"),
         (
             "learned",
             lambda run: replace(run, deciders=frozenset({Decider("learned", "2", "e" * 64)})),
@@ -178,6 +179,15 @@ def test_every_mutation_of_what_an_arm_means_blocks(arm: str, change: Change, sa
     found = verdict(PLAN, runs)
     assert found.word == BLOCKED
     assert any(says in reason for reason in found.reasons), found.reasons
+
+
+@pytest.mark.parametrize("decider", [Decider("noop", "1", "d" * 64), Decider("learned", "", "")])
+def test_a_policy_that_something_else_stood_in_for_blocks(decider: Decider) -> None:
+    """Where all runs of an arm were decided by another policy, or by one without a digest, it was not the arm's."""
+    runs = [replace(run, deciders=frozenset({decider})) if run.place.arm == "learned" else run for run in RUNS]
+    found = verdict(PLAN, runs)
+    assert found.word == BLOCKED
+    assert any("not by a known 'learned'" in reason for reason in found.reasons), found.reasons
 
 
 def test_two_runs_of_one_place_block() -> None:
