@@ -82,7 +82,7 @@ def _run(fabric: Fabric, plan: Plan, *, only: list[str], stack: int, workers: in
             say(words)
             show(words)
 
-        return run_evaluation(
+        document = run_evaluation(
             fabric,
             plan,
             only=only,
@@ -92,6 +92,11 @@ def _run(fabric: Fabric, plan: Plan, *, only: list[str], stack: int, workers: in
             tell=tell,
             advance=lambda done, total: show(done=done, total=total),
         )
+    from esper.projection import catch_up
+
+    # The members started here are gone: what they wrote last is folded now, for `esper sql` and `esper runs`.
+    catch_up(fabric)
+    return document
 
 
 def _offsets(at: Path | None, plan: Plan) -> Mapping[tuple[str, int], int] | None:

@@ -32,6 +32,7 @@ from esper.weatherlight._training import (
     train,
 )
 from esper.weatherlight._trial_log import positions_of
+from esper.weatherlight._trial_pedigree import cells_learned_from
 from esper.weatherlight._unfit import unfit
 from esper.weatherlight._verify_runs import Verified, restore_run, verify_run
 
@@ -58,6 +59,7 @@ __all__ = [
     "absent",
     "await_outcome",
     "cancel_run",
+    "cells_learned_from",
     "check_collection",
     "check_evaluation",
     "check_replicates",

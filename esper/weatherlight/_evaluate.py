@@ -11,6 +11,7 @@ from esper.core.home import member_lock
 from esper.oona import Fabric, Position
 from esper.weatherlight._cancel import end_run
 from esper.weatherlight._trial_log import EvaluationLog
+from esper.weatherlight._trial_pedigree import cells_learned_from
 from esper.weatherlight._trial_runs import Advance, Tell, TrialTrainer
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ def evaluate(
     """Have every run of a plan that the log lacks, and return the report.
 
     A run that the log holds is never run again: an evaluation that was ended goes on where it was. What an ended one
-    left open is cancelled first. `only` names arms to run,
-    with what they are measured by; `absent` those to leave out.
+    left open is cancelled first. `only` names arms to run, with what they are measured by; `absent` those to leave out.
 
     Raises:
         Busy: another evaluation of the same plan runs in this home.
@@ -120,7 +120,7 @@ def evaluate(
                 asked |= {each.place for each in fresh}
                 trainer.train(fresh, log)
                 log.refresh()
-        return _report(plan, log)
+        return _report(fabric, plan, log)
 
 
 def report_evaluation(fabric: Fabric, plan: Plan, *, at: Mapping[Position, int] | None = None) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def report_evaluation(fabric: Fabric, plan: Plan, *, at: Mapping[Position, int] 
     """
     log = EvaluationLog(fabric, plan)
     log.refresh(at)
-    return _report(plan, log)
+    return _report(fabric, plan, log)
 
 
 def evaluation_runs(fabric: Fabric, plan: Plan, *, at: Mapping[Position, int] | None = None) -> list[TrialRun]:
@@ -147,10 +147,11 @@ def evaluation_runs(fabric: Fabric, plan: Plan, *, at: Mapping[Position, int] | 
     return log.runs()
 
 
-def _report(plan: Plan, log: EvaluationLog) -> dict[str, Any]:
+def _report(fabric: Fabric, plan: Plan, log: EvaluationLog) -> dict[str, Any]:
     from esper.simic.trials import report
 
-    return report(plan, log.runs(), log.offsets())
+    runs = log.runs()
+    return report(plan, runs, log.offsets(), learned_from=cells_learned_from(fabric, plan, runs))
 
 
 def _end_open(fabric: Fabric, log: EvaluationLog, tell: Tell) -> None:

@@ -4,7 +4,7 @@ from esper.simic.trials._arms import Result, Routine, Unfit, Wanted, routine
 from esper.simic.trials._evidence import Evidence, Problem, checked, gather, pairs_of
 from esper.simic.trials._markdown import markdown
 from esper.simic.trials._places import Place, place_of
-from esper.simic.trials._plan import POLICIES, POPULATION, SEARCH, Cell, Pair, Plan, load_plan, plan_of
+from esper.simic.trials._plan import LEARNED, POLICIES, POPULATION, SEARCH, Cell, Pair, Plan, load_plan, plan_of
 from esper.simic.trials._plots import draw_curves
 from esper.simic.trials._report import report
 from esper.simic.trials._runs import LOST, Decider, Epoch, TrialLog, TrialRun
@@ -15,6 +15,7 @@ from esper.simic.trials._verdict import BLOCKED, GROWTH_PAYS, NOT_SHOWN, POLICY_
 __all__ = [
     "BLOCKED",
     "GROWTH_PAYS",
+    "LEARNED",
     "LOST",
     "NOT_SHOWN",
     "POLICIES",

@@ -6,12 +6,17 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from esper.simic.trials._arms import Result, Routine, Unfit, Wanted, plain, routine
 from esper.simic.trials._places import Place
-from esper.simic.trials._plan import POLICIES, SEARCH, Pair, Plan
+from esper.simic.trials._plan import LEARNED, POLICIES, SEARCH, Pair, Plan
 from esper.simic.trials._runs import TrialRun
 from esper.simic.trials._search import searched
+
+#: Digest of a learned policy -> names of the cells whose runs it was trained on.
+LearnedFrom = Mapping[str, frozenset[str]]
+NOTHING_KNOWN: Final[LearnedFrom] = {}
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def pairs_of(plan: Plan) -> list[Pair]:
     return [Pair(cell, seed) for cell in plan.cells for seed in plan.seeds]
 
 
-def gather(plan: Plan, runs: Iterable[TrialRun]) -> Evidence:
+def gather(plan: Plan, runs: Iterable[TrialRun], learned_from: LearnedFrom = NOTHING_KNOWN) -> Evidence:
     """Return what runs come to under a plan; pure, and decides by nothing but the runs.
 
     A run that was lost with its trainer counts for nothing; any other second run of a place, a run that failed or is
@@ -70,7 +75,14 @@ def gather(plan: Plan, runs: Iterable[TrialRun]) -> Evidence:
     ]
     problems += _unpaired(plan, results)
     problems += _deciders(plan, results)
-    return Evidence(plan, results, tuple(problems), _notes(all_runs), tuple(run for run in all_runs if run.lost))
+    seen, unchecked = _pedigree(plan, results, learned_from)
+    return Evidence(
+        plan,
+        results,
+        (*problems, *seen),
+        (*_notes(all_runs), *unchecked),
+        tuple(run for run in all_runs if run.lost),
+    )
 
 
 def sorted_places(places: Iterable[Place]) -> list[Place]:
@@ -212,13 +224,28 @@ def _deciders(plan: Plan, results: Mapping[tuple[str, str, int], Result]) -> lis
             names = ", ".join(sorted(f"{one.policy} {one.version} {one.digest[:12]}" for one in deciders))
             found.append(Problem(arm, f"it was decided by more than one policy: {names}"))
         policy = plan.policy_of(arm)[0].partition("@")[0]
-        others = sorted({one.policy for one in deciders if one.policy != policy or not one.digest})
+        others = sorted({one.policy for one in deciders if one.policy.partition("@")[0] != policy or not one.digest})
         if others:
             found.append(Problem(arm, f"it was decided by {', '.join(map(repr, others))}, not by a known {policy!r}"))
         silent = [run.run_id for run in runs if not run.deciders or run.decisions != run.end.epochs]
         if silent:
             found.append(Problem(arm, f"{len(silent)} runs have epochs without a decision, the first is {silent[0]}"))
     return found
+
+
+def _pedigree(
+    plan: Plan, results: Mapping[tuple[str, str, int], Result], learned_from: LearnedFrom
+) -> tuple[list[Problem], list[str]]:
+    """Return held-out cells that the learned policy was trained on, and policies of which that is not known."""
+    held_out = {cell.name for cell in plan.cells if cell.split == "held_out"}
+    runs = [result.run for (_, arm, _), result in results.items() if arm == LEARNED]
+    problems, notes = [], []
+    for digest in sorted({decider.digest for run in runs for decider in run.deciders}):
+        if digest not in learned_from:
+            notes.append(f"what {LEARNED} ({digest[:12]}) was trained on is not all in this log: not checked")
+        elif seen := sorted(held_out & learned_from[digest]):
+            problems.append(Problem(LEARNED, f"it was trained on held-out cells: {', '.join(seen)}"))
+    return problems, notes
 
 
 def _notes(runs: Sequence[TrialRun]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from esper.core.rng import derive_seed
 from esper.simic.trials._arms import Result
-from esper.simic.trials._evidence import Evidence, gather
+from esper.simic.trials._evidence import NOTHING_KNOWN, Evidence, LearnedFrom, gather
 from esper.simic.trials._plan import LEARNED, Cell, Plan
 from esper.simic.trials._runs import TrialRun
 from esper.simic.trials._statistics import Estimate, compare, estimate, interquartile_mean
@@ -26,16 +26,23 @@ _PROBLEMS_LISTED: Final = 200
 Document = dict[str, Any]
 
 
-def report(plan: Plan, runs: Iterable[TrialRun], offsets: Mapping[str, Mapping[str, int]]) -> Document:
+def report(
+    plan: Plan,
+    runs: Iterable[TrialRun],
+    offsets: Mapping[str, Mapping[str, int]],
+    *,
+    learned_from: LearnedFrom = NOTHING_KNOWN,
+) -> Document:
     """Return the report of a plan's runs as JSON holds it; pure.
 
     Args:
         plan: What was to be run.
         runs: All runs of the plan that the log holds up to `offsets`.
         offsets: Topic -> partition -> first offset that was not read: the same vector gives the same report.
+        learned_from: See `verdict`.
     """
     all_runs = list(runs)
-    evidence = gather(plan, all_runs)
+    evidence = gather(plan, all_runs, learned_from)
     return {
         "format": 1,
         "plan": {"digest": plan.digest, **plan.model_dump(mode="json")},

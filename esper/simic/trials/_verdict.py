@@ -11,7 +11,7 @@ import numpy as np
 
 from esper.core.rng import derive_seed
 from esper.simic.trials._arms import Result
-from esper.simic.trials._evidence import Evidence, gather
+from esper.simic.trials._evidence import NOTHING_KNOWN, Evidence, LearnedFrom, gather
 from esper.simic.trials._plan import LEARNED, POPULATION, SEARCH, SHAPE, SHAPE_EQUAL, STATIC, STATIC_EQUAL, Claim, Plan
 from esper.simic.trials._runs import TrialRun
 from esper.simic.trials._statistics import Comparison, Floats, compare, holm
@@ -62,15 +62,18 @@ class Verdict:
     claims: tuple[Judged, ...]
 
 
-def verdict(plan: Plan, runs: Iterable[TrialRun]) -> Verdict:
+def verdict(plan: Plan, runs: Iterable[TrialRun], learned_from: LearnedFrom = NOTHING_KNOWN) -> Verdict:
     """Return what the runs of the log show of a plan's claims; pure, and reads no summary.
 
     BLOCKED while anything is missing or not as the plan says. A claim is shown on the held-out cells alone: towards
     each rival that it must beat the paired bootstrap interval of the mean difference lies above 0, the probability of
     improvement is at least the plan's bound, and the test holds after Holm's correction over the claim's rivals;
     towards each other rival interval and test lie above the negative margin. POLICY_PAYS goes before GROWTH_PAYS.
+
+    `learned_from`: by the digest of a learned policy, the cells whose runs it was trained on; one that learned from a
+    held-out cell blocks, and of one that is not in it a note says that nobody checked.
     """
-    return judged(gather(plan, runs))
+    return judged(gather(plan, runs, learned_from))
 
 
 def judged(evidence: Evidence) -> Verdict:

@@ -190,6 +190,15 @@ def test_a_policy_that_something_else_stood_in_for_blocks(decider: Decider) -> N
     assert any("not by a known 'learned'" in reason for reason in found.reasons), found.reasons
 
 
+def test_a_policy_that_saw_a_held_out_cell_blocks() -> None:
+    """Trained on runs of a held-out cell, a policy shows nothing there; on others it may."""
+    digest = "d" * 64
+    assert verdict(PLAN, RUNS, {digest: frozenset({"spirals/mlp:9"})}) == verdict(PLAN, RUNS)
+    found = verdict(PLAN, RUNS, {digest: frozenset({"spirals/mlp:9", "spirals/mlp:4"})})
+    assert found.word == BLOCKED
+    assert found.reasons == ("learned: it was trained on held-out cells: spirals/mlp:4",)
+
+
 def test_two_runs_of_one_place_block() -> None:
     """Whoever runs a place again until it suits is found: also where both runs are equal."""
     twice = [*RUNS, replace(RUNS[3], run_id="run-again", offset=10**6)]
