@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterable
 from typing import Any, Final
 
 from esper.core.errors import UsageError
 from esper.core.rng import derive_seed
-from esper.simic.trials._arms import Result, Routine, Unfit, Wanted, check_spent, plain
-from esper.simic.trials._plan import SEARCH, Pair, Plan, SearchArm
+from esper.simic.trials._arms import Result, Routine, Unfit, Wanted, check_spent, epoch_cost, plain
+from esper.simic.trials._plan import SEARCH, STATIC, Pair, Plan, SearchArm
 from esper.simic.trials._runs import TrialRun
 
 _SEED_BITS: Final = 2**32
+#: How far the last runs of a search may go beyond the budget.
+_SLACK: Final = 0.1
 
 
 def rung_epochs(arm: SearchArm, epochs: int) -> list[int]:
@@ -44,20 +47,22 @@ def search(plan: Plan, pair: Pair) -> Routine:
 
     Each rung of a trial is a run of its own, from nothing, with the whole of its schedule: a user who stops early has
     trained so. Optuna proposes by TPE (Bergstra et al., 2011) and ends a trial by successive halving (ASHA, Li et al.,
-    2018), both on the validation accuracy.
+    2018), both on the validation accuracy; a trial also ends where its next run would go far beyond the budget.
     """
     optuna = _optuna()
     arm = plan.arms.search
     assert arm is not None, "asked of plans that have the arm"
-    (grown,) = yield [plain(plan, pair, plan.grown)]
+    grown, static = yield [plain(plan, pair, plan.grown), plain(plan, pair, STATIC)]
+    budget = grown.end.multiply_adds
     rungs = rung_epochs(arm, plan.epochs)
+    widest = affordable_width(arm, pair, rungs, budget=budget, epoch=epoch_cost(static))
     study = _study(optuna, arm, pair, rungs)
     runs: list[TrialRun] = []
     for number in range(arm.trials_max):
-        if sum(run.end.multiply_adds for run in runs) >= grown.end.multiply_adds:
+        if _spent(runs) >= budget:
             break
         trial = study.ask()
-        width = trial.suggest_int("width", *arm.widths, log=True)
+        width = trial.suggest_int("width", arm.widths[0], widest, log=True)
         rate = trial.suggest_float("learning_rate", *arm.rates, log=True)
         value, pruned = 0.0, False
         for rung, epochs in enumerate(rungs):
@@ -65,14 +70,33 @@ def search(plan: Plan, pair: Pair) -> Routine:
             runs.append(run)
             value = run.end.validation_accuracy
             trial.report(value, epochs)
-            pruned = epochs < rungs[-1] and trial.should_prune()
+            if epochs == rungs[-1]:
+                break
+            # The first trial is trained to its end, whatever that costs: a search must come to something.
+            dear = number > 0 and _spent(runs) + epoch_cost(run) * rungs[rung + 1] > budget * (1.0 + _SLACK)
+            pruned = dear or trial.should_prune()
             if pruned:
                 break
         if pruned:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
             study.tell(trial, value)
-    return searched(plan, pair, runs, budget=grown.end.multiply_adds)
+    return searched(plan, pair, runs, budget=budget)
+
+
+def affordable_width(arm: SearchArm, pair: Pair, rungs: Iterable[int], *, budget: int, epoch: float) -> int:
+    """Return the widest host that the search proposes: one whose every rung together costs no more than the budget.
+
+    Nobody would propose what cannot be trained once. `epoch` is what one costs of the cell's own host; the cost of
+    another is taken to follow its width. At least the narrowest that the plan names.
+    """
+    own = int(pair.cell.host.partition(":")[2])
+    widest = math.floor(own * budget / (epoch * sum(rungs)))
+    return min(arm.widths[1], max(arm.widths[0], widest))
+
+
+def _spent(runs: Iterable[TrialRun]) -> int:
+    return sum(run.end.multiply_adds for run in runs)
 
 
 def searched(plan: Plan, pair: Pair, runs: Iterable[TrialRun], *, budget: int) -> Result:
@@ -89,7 +113,7 @@ def searched(plan: Plan, pair: Pair, runs: Iterable[TrialRun], *, budget: int) -
     full = [run for run in all_runs if run.end.epochs == plan.epochs]
     if not full:
         raise Unfit("no trial of the search was trained to the end")
-    spent = sum(run.end.multiply_adds for run in all_runs)
+    spent = _spent(all_runs)
     check_spent(spent, budget)
     # Sorted by part, so that of equals the earlier trial wins.
     best = max(full, key=lambda run: run.end.validation_accuracy)

@@ -96,7 +96,9 @@ def _drive(stated_plan: Plan, pair: Pair, arm: str, held: dict[Place, TrialRun],
 def run_of(stated_plan: Plan, wanted: Wanted, accuracy: float, *, number: int) -> TrialRun:
     """Return a run that is to the letter what was wanted; growing makes a host three times as large and costly."""
     grew = wanted.policy != "noop" or bool(wanted.shape_of)
-    epoch_cost = 3_000 if grew else 1_000
+    # A searched host costs as much as it is wider.
+    wider = int(wanted.host.partition(":")[2]) / int(wanted.place.host.partition(":")[2])
+    epoch_cost = 3_000 if grew else round(1_000 * wider)
     request = ly.TrainingRunRequested(
         run_id=f"run-{number:06d}",
         task=wanted.place.task,
