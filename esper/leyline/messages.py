@@ -146,7 +146,9 @@ from esper.leyline.v1.reports_pb2 import FIELD_REPORT_OUTCOME_UNSPECIFIED as FIE
 from esper.leyline.v1.reports_pb2 import FieldReport as FieldReport
 from esper.leyline.v1.reports_pb2 import FieldReportOutcome as FieldReportOutcome
 from esper.leyline.v1.reports_pb2 import MitigationAction as MitigationAction
+from esper.leyline.v1.runs_pb2 import BuiltIn as BuiltIn
 from esper.leyline.v1.runs_pb2 import CheckpointSaved as CheckpointSaved
+from esper.leyline.v1.runs_pb2 import LearningRateAfter as LearningRateAfter
 from esper.leyline.v1.runs_pb2 import NumericsFingerprint as NumericsFingerprint
 from esper.leyline.v1.runs_pb2 import RunRolledBack as RunRolledBack
 from esper.leyline.v1.runs_pb2 import SeedSummary as SeedSummary
@@ -413,6 +415,7 @@ __all__ = [
     "BlueprintRegistered",
     "BlueprintTier",
     "BlueprintWithdrawn",
+    "BuiltIn",
     "ChainLink",
     "CheckpointSaved",
     "CircuitBreakerState",
@@ -460,6 +463,7 @@ __all__ = [
     "KeyRotated",
     "LateCommand",
     "LatencyFigures",
+    "LearningRateAfter",
     "LogCheckpoint",
     "LogCheckpointContent",
     "LogRestored",

@@ -69,6 +69,8 @@ class TrainingLoopConfig:
     #: A replicate other than 0 draws otherwise than its origin, after the epochs that it has from there.
     replicate: int = 0
     forked_epochs: int = 0
+    #: (epoch, learning rate): tops of the cosine that hold after an epoch, ascending; before the first `learning_rate`.
+    learning_rates: tuple[tuple[int, float], ...] = ()
     decision_wait_seconds: float = 10.0
     kernel_wait_seconds: float = 10.0
 
@@ -104,9 +106,15 @@ class TrainingLoopConfig:
             digest_every_epochs=request.digest_every_epochs or 1,
             replicate=request.replicate,
             forked_epochs=request.forked_epochs,
+            learning_rates=check_learning_rates(request),
             decision_wait_seconds=request.decision_wait_seconds or decision_wait_seconds,
             kernel_wait_seconds=request.kernel_wait_seconds or kernel_wait_seconds,
         )
+
+    def learning_rate_in(self, epoch: int) -> float:
+        """Return the top of the cosine that the steps of an epoch go by."""
+        held = [rate for after, rate in self.learning_rates if epoch > after]
+        return held[-1] if held else self.learning_rate
 
     def seed_at(self, epoch: int) -> int:
         """Return what the draws of an epoch and of its decision follow from."""
@@ -153,6 +161,25 @@ def usable_device(name: str) -> torch.device:
             f"there is no device {name!r}", cause=f"this machine has {count} of its kind", next_step="Use cpu"
         )
     return device
+
+
+def check_learning_rates(request: ly.TrainingRunRequested) -> tuple[tuple[int, float], ...]:
+    """Return the learning rates of a request that hold from some epoch on, as (epoch, rate).
+
+    Raises:
+        UsageError: they do not ascend, or one cannot be trained with.
+    """
+    given = [(each.epoch, each.learning_rate) for each in request.learning_rates]
+    epochs = [epoch for epoch, _ in given]
+    if epochs != sorted(set(epochs)):
+        raise UsageError(
+            "learning_rates cannot be used",
+            cause=f"their epochs are {epochs}",
+            next_step="Give them in ascending order",
+        )
+    for _, rate in given:
+        check_hyperparameters({"learning_rate": rate})
+    return tuple(given)
 
 
 def learning_rate_at(step: int, *, steps: int, top: float) -> float:

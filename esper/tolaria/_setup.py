@@ -16,6 +16,7 @@ from esper.core.ports import GraftController
 from esper.core.rng import derive_seed
 from esper.leyline import messages as ly
 from esper.tolaria._config import TrainingLoopConfig
+from esper.tolaria.tasks._built_in import with_built_in
 from esper.tolaria.tasks._evaluation import multiply_adds_per_sample
 from esper.tolaria.tasks._registry import load_task, with_host
 from esper.tolaria.tasks._tasks import Host, Loss, SlotSpec, Split, Task
@@ -72,7 +73,7 @@ def prepared(
         request, task, decision_wait_seconds=decision_wait_seconds, kernel_wait_seconds=kernel_wait_seconds
     )
     with deterministic(seed=request.seed, threads=config.threads):
-        host = fresh_host(task, request.host, seed=request.seed)
+        host = requested_host(task, request)
         model = host.module.to(config.device)
         train = task.train.to(config.device)
         yield TrainingSetup(
@@ -111,6 +112,18 @@ def check_slots(task_name: str, host_name: str, wanted: Sequence[str]) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         chosen_slots(fresh_host(with_host(load_task(task_name), host_name), host_name, seed=0), wanted)
+
+
+def requested_host(task: Task, request: ly.TrainingRunRequested) -> Host:
+    """Return the host that a request asks for, kernels built in where it names any; as `fresh_host`.
+
+    Raises:
+        UsageError: also where a kernel cannot be built in.
+    """
+    host = fresh_host(task, request.host, seed=request.seed)
+    if not request.built_in:
+        return host
+    return with_built_in(host, request.built_in, chosen_slots(host, request.slots), seed=request.seed)
 
 
 def fresh_host(task: Task, name: str, *, seed: int) -> Host:

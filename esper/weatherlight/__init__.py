@@ -5,6 +5,7 @@ from esper.weatherlight._collect import KERNEL_MAKERS, check_collection, collect
 from esper.weatherlight._collecting import Collection
 from esper.weatherlight._compiling import MAKERS, Compiled, compile_kernels
 from esper.weatherlight._doctor import Check, examine
+from esper.weatherlight._evaluate import check_evaluation, evaluate, evaluation_runs, report_evaluation
 from esper.weatherlight._export_runs import export_run
 from esper.weatherlight._fleet import Fleet, FleetRun, fleet_members, grid, train_fleet
 from esper.weatherlight._fork_runs import ForkRequest, compare_runs, fork_request
@@ -43,6 +44,8 @@ from esper.weatherlight._training import (
     members_for_a_while,
     train,
 )
+from esper.weatherlight._trial_log import positions_of
+from esper.weatherlight._trial_pedigree import cells_learned_from
 from esper.weatherlight._unfit import unfit
 from esper.weatherlight._verify_runs import Verified, restore_run, verify_run
 
@@ -71,7 +74,9 @@ __all__ = [
     "absent",
     "await_outcome",
     "cancel_run",
+    "cells_learned_from",
     "check_collection",
+    "check_evaluation",
     "check_learned",
     "check_replicates",
     "check_request",
@@ -79,6 +84,8 @@ __all__ = [
     "collect",
     "compare_runs",
     "compile_kernels",
+    "evaluate",
+    "evaluation_runs",
     "examine",
     "export_run",
     "fleet_members",
@@ -91,8 +98,10 @@ __all__ = [
     "policy_diff",
     "policy_list",
     "policy_show",
+    "positions_of",
     "promote_policy",
     "replicate",
+    "report_evaluation",
     "restore_outlook",
     "restore_run",
     "roll_back_policy",

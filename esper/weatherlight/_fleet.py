@@ -19,7 +19,7 @@ from esper.weatherlight._cancel import end_run
 from esper.weatherlight._members import SUBSYSTEMS, Member
 from esper.weatherlight._readiness import await_answering
 from esper.weatherlight._supervisor import Supervisor, missing_members
-from esper.weatherlight._training import CLAIM_SECONDS, TrainingRequest, result_document
+from esper.weatherlight._training import CLAIM_SECONDS, Requested, TrainingRequest, result_document
 
 #: More would wait in the log for days; ask for them in parts.
 RUNS_MAX: Final = 10_000
@@ -138,7 +138,7 @@ class Fleet:
 
 def train_fleet(
     fabric: Fabric,
-    requests: Sequence[TrainingRequest],
+    requests: Sequence[Requested],
     supervisor: Supervisor,
     *,
     progress: Callable[[Mapping[str, int]], None] | None = None,

@@ -36,6 +36,10 @@ class ForkRequest:
     policy_parameters: Mapping[str, float] = field(default_factory=dict)
     #: Other draws after the fork than the origin's, those of this number; 0: the same.
     replicate: int = 0
+    #: Learning rate after the fork; 0: the origin's.
+    learning_rate: float = 0.0
+    #: Name that groups runs; "": the origin's.
+    experiment: str = ""
 
     @property
     def effective_policy(self) -> str:
@@ -59,6 +63,10 @@ class ForkRequest:
         forked.policy_parameters.update(self.effective_parameters)
         forked.forked_from, forked.forked_epochs = self.origin.run_id, self.epoch
         forked.replicate = self.replicate
+        if self.learning_rate:
+            forked.learning_rates.add(epoch=self.epoch, learning_rate=self.learning_rate)
+        if self.experiment:
+            forked.experiment_name = self.experiment
         return forked
 
 

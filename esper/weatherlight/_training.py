@@ -43,6 +43,8 @@ class TrainingRequest:
     policy_parameters: dict[str, float] = field(default_factory=dict)
     slots: tuple[str, ...] = ()
     digest_every_epochs: int = 1
+    #: (slot, canonical spec): kernels that the host has from its beginning.
+    built_in: tuple[tuple[str, bytes], ...] = ()
 
     def message(self, run_id: RunId, settings: Settings) -> ly.TrainingRunRequested:
         """Return the event that asks for this run."""
@@ -62,6 +64,7 @@ class TrainingRequest:
             kernel_wait_seconds=settings.kernel_wait_seconds,
             digest_every_epochs=self.digest_every_epochs,
             slots=self.slots,
+            built_in=[ly.BuiltIn(slot=slot, spec=spec) for slot, spec in self.built_in],
         )
 
 

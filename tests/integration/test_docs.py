@@ -107,3 +107,26 @@ def test_the_log_is_read_as_shown(serving: Esper, tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.startswith("state epoch ")
     assert "topic='telemetry'" in answer.stdout
+
+
+def test_an_evaluation_is_stated_run_and_judged(esper: Esper, tmp_path: Path) -> None:
+    """Goal: docs/evaluation.md keeps its word. Method: save its plan, run its commands, judge with its Python."""
+    (tmp_path / "small.yaml").write_text(blocks("evaluation.md", "yaml")[0])
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"ESPER_HOME": str(esper.home), "PATH": path, "COLUMNS": "400"}
+    script = "\n".join(["set -euo pipefail", blocks("evaluation.md", "sh")[1]])
+    shown = subprocess.run(
+        ["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "verdict: BLOCKED" in shown.stdout
+    assert "evaluation/" in shown.stdout
+    assert (tmp_path / "report" / "curves_epoch.svg").stat().st_size > 0
+    (code,) = blocks("evaluation.md")
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert answer.returncode == 0, answer.stderr
+    word, _, reason = answer.stdout.partition("\n")
+    assert word == "BLOCKED"
+    assert reason

@@ -15,7 +15,7 @@ from esper.core.kernel._artifact import (
     verify_artifact,
 )
 from esper.core.kernel._blobs import BlobMissing, BlobStore, DirectoryBlobStore, StoredBlob, Stray
-from esper.core.kernel._canonical import canonical_json
+from esper.core.kernel._canonical import canonical_json, parse_canonical
 from esper.core.kernel._integrity import (
     CATALOGUE_ENTRY,
     COMPILED_PART,
@@ -27,7 +27,7 @@ from esper.core.kernel._integrity import (
     part_of,
     refused_as,
 )
-from esper.core.kernel._manifest import manifest_bytes, manifest_digest, parse_manifest
+from esper.core.kernel._manifest import SPEC_BYTES_MAX, manifest_bytes, manifest_digest, parse_manifest
 from esper.core.kernel._parts import check_part, choose_part, pack_part, unpack_part, why_eager
 from esper.core.kernel._request import (
     CHANNELS_FIRST,
@@ -46,12 +46,13 @@ from esper.core.kernel._word import TensorPlan
 if TYPE_CHECKING:
     from esper.core.kernel._compiled import CompiledKernel, open_packages, open_part, platform_of
     from esper.core.kernel._forge import load_kernel, load_verified, make_artifact
-    from esper.core.kernel._module import Kernel, build_module, init_module
+    from esper.core.kernel._module import Kernel, build_module, init_from_scratch, init_module
 
 _NEEDS_TORCH = {
     "CompiledKernel": "_compiled",
     "Kernel": "_module",
     "build_module": "_module",
+    "init_from_scratch": "_module",
     "init_module": "_module",
     "load_kernel": "_forge",
     "load_verified": "_forge",
@@ -80,6 +81,7 @@ __all__ = [
     "LAYOUTS",
     "MANIFEST",
     "SPEC",
+    "SPEC_BYTES_MAX",
     "WEIGHTS",
     "ArtifactRefused",
     "BlobMissing",
@@ -103,6 +105,7 @@ __all__ = [
     "features_of",
     "get_artifact",
     "guard_digest",
+    "init_from_scratch",
     "init_module",
     "kernel_id",
     "load_kernel",
@@ -114,6 +117,7 @@ __all__ = [
     "open_packages",
     "open_part",
     "pack_part",
+    "parse_canonical",
     "parse_manifest",
     "part_of",
     "plan_spec",

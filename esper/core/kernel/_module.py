@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -76,6 +77,24 @@ def init_module(module: Kernel, generator: torch.Generator) -> None:
                 state[name].fill_(plan.fill)
             else:
                 state[name].uniform_(-plan.bound, plan.bound, generator=generator)
+
+
+def init_from_scratch(module: Kernel, generator: torch.Generator) -> None:
+    """Give every tensor the first values of a network that is trained from nothing, drawing from `generator` alone.
+
+    As `init_module`, but for the end, which is not zero: factors are one, a projection's map is drawn evenly from
+    +-1/sqrt(features) as torch draws a linear layer's, its bias zero. No graft begins so: it would change its host.
+    """
+    init_module(module, generator)
+    state = module.state_dict()
+    with torch.no_grad():
+        for name in sorted(name for name in module.plan.tensors if name.startswith("end.")):
+            tensor = state[name]
+            if tensor.dim() > 1:
+                bound = 1.0 / math.sqrt(tensor.shape[-1])
+                tensor.uniform_(-bound, bound, generator=generator)
+            else:
+                tensor.fill_(0.0 if name == "end.bias" else 1.0)
 
 
 def assemble(plan: KernelPlan, *, quarantine: bool = False) -> Kernel:

@@ -18,8 +18,24 @@ class StackPlace(_message.Message):
     size: int
     def __init__(self, stack_id: _Optional[str] = ..., index: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
 
+class BuiltIn(_message.Message):
+    __slots__ = ("slot", "spec")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    slot: str
+    spec: bytes
+    def __init__(self, slot: _Optional[str] = ..., spec: _Optional[bytes] = ...) -> None: ...
+
+class LearningRateAfter(_message.Message):
+    __slots__ = ("epoch", "learning_rate")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    learning_rate: float
+    def __init__(self, epoch: _Optional[int] = ..., learning_rate: _Optional[float] = ...) -> None: ...
+
 class TrainingRunRequested(_message.Message):
-    __slots__ = ("meta", "run_id", "task", "host", "policy", "policy_parameters", "epochs", "seed", "experiment_name", "device", "hyperparameters", "re_executable", "decision_wait_seconds", "kernel_wait_seconds", "digest_every_epochs", "slots", "forked_from", "forked_epochs", "replicate", "stack")
+    __slots__ = ("meta", "run_id", "task", "host", "policy", "policy_parameters", "epochs", "seed", "experiment_name", "device", "hyperparameters", "re_executable", "decision_wait_seconds", "kernel_wait_seconds", "digest_every_epochs", "slots", "forked_from", "forked_epochs", "replicate", "built_in", "learning_rates", "stack")
     class PolicyParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +69,8 @@ class TrainingRunRequested(_message.Message):
     FORKED_FROM_FIELD_NUMBER: _ClassVar[int]
     FORKED_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     REPLICATE_FIELD_NUMBER: _ClassVar[int]
+    BUILT_IN_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATES_FIELD_NUMBER: _ClassVar[int]
     STACK_FIELD_NUMBER: _ClassVar[int]
     meta: _meta_pb2.EventMeta
     run_id: str
@@ -73,8 +91,10 @@ class TrainingRunRequested(_message.Message):
     forked_from: str
     forked_epochs: int
     replicate: int
+    built_in: _containers.RepeatedCompositeFieldContainer[BuiltIn]
+    learning_rates: _containers.RepeatedCompositeFieldContainer[LearningRateAfter]
     stack: StackPlace
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., task: _Optional[str] = ..., host: _Optional[str] = ..., policy: _Optional[str] = ..., policy_parameters: _Optional[_Mapping[str, float]] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., experiment_name: _Optional[str] = ..., device: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., re_executable: _Optional[bool] = ..., decision_wait_seconds: _Optional[float] = ..., kernel_wait_seconds: _Optional[float] = ..., digest_every_epochs: _Optional[int] = ..., slots: _Optional[_Iterable[str]] = ..., forked_from: _Optional[str] = ..., forked_epochs: _Optional[int] = ..., replicate: _Optional[int] = ..., stack: _Optional[_Union[StackPlace, _Mapping]] = ...) -> None: ...
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., run_id: _Optional[str] = ..., task: _Optional[str] = ..., host: _Optional[str] = ..., policy: _Optional[str] = ..., policy_parameters: _Optional[_Mapping[str, float]] = ..., epochs: _Optional[int] = ..., seed: _Optional[int] = ..., experiment_name: _Optional[str] = ..., device: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., re_executable: _Optional[bool] = ..., decision_wait_seconds: _Optional[float] = ..., kernel_wait_seconds: _Optional[float] = ..., digest_every_epochs: _Optional[int] = ..., slots: _Optional[_Iterable[str]] = ..., forked_from: _Optional[str] = ..., forked_epochs: _Optional[int] = ..., replicate: _Optional[int] = ..., built_in: _Optional[_Iterable[_Union[BuiltIn, _Mapping]]] = ..., learning_rates: _Optional[_Iterable[_Union[LearningRateAfter, _Mapping]]] = ..., stack: _Optional[_Union[StackPlace, _Mapping]] = ...) -> None: ...
 
 class TrainingRunClaimed(_message.Message):
     __slots__ = ("meta", "run_id", "attempt", "worker", "producer_id", "request_event_id", "home_id")

@@ -232,11 +232,11 @@ class TolariaTrainer:
         began = self._clock.monotonic()
         tally = Tally()
         first_step = (epoch - 1) * setup.steps_per_epoch
-        rate = config.learning_rate
+        rate = top = config.learning_rate_in(epoch)
         for step, (inputs, targets) in enumerate(batches(self._shuffled(), config.batch_size), first_step):
             if self._stop.is_set():
                 raise RunInterrupted(f"run {setup.request.run_id} was interrupted in epoch {epoch}")
-            rate = learning_rate_at(step, steps=config.epochs * setup.steps_per_epoch, top=config.learning_rate)
+            rate = learning_rate_at(step, steps=config.epochs * setup.steps_per_epoch, top=top)
             rate *= rate_factor(setup.optimizer)
             self._step(inputs, targets, rate, tally)
         return tally.stats(

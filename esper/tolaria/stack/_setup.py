@@ -15,7 +15,7 @@ from esper.core.stacking import StackedHost, StackedParameters, program_of
 from esper.core.stacks import is_stacked
 from esper.leyline import messages as ly
 from esper.tolaria._environment import Environment
-from esper.tolaria._setup import TrainingSetup, fresh_host, prepared
+from esper.tolaria._setup import TrainingSetup, prepared, requested_host
 from esper.tolaria.tasks._tasks import cross_entropy
 
 #: What all requests of a stack say alike; besides these they may differ.
@@ -25,6 +25,7 @@ _ALIKE: Final = (
     "epochs",
     "device",
     "slots",
+    "built_in",
     "re_executable",
     "digest_every_epochs",
     "kernel_wait_seconds",
@@ -100,6 +101,8 @@ def check_alike(requests: Sequence[ly.TrainingRunRequested]) -> None:
                 raise _unstackable(request, f"its {name} is not that of {first.run_id}")
         if request.forked_from:
             raise _unstackable(request, "it is a fork")
+        if request.learning_rates:
+            raise _unstackable(request, "a stack has one learning rate a member, from its beginning on")
 
 
 def _unstackable(request: ly.TrainingRunRequested, cause: str) -> UsageError:
@@ -146,5 +149,5 @@ def _stacked(first: TrainingSetup, requests: Sequence[ly.TrainingRunRequested]) 
 
 
 def _state(first: TrainingSetup, request: ly.TrainingRunRequested) -> dict[str, torch.Tensor]:
-    host = fresh_host(first.task, request.host, seed=request.seed)
+    host = requested_host(first.task, request)
     return {name: each.detach() for name, each in host.module.named_parameters()}

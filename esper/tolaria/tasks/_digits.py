@@ -52,6 +52,10 @@ def digits() -> Task:
             "cnn": cnn2d_host(side=_SIDE, channels=2, classes=10, batch_norm=False),
             "cnn_bn": cnn2d_host(side=_SIDE, channels=2, classes=10, batch_norm=True),
         },
+        sized={
+            "mlp": lambda width: mlp_host(inputs=inputs.shape[1], hidden=width, classes=10),
+            "cnn": lambda width: cnn2d_host(side=_SIDE, channels=width, classes=10, batch_norm=False),
+        },
         epochs=40,
         distributions=("scikit-learn",),
     )

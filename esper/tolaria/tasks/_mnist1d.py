@@ -46,6 +46,10 @@ def mnist1d() -> Task:
             "cnn": cnn1d_host(length=inputs.shape[1], channels=4, classes=10, batch_norm=False),
             "cnn_bn": cnn1d_host(length=inputs.shape[1], channels=4, classes=10, batch_norm=True),
         },
+        sized={
+            "mlp": lambda width: mlp_host(inputs=inputs.shape[1], hidden=width, classes=10),
+            "cnn": lambda width: cnn1d_host(length=inputs.shape[1], channels=width, classes=10, batch_norm=False),
+        },
         epochs=40,
         distributions=("mnist1d",),
     )

@@ -102,7 +102,7 @@ def with_host(task: Task, host: str) -> Task:
     Raises:
         UsageError: there is no such host, or its entry point cannot be used.
     """
-    if host in task.hosts:
+    if task.has_host(host):
         return task
     point = _own_hosts().get(host)
     if point is None:

@@ -30,6 +30,7 @@ def spirals() -> Task:
         test=parts["test"],
         classes=_ARMS,
         hosts={"mlp": mlp_host(inputs=2, hidden=4, classes=_ARMS)},
+        sized={"mlp": lambda width: mlp_host(inputs=2, hidden=width, classes=_ARMS)},
         epochs=40,
     )
 

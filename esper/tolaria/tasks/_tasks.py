@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -17,6 +18,9 @@ Placement = Literal["branch", "residual"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 _TARGET_DIMS: Final = (1, 2)
+_SIZED_NAME: Final = re.compile(r"(?P<family>[a-z0-9_]+):(?P<width>[1-9][0-9]{0,4})")
+#: A wider layer would take minutes an epoch.
+WIDTH_MAX: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ class Task:
     learning_rate: float = 3e-3
     epochs: int = 40
     distributions: tuple[str, ...] = field(default=())
+    #: Hosts that come in any width: `sized["mlp"](16)` makes what the name "mlp:16" means.
+    sized: Mapping[str, Callable[[int], Callable[[], Host]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for part, split in self.parts().items():
@@ -161,10 +167,21 @@ class Task:
         Raises:
             UsageError: the task has no such host; the message lists those it has.
         """
-        factory = self.hosts.get(name)
+        factory = self.hosts.get(name) or self._sized(name)
         if factory is None:
             raise unknown_host(self.name, name, self.hosts)
         return factory()
+
+    def has_host(self, name: str) -> bool:
+        """Return whether it has a host of this name, or of this name and width."""
+        return name in self.hosts or self._sized(name) is not None
+
+    def _sized(self, name: str) -> Callable[[], Host] | None:
+        """Return the factory of "family:width"; None where the name is none, or no family or width that there is."""
+        found = _SIZED_NAME.fullmatch(name)
+        if found is None or found["family"] not in self.sized or int(found["width"]) > WIDTH_MAX:
+            return None
+        return self.sized[found["family"]](int(found["width"]))
 
 
 def unknown_host(task: str, host: str, known: Iterable[str]) -> UsageError:
