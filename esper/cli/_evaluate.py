@@ -72,7 +72,7 @@ def evaluate(
 
 
 def _run(fabric: Fabric, plan: Plan, *, only: list[str], stack: int, workers: int) -> dict[str, Any]:
-    absent = check_evaluation(plan, only=only)
+    absent = check_evaluation(fabric, plan, only=only)
     for arm, why in absent.items():
         say(f"arm {arm} cannot be run: {why}")
     interrupt_on_sigterm()

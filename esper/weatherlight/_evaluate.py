@@ -10,6 +10,7 @@ from esper.core.errors import EsperError, UsageError
 from esper.core.home import member_lock
 from esper.oona import Fabric, Position
 from esper.weatherlight._cancel import end_run
+from esper.weatherlight._learned import check_learned
 from esper.weatherlight._trial_log import EvaluationLog
 from esper.weatherlight._trial_pedigree import cells_learned_from
 from esper.weatherlight._trial_runs import Advance, Tell, TrialTrainer
@@ -52,7 +53,7 @@ class _Drive:
             return []
 
 
-def check_evaluation(plan: Plan, *, only: Sequence[str] = ()) -> dict[str, str]:
+def check_evaluation(fabric: Fabric, plan: Plan, *, only: Sequence[str] = ()) -> dict[str, str]:
     """Return the arms that cannot be run here, each with why; an evaluation leaves them out, and is blocked by it.
 
     Raises:
@@ -76,6 +77,7 @@ def check_evaluation(plan: Plan, *, only: Sequence[str] = ()) -> dict[str, str]:
     for arm in plan.arms.names():
         try:
             check_policy(*plan.policy_of(arm))
+            check_learned(fabric, *plan.policy_of(arm))
         except EsperError as error:
             absent[arm] = str(error)
     try:
