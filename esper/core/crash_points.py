@@ -32,6 +32,15 @@ CRASH_POINTS: Final[Mapping[str, str]] = {
     "tezzeret.part-made": "a compiled part was made; none of it is stored",
     "tezzeret.part-stored": "a compiled part is stored; the log does not list it",
     "tezzeret.part-listed": "the log lists a compiled part",
+    "tamiyo.read": "a packet was taken in; nothing is decided about it",
+    "tamiyo.decided": "a decision was made; the log does not hold it",
+    "tamiyo.recorded": "the log holds the decision; its command is not appended",
+    "tamiyo.commanded": "the log holds the command; telemetry and reports are not sent, the offset is not committed",
+    "tamiyo.reported": "what is owed was handed to the producer, which need not have sent it",
+    "tamiyo.appointed": "another learned version is to decide; its network is not at hand",
+    "tamiyo.swapped": "another learned version decides; nothing was decided by it",
+    "tamiyo.breached": "a promoted version breached its watch; the log does not say so",
+    "tamiyo.given-up": "the log gives a promoted version up; it still decides here",
 }
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from google.protobuf.message import DecodeError
 
+from esper.core.crash_points import crash_point
 from esper.core.errors import IntegrityError
 from esper.core.policy import PolicyRefused, Standing, Term, Version
 from esper.leyline import messages as ly
@@ -149,6 +150,7 @@ class LearnedPolicies:
         before = self._ready
         if term == before.term or (self._unusable is not None and term == self._unusable[0]):
             return
+        crash_point("tamiyo.appointed")
         wanted = [version for version in (term.version, term.previous) if version is not None]
         try:
             networks = {version.digest: self._network(version, before.networks) for version in wanted}
@@ -157,6 +159,7 @@ class LearnedPolicies:
             _logger.warning("what decided before goes on: %s", error)
             return
         self._ready = _Ready(term, networks)
+        crash_point("tamiyo.swapped")
         if term.version is not None:
             _logger.info("version %s decides from now on", term.version.name)
         elif before.term.version is not None:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from esper.core.clock import SYSTEM_CLOCK, Clock
+from esper.core.crash_points import crash_point
 from esper.core.errors import NotReadyError
 from esper.core.policy import Refusal, Term
 from esper.leyline import messages as ly
@@ -206,6 +207,8 @@ class TamiyoService:
         if state.request is not None and state.request.stacked:  # Decided where the stack is trained.
             ledger.close_if_settled(run_id)
             return
+        if packet is not None:
+            crash_point("tamiyo.read")
         decided = self._append_decision(ledger, state, packet) if packet is not None else None
         state = ledger.state(run_id) or state
         unsent = command_to_send(state)
@@ -215,6 +218,7 @@ class TamiyoService:
             self._submit_telemetry(decided)
         for report in reports_due(ledger.state(run_id) or state):
             self._submit_report(ledger, report)
+            crash_point("tamiyo.reported")
         ledger.close_if_settled(run_id)
 
     def _append_decision(self, ledger: RunLedger, state: RunState, packet: PacketFacts) -> ly.TelemetryPacket:
@@ -224,7 +228,9 @@ class TamiyoService:
         decision = decide(state, packet, policy, surroundings=self._risk.look())
         made = decision.made
         inference_ms = (self._clock.monotonic() - began) * 1000.0
+        crash_point("tamiyo.decided")
         self._publisher.publish(made, key=state.run_id, causation_id=packet.event_id)
+        crash_point("tamiyo.recorded")
         ledger.fold(made)
         return decision_telemetry(state, packet.epoch, decision, inference_ms=inference_ms)
 
@@ -234,6 +240,7 @@ class TamiyoService:
         self._publisher.publish(
             command, key=state.run_id, causation_id=decision.state_event_id, event_id=decision.command_id
         )
+        crash_point("tamiyo.commanded")
         ledger.fold(command)
 
     def _submit_report(self, ledger: RunLedger, report: ly.FieldReport) -> None:

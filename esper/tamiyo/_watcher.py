@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from esper.core.clock import Deadline
+from esper.core.crash_points import crash_point
 from esper.core.ids import derive_id
 from esper.core.policy import POLICY_ID, Term, parse_specification
 from esper.core.settings import Settings
@@ -137,6 +138,8 @@ class PolicyWatcher:
         if breached:
             event = rollback_of(term, breached)
             _logger.warning("version %s is given up: %s", event.tamiyo_policy_version, event.reason)
+            crash_point("tamiyo.breached")
             self._publisher.publish(event, key=POLICY_ID, causation_id=term.event_id)
+            crash_point("tamiyo.given-up")
         if breached or window.full(len(self._fabric.topics.partitions(_TOPIC))):
             self.close()
