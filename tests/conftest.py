@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from esper.core.home import Home
@@ -20,6 +21,10 @@ from tests.campaigns import Keeper
 
 #: What serves this session, seen before the settings of whoever runs the tests are put away.
 KAFKA = chosen()
+
+#: No example has a time limit: machines are shared, and the first one pays for imports.
+hypothesis.settings.register_profile("esper", deadline=None)
+hypothesis.settings.load_profile("esper")
 
 
 def pytest_configure(config: pytest.Config) -> None:

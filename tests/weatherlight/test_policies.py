@@ -94,6 +94,22 @@ def test_from_the_log_to_the_right_to_decide_and_back(own: Fabric) -> None:
         roll_back_policy(own, issued_by="somebody")
 
 
+def test_what_training_tells(own: Fabric) -> None:
+    """Goal: curves to look at. Method: the names of the brief are in the telemetry, a round's figures by round."""
+    _, ranges = log_of(own)
+    made = train_policy(own, PolicyTraining(ranges=ranges, rounds=2, support_min=0.0))
+    places = {("telemetry", number): "begin" for number in range(own.topics["telemetry"].partitions)}
+    with own.reader(places) as reader:  # type: ignore[arg-type]
+        packets = [event.message for event in reader.read_to_end() if isinstance(event.message, ly.TelemetryPacket)]
+    (packet,) = (one for one in packets if one.source_subsystem == "simic")
+    found = {(point.name, point.attributes.get("round", "")): point.value for point in packet.metrics}
+    assert found["simic.training.iterations", ""] == 2.0
+    assert found["simic.training.reward", ""] == pytest.approx(made["scores"]["mean_return"])
+    for name in ("simic.training.loss", "simic.value.loss", "simic.policy.loss", "simic.policy.entropy"):
+        assert {number for known, number in found if known == name} == {"1", "2"}
+    assert found["simic.policy.entropy", "2"] == pytest.approx(made["rounds"][1]["entropy"])
+
+
 def test_a_child_goes_on_from_its_parent(own: Fabric) -> None:
     """Goal: generations. Method: a child learns from what came after its parent's data, names it, and can be made
     again; what a validation vouches for may decide, and a rollback brings its predecessor back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -239,27 +240,37 @@ def _telemetry(update: ly.PolicyUpdate, candidate: Candidate) -> ly.TelemetryPac
     packet = ly.TelemetryPacket(packet_id=new_run_id(), source_subsystem="simic", level=ly.TELEMETRY_LEVEL_INFO)
     packet.timestamp.FromNanoseconds(SYSTEM_CLOCK.now_ns())
     about = {"policy_version": update.tamiyo_policy_version}
-    packet.metrics.add(name="simic.training.episodes", value=update.episodes, unit="count", attributes=about)
-    packet.metrics.add(name="simic.training.transitions", value=update.transitions, unit="count", attributes=about)
-    for number, one in enumerate(candidate.training.rounds, start=1):
+    training = candidate.training
+    figures = {
+        "simic.training.episodes": float(update.episodes),
+        "simic.training.transitions": float(update.transitions),
+        "simic.training.iterations": float(len(training.rounds)),
+        "simic.training.reward": update.scores["mean_return"],
+        "simic.training.effective_episodes": training.effective_episodes,
+    }
+    for name, value in figures.items():
+        packet.metrics.add(name=name, value=value, unit="1", attributes=about)
+    for number, one in enumerate(training.rounds, start=1):
         at = about | {"round": str(number)}
-        for name, unit in _CURVES.items():
-            value = float(getattr(one, name))
-            if value == value:
-                packet.metrics.add(name=f"simic.training.{name}", value=value, unit=unit, attributes=at)
+        packet.metrics.add(name="simic.training.loss", value=one.policy_loss + one.value_loss, unit="1", attributes=at)
+        for field_name, (name, unit) in _CURVES.items():
+            value = float(getattr(one, field_name))
+            if math.isfinite(value):
+                packet.metrics.add(name=name, value=value, unit=unit, attributes=at)
     return packet
 
 
+#: Figures of a round -> metric and unit.
 _CURVES = {
-    "policy_loss": "1",
-    "value_loss": "1",
-    "kl_proximal": "nats",
-    "kl_behaviour": "nats",
-    "entropy": "nats",
-    "clip_share": "1",
-    "effective_share": "1",
-    "explained_variance": "1",
-    "gradient_norm": "1",
+    "policy_loss": ("simic.policy.loss", "1"),
+    "value_loss": ("simic.value.loss", "1"),
+    "entropy": ("simic.policy.entropy", "nats"),
+    "kl_proximal": ("simic.policy.kl_proximal", "nats"),
+    "kl_behaviour": ("simic.policy.kl_behaviour", "nats"),
+    "clip_share": ("simic.policy.clip_share", "1"),
+    "effective_share": ("simic.policy.effective_share", "1"),
+    "explained_variance": ("simic.value.explained_variance", "1"),
+    "gradient_norm": ("simic.training.gradient_norm", "1"),
 }
 
 
