@@ -117,6 +117,12 @@ class Esper:
                 process.kill()
                 process.communicate()
 
+    def wait_for_members(self, wanted: int = 7) -> None:
+        """Wait until so many members run: one that still starts gives up sooner than one that runs."""
+        eventually(
+            lambda: sum(member.state == "running" for member in self._members()) >= wanted, what=f"{wanted} members run"
+        )
+
     def _ready(self, process: subprocess.Popen[str], wanted: int) -> bool:
         if process.poll() is not None:
             raise AssertionError(f"serve ended with {process.returncode}: {process.communicate()[1]}")

@@ -89,14 +89,15 @@ def test_a_killed_broker_loses_no_epoch(esper: Esper) -> None:
     """Goal: nothing is missing from the log after a crash of the broker. Method: SIGKILL it in mid-run, start it."""
     settings = load_settings(home=esper.home)
     broker = LocalBroker(Home.open(settings), settings)
-    run = esper.spawn("train", *SHORT, "--epochs", str(SHORT_EPOCHS), "--json")
+    run = esper.spawn("train", *SLOW, "--epochs", str(EPOCHS), "--json")
+    esper.wait_for_members()
     wait_for_epoch(esper, 2)
     broker.kill()
     broker.start()
     document = finish(run).json
     assert document["status"] == "finished"
-    assert epochs_logged(esper) == list(range(1, SHORT_EPOCHS + 1))
-    assert [o["epoch"] for o in outcomes(esper, document["run_id"])] == list(range(1, SHORT_EPOCHS + 1))
+    assert epochs_logged(esper) == list(range(1, EPOCHS + 1))
+    assert [o["epoch"] for o in outcomes(esper, document["run_id"])] == list(range(1, EPOCHS + 1))
 
 
 def test_a_killed_worker_is_followed_by_another_attempt(esper: Esper) -> None:
