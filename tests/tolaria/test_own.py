@@ -73,7 +73,7 @@ def test_an_installed_package_brings_tasks_hosts_and_policies(tmp_path: Path) ->
     """
     first, second = installed(tmp_path / "one", version="1.2"), installed(tmp_path / "two", version="1.3")
     assert first["tasks"] == ["charlm", "digits", "mnist1d", "signs", "spirals"]
-    assert first["policies"] == ["fixed", "heuristic", "noop", "random", "still"]
+    assert first["policies"] == ["fixed", "heuristic", "learned", "noop", "random", "still"]
     assert first["policy"] == "still"
     runs, others = first["runs"], second["runs"]
     assert isinstance(runs, dict)
