@@ -162,7 +162,8 @@ def test_telemetry_tells_loss_and_latency(fabric: Fabric, open_fabric: Callable[
         for packet in told
         if isinstance(packet, ly.TelemetryPacket) and packet.metrics[0].attributes["run_id"] == worker.run.run_id
     ]
-    assert [set(metrics) for metrics in mine] == [
+    # Whether a blueprint's risk is known depends on who registered it before on this broker.
+    assert [set(metrics) - {"tamiyo.blueprint.risk"} for metrics in mine] == [
         {"tamiyo.validation_loss", "tamiyo.inference.latency_ms", "tamiyo.conservative_mode"},
         {"tamiyo.validation_loss", "tamiyo.inference.latency_ms", "tamiyo.conservative_mode", "tamiyo.loss_delta"},
     ]
