@@ -22,6 +22,8 @@ from tests.faults._members import Member
 FEEDERS: Final = 2
 FOLLOWERS: Final = 2
 _TICK_SECONDS: Final = 0.02
+#: How long after it was due a fault may come.
+_WAIT_SECONDS_MAX: Final = 0.5
 #: A member that stands still is gone from its group after its session of 6 seconds.
 _STANDSTILL_SECONDS: Final = (7.0, 10.0)
 _REBALANCE_SECONDS: Final = (2.0, 5.0)
@@ -160,10 +162,13 @@ class Campaign:
                 member.end()
 
     def _points(self) -> list[tuple[int, str]]:
-        """Draw after how many acknowledged events each fault comes; the order of kinds is drawn, too."""
+        """Draw after how many acknowledged events each fault comes; the order of kinds is drawn, too.
+
+        Early enough that producers still publish when the last has come, even if all were due at once after an outage.
+        """
         kinds = [kind for kind, count in self.scale.faults.items() for _ in range(count)]
         self._random.shuffle(kinds)
-        last = int(self.scale.events * 0.95)
+        last = int(self.scale.events - len(self._feeders) * self.scale.rate * _WAIT_SECONDS_MAX * len(kinds))
         return list(zip(sorted(self._random.randint(0, last) for _ in kinds), kinds, strict=True))
 
     def _tick(self, deadline: Deadline, what: str) -> None:
@@ -178,7 +183,7 @@ class Campaign:
 
     def _inject(self, kind: str) -> None:
         """Do one fault to somebody that lives; a random moment after it was due."""
-        self._wait(self._random.uniform(0.0, 0.5))
+        self._wait(self._random.uniform(0.0, _WAIT_SECONDS_MAX))
         if kind in ("broker", "outage"):
             away = _OUTAGE_SECONDS if kind == "outage" else self._random.uniform(0.0, 1.0)
             assert self._broker.local.kill(), "the broker ran"
@@ -228,7 +233,10 @@ class Campaign:
     # Its end -------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Wait until everything published is answered and folded, then let everybody end."""
+        """Wait until everything published is answered, let everybody end, and the projector when it has folded it all.
+
+        A member that takes over from one that leaves may publish an answer again: a copy, which the projector must see.
+        """
         deadline = Deadline(_DRAIN_SECONDS)
         if self._guest is not None:
             self._guest.leave()
@@ -238,13 +246,17 @@ class Campaign:
         try:
             while not self._answered(watcher):
                 self._tick(deadline, "the group does not come to the end")
+            self._let_end([member for member in self.members if member is not self._projector], deadline)
             while not self._folded(watcher):
                 self._tick(deadline, "the projector does not come to the end")
         finally:
             watcher.close()
-        for member in self.members:
+        self._let_end([self._projector], deadline)
+
+    def _let_end(self, members: list[Member], deadline: Deadline) -> None:
+        for member in members:
             member.leave()
-        while not all(member.finished for member in self.members):
+        while not all(member.finished for member in members):
             self._tick(deadline, "somebody does not end")
 
     def _answered(self, watcher: Consumer) -> bool:
