@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from random import Random
 
 from esper.core.policy import LAYOUT_CODES, NONE, OPERATIONS
 from esper.leyline import messages as ly
@@ -78,6 +80,20 @@ class Head:
     def log_probability(self) -> float:
         """Natural logarithm of the probability with which `chosen` was taken."""
         return math.log(self.probabilities[self.chosen])
+
+
+def drawn(name: str, actions: tuple[str, ...], shares: Mapping[int, float], stream: Random) -> Head:
+    """Return a head that took one of `actions` by the shares of their places; those without one are not allowed."""
+    bounds = list(accumulate(shares.values()))
+    at = stream.random() * bounds[-1]
+    taken = next((place for place, bound in zip(shares, bounds, strict=True) if at < bound), 0)
+    return Head(
+        name,
+        actions,
+        tuple(place in shares for place in range(len(actions))),
+        tuple(shares.get(place, 0.0) for place in range(len(actions))),
+        taken,
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Final
 
 from esper.core.policy import BLENDS, NONE, OPERATIONS, OptionEntry
 from esper.core.rng import stream_of
-from esper.tamiyo._actions import BLEND_EPOCHS, GERMINATE, START_GRAFTING, Action, ActionSpace, BlueprintOption, Head
+from esper.tamiyo._actions import (
+    BLEND_EPOCHS,
+    GERMINATE,
+    START_GRAFTING,
+    Action,
+    ActionSpace,
+    BlueprintOption,
+    Head,
+    drawn,
+)
 from esper.tamiyo._observation import Observation
 from esper.tamiyo._policy import BadPolicyParameters, Proposal, canonical_digest, unknown_parameter
 
@@ -167,15 +176,8 @@ class LearnedPolicy:
             shares = torch.zeros_like(logits).index_fill(0, logits.argmax(), 1.0)
         even = allowed.double() / allowed.sum()
         mixed = (1.0 - self._drawing.explore) * shares + self._drawing.explore * even
-        probabilities = tuple(float(each) for each in mixed / mixed.sum())
-        at = stream.random()
-        chosen = max(place for place, each in enumerate(probabilities) if each > 0.0)
-        for place, each in enumerate(probabilities):
-            at -= each
-            if at < 0.0 and each > 0.0:
-                chosen = place
-                break
-        return Head(name, actions, mask, probabilities, chosen)
+        legal = {place: float(share) for place, share in enumerate(mixed / mixed.sum()) if mask[place]}
+        return drawn(name, actions, legal, stream)
 
 
 def option_of(entry: OptionEntry) -> BlueprintOption:

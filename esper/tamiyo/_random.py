@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from itertools import accumulate
 from random import Random
 
 from esper.core.policy import BLENDS, NONE, OPERATIONS
@@ -20,7 +19,7 @@ from esper.tamiyo._actions import (
     Action,
     ActionSpace,
     BlueprintOption,
-    Head,
+    drawn,
 )
 from esper.tamiyo._observation import Observation
 from esper.tamiyo._policy import BadPolicyParameters, Proposal, canonical_digest, unknown_parameter
@@ -70,15 +69,15 @@ class RandomPolicy:
         del observation
         legal = [place for place, operation in enumerate(OPERATIONS) if place and space.targets[operation]]
         acts = dict.fromkeys(legal, self._act / max(1, len(legal)))
-        what = _drawn("operation", OPERATIONS, {0: 1.0 - self._act if legal else 1.0} | acts, stream)
+        what = drawn("operation", OPERATIONS, {0: 1.0 - self._act if legal else 1.0} | acts, stream)
         operation = OPERATIONS[what.chosen]
         targets = space.targets.get(operation, frozenset())
-        where = _drawn("slot", (NONE, *space.slots), _even(slot in targets for slot in space.slots), stream)
+        where = drawn("slot", (NONE, *space.slots), _even(slot in targets for slot in space.slots), stream)
         slot = space.slots[where.chosen - 1] if where.chosen else NONE
         fitting = space.fitting[slot] if operation == GERMINATE else ()
         labels = (NONE, *(option.label for option in space.options))
-        which = _drawn("blueprint", labels, _even(option in fitting for option in space.options), stream)
-        how = _drawn("schedule", (NONE, *BLENDS), _even([operation == START_GRAFTING] * len(BLENDS)), stream)
+        which = drawn("blueprint", labels, _even(option in fitting for option in space.options), stream)
+        how = drawn("schedule", (NONE, *BLENDS), _even([operation == START_GRAFTING] * len(BLENDS)), stream)
         action = Action(
             operation,
             slot,
@@ -93,17 +92,3 @@ def _even(allowed: Iterable[bool]) -> dict[int, float]:
     """Return equal shares for what is allowed, by its place after NONE; all of it for NONE where nothing is."""
     places = [place for place, each in enumerate(allowed, start=1) if each] or [0]
     return dict.fromkeys(places, 1.0 / len(places))
-
-
-def _drawn(name: str, actions: tuple[str, ...], shares: Mapping[int, float], stream: Random) -> Head:
-    """Return a head that took one of `actions` by the shares of their places; those without one are not allowed."""
-    bounds = list(accumulate(shares.values()))
-    at = stream.random() * bounds[-1]
-    taken = next((place for place, bound in zip(shares, bounds, strict=True) if at < bound), 0)
-    return Head(
-        name,
-        actions,
-        tuple(place in shares for place in range(len(actions))),
-        tuple(shares.get(place, 0.0) for place in range(len(actions))),
-        taken,
-    )

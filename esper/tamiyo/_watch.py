@@ -57,13 +57,19 @@ class Seen:
 
 
 def seen(report: ly.FieldReport, weights: Mapping[str, float]) -> Seen:
-    """Return what a report says, its reward by these weights of its parts; without weights each part counts as it is.
+    """Return what a report says, its reward by what the version was trained for.
 
-    It is invalid where its window saw a further epoch whose figures are no numbers.
+    `weights` are those of its specification, of the parts that Simic learns from. A version that names none is judged
+    by the unweighted sum of the report's own parts. It is invalid where its window saw a further epoch whose figures
+    are no numbers.
     """
     parts = report.reward_parts
     invalid = bool(report.next_state_event_id) and "validation_gain" not in parts
-    reward = sum(value * (weights.get(name, 0.0) if weights else 1.0) for name, value in sorted(parts.items()))
+    if weights:
+        learned = _learned_parts(report)
+        reward = math.fsum(weight * learned.get(name, 0.0) for name, weight in sorted(weights.items()))
+    else:
+        reward = math.fsum(value for _, value in sorted(parts.items()))
     aborted = report.outcome == ly.FIELD_REPORT_OUTCOME_ABORTED
     return Seen(
         run_id=report.training_run_id,
@@ -73,6 +79,23 @@ def seen(report: ly.FieldReport, weights: Mapping[str, float]) -> Seen:
         bad=aborted or report.outcome == ly.FIELD_REPORT_OUTCOME_REGRESSION,
         invalid=invalid,
     )
+
+
+def _learned_parts(report: ly.FieldReport) -> dict[str, float]:
+    """Return the parts that Simic learns from (`esper.simic.experience.RewardWeights`), over the report's own window.
+
+    Parameters are in units of those at the window's beginning: what the run had first stands in no report.
+    """
+    figures, parts = report.metrics, report.reward_parts
+    found = {"compute": -parts["compute"]} if "compute" in parts else {}
+    if "validation_gain" in parts:
+        found["loss"] = max(-1.0, min(1.0, parts["validation_gain"]))
+    if {"validation_accuracy_begin", "validation_accuracy_end"} <= set(figures):
+        found["accuracy"] = figures["validation_accuracy_end"] - figures["validation_accuracy_begin"]
+    if {"parameters_begin", "parameters_end"} <= set(figures):
+        before = figures["parameters_begin"]
+        found["parameters"] = (figures["parameters_end"] - before) / max(before, 1.0)
+    return found
 
 
 class Window:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from esper.core.rng import stream_of
 from esper.leyline import messages as ly
+from esper.simic.experience import RewardWeights
 from esper.tamiyo._watch import Limits, Seen, Window, breaches, change, judge, seen
 
 LIMITS = Limits(reports=100, reports_min=50, reward_drop=0.0, bad_rise=0.1, aborted_share=0.5, invalid_share=0.1)
@@ -145,7 +146,16 @@ def report(run: str, epoch: int, *, event: str = "p", digest: str = "new", gain:
 def test_rewards_are_weighed_as_the_version_was_trained() -> None:
     """Goal: the same reward. Method: reports with and without weights, without figures, at the end of a run."""
     assert seen(report("r", 1), {}).reward == pytest.approx(-0.4)
-    assert seen(report("r", 1), {"validation_gain": 2.0}).reward == pytest.approx(0.2)
+    measured = report("r", 1)
+    measured.reward_parts["compute"] = -20.0
+    measured.metrics.update(
+        validation_accuracy_begin=0.5, validation_accuracy_end=0.6, parameters_begin=400.0, parameters_end=1_200.0
+    )
+    weights = RewardWeights(accuracy=1.0, loss=0.5, compute=-0.001, parameters=-0.01).as_dict()
+    learned = 0.1 + 0.5 * 0.1 - 0.001 * 20.0 - 0.01 * 2.0
+    assert seen(measured, weights).reward == pytest.approx(learned), "accuracy, loss, what was spent, what was added"
+    for name in weights:
+        assert seen(measured, {name: 1.0}).reward != 0.0, f"{name} is a part that Simic knows and the watch does not"
     assert seen(report("r", 1, gain=None), {}) == Seen("r", 1, None, aborted=False, bad=False, invalid=True)
     last = report("r", 1, gain=None)
     last.next_state_event_id = ""

@@ -48,7 +48,7 @@ class Retention:
     episodes_max: int = 1_000_000
     #: Those that ended at most so long before the newest event that was read.
     age_max_ms: int | None = None
-    #: Those all of whose decisions one of these policies made; None: any.
+    #: Those all of whose decisions one of these policies made, whichever version of it (`learned@...`); None: any.
     policies: Collection[str] | None = None
     part: Part = Part.ALL
 
@@ -197,9 +197,8 @@ def _welcome(decisions: Sequence[DecisionColumns], retention: Retention) -> Flag
     if retention.policies is None:
         return np.ones(sum(map(len, decisions)), dtype=np.bool_)
     wanted = pa.array(sorted(retention.policies), pa.string())
-    return np.concatenate(
-        [pc.is_in(part.policies, value_set=wanted).to_numpy(zero_copy_only=False) for part in decisions]
-    )
+    names = [pc.replace_substring_regex(part.policies, "@.*", "") for part in decisions]
+    return np.concatenate([pc.is_in(each, value_set=wanted).to_numpy(zero_copy_only=False) for each in names])
 
 
 def _retained(keep: Flags, ended_ms: Ints, retention: Retention, left_out: Counter[str]) -> Flags:

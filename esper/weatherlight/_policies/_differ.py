@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from esper.leyline import messages as ly
-from esper.oona import Fabric, PolicyBoard
+from esper.oona import Fabric
+from esper.weatherlight._policies._history import open_board
 
 
 def policy_diff(fabric: Fabric, one: str, other: str, *, ranges: tuple[ly.OffsetRange, ...] = ()) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def policy_diff(fabric: Fabric, one: str, other: str, *, ranges: tuple[ly.Offset
     Raises:
         UsageError: there is no such version.
     """
-    with PolicyBoard(fabric) as board:
+    with open_board(fabric) as board:
         board.read()
         first, second = board.update(one), board.update(other)
     said = {name: [getattr(each, name) for each in (first, second)] for name in _FIELDS}

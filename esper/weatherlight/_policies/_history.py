@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from esper.core.errors import UsageError
-from esper.core.policy import POLICY_ID
+from esper.core.policy import POLICY_ID, Standing, fold, shipped_standing
 from esper.leyline import messages as ly
 from esper.oona import Fabric, PolicyBoard
 
@@ -56,9 +56,7 @@ def policy_list(fabric: Fabric) -> list[dict[str, Any]]:
     Raises:
         BrokerUnavailable, NotReadyError: the topic could not be read.
     """
-    updates, words = _said(fabric)
-    with PolicyBoard(fabric) as board:
-        standing = board.read()
+    updates, words, standing = _said(fabric)
     rows = []
     for name, version in standing.versions.items():
         update = updates.get(name)
@@ -81,7 +79,7 @@ def policy_show(fabric: Fabric, version: str) -> dict[str, Any]:
     Raises:
         UsageError: there is no such version.
     """
-    updates, words = _said(fabric)
+    updates, words, standing = _said(fabric)
     if version not in updates:
         raise UsageError(
             f"there is no learned version {version!r}",
@@ -89,8 +87,7 @@ def policy_show(fabric: Fabric, version: str) -> dict[str, Any]:
             next_step="`esper policy list` shows all",
         )
     update, said = updates[version], words.get(version, [])
-    with PolicyBoard(fabric) as board:
-        current = board.read().current
+    current = standing.current
     return {
         **made_by(update),
         "status": _status(version, current is not None and current.name == version, said),
@@ -99,19 +96,31 @@ def policy_show(fabric: Fabric, version: str) -> dict[str, Any]:
     }
 
 
-def _said(fabric: Fabric) -> tuple[dict[str, ly.PolicyUpdate], dict[str, list[_Word]]]:
-    """Return the first update of each version, and what was said of it later, in the order of the log."""
-    updates: dict[str, ly.PolicyUpdate] = {}
+def open_board(fabric: Fabric) -> PolicyBoard:
+    """Return the board with the version that comes with the package, as Tamiyo has it."""
+    from esper.tamiyo import shipped_policy
+
+    return PolicyBoard(fabric, shipped=shipped_policy())
+
+
+def _said(fabric: Fabric) -> tuple[dict[str, ly.PolicyUpdate], dict[str, list[_Word]], Standing]:
+    """Return the update of each version, what was said of it later in the order of the log, and where all stand."""
+    from esper.tamiyo import shipped_policy
+
+    shipped = shipped_policy()
+    standing = shipped_standing(shipped)
+    updates: dict[str, ly.PolicyUpdate] = {} if shipped is None else {shipped.tamiyo_policy_version: shipped}
     words: dict[str, list[_Word]] = {}
     with fabric.reader({("policy", 0): "begin"}) as reader:
         for event in reader.read_to_end():
             message = event.message
+            standing, refusal = fold(standing, message, event.offset)
             if isinstance(message, ly.PolicyUpdate):
-                if message.policy_id == POLICY_ID:
+                if message.policy_id == POLICY_ID and refusal is None:
                     updates.setdefault(message.tamiyo_policy_version, message)
             elif isinstance(message, _Word) and message.policy_id == POLICY_ID:
                 words.setdefault(message.tamiyo_policy_version, []).append(message)
-    return updates, words
+    return updates, words, standing
 
 
 def _status(name: str, decides: bool, words: list[_Word]) -> str:

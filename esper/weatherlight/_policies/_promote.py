@@ -12,7 +12,7 @@ from esper.core.policy import POLICY_ID, Standing, fold
 from esper.leyline import messages as ly
 from esper.oona import Fabric, PolicyBoard
 from esper.weatherlight._policies._canary import canary_runs
-from esper.weatherlight._policies._history import checked, learned_from
+from esper.weatherlight._policies._history import checked, learned_from, open_board
 
 if TYPE_CHECKING:
     from esper.simic.promotion import Canary
@@ -51,7 +51,7 @@ def validate_policy(fabric: Fabric, asked: Validation) -> dict[str, Any]:
     from esper.simic.promotion import GateBounds, judge
     from esper.simic.training import registry_of
 
-    with PolicyBoard(fabric) as board:
+    with open_board(fabric) as board:
         standing = board.read()
         update = board.update(asked.version)
         current = standing.current
@@ -128,7 +128,7 @@ def promote_policy(
     """
     if override and not reason.strip():
         raise UsageError("the gates are not overridden without a reason", next_step="say why with --reason")
-    with PolicyBoard(fabric) as board:
+    with open_board(fabric) as board:
         standing = board.read()
         update = board.update(version)
         digest = update.policy_digest
@@ -169,7 +169,7 @@ def roll_back_policy(fabric: Fabric, *, issued_by: str, to: str = "", reason: st
         NotReadyError: no learned version decides.
         UsageError: `to` never decided.
     """
-    with PolicyBoard(fabric) as board:
+    with open_board(fabric) as board:
         standing = board.read()
         current = standing.current
         if current is None:

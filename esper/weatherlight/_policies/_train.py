@@ -13,11 +13,11 @@ from esper.core.ids import new_run_id
 from esper.core.policy import POLICY_ID
 from esper.leyline import messages as ly
 from esper.oona import Fabric, PolicyBoard
-from esper.weatherlight._policies._history import LEARNED_FROM, learned_from, made_by
+from esper.weatherlight._policies._history import LEARNED_FROM, learned_from, made_by, open_board
 
 if TYPE_CHECKING:
     from esper.core.policy import PolicyNetwork
-    from esper.simic.experience import Recorded
+    from esper.simic.experience import Recorded, RewardWeights
     from esper.simic.training import Candidate, CandidateSettings
 
 #: Steps of a round: few, so that learning ends before it leaves what the log supports.
@@ -56,7 +56,7 @@ def train_policy(fabric: Fabric, asked: PolicyTraining) -> dict[str, Any]:
         BrokerUnavailable: no broker answered.
     """
     began = SYSTEM_CLOCK.monotonic()
-    with PolicyBoard(fabric) as board:
+    with open_board(fabric) as board:
         board.read()
         update, candidate, recorded = _trained(fabric, board, asked)
     with fabric.publisher("simic") as publisher:
@@ -73,7 +73,7 @@ def train_again(fabric: Fabric, version: str) -> dict[str, Any]:
         IntegrityError: other weights came out.
         UsageError: there is no such version.
     """
-    with PolicyBoard(fabric) as board:
+    with open_board(fabric) as board:
         board.read()
         update = board.update(version)
         asked = _asked_by(update)
@@ -116,7 +116,7 @@ def _trained(fabric: Fabric, board: PolicyBoard, asked: PolicyTraining) -> tuple
     return update, candidate, recorded
 
 
-def _weights(given: dict[str, float]) -> Any:  # noqa: ANN401 - Simic comes with torch
+def _weights(given: dict[str, float]) -> RewardWeights:
     from esper.simic.experience import RewardWeights
 
     known = RewardWeights().as_dict()

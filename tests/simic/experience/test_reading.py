@@ -172,6 +172,17 @@ def test_deterministic_policies_can_be_read_and_left_out(fabric: Fabric) -> None
     }
 
 
+def test_a_pinned_version_is_that_policy_too(fabric: Fabric) -> None:
+    """Generations are collected with `learned@VERSION`: asking for `learned` finds them, another name does not."""
+    pinned, plain = episode(seed=1), episode(seed=2)
+    for made in pinned.decisions:
+        made.policy = "learned@2f1c0a9b7d3e"
+    ranges = appended(fabric, [pinned, plain])
+    found = read_experience(fabric, ranges, Reading(retention=Retention(policies=("learned",))))
+    assert list(found.run_ids) == [pinned.run.run_id]
+    assert found.left_out == {"other_policy": 1}
+
+
 def test_what_is_not_there_is_said(fabric: Fabric) -> None:
     """Goal: no training on air. Method: empty ranges, ranges beyond the end, a topic that was made again."""
     ranges = ranges_until_now(fabric)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from esper.core.digest import module_digest
-from esper.core.policy import OptionEntry
+from esper.core.policy import OptionEntry, PolicyNetwork
 from esper.simic.evaluation import as_seen
-from esper.simic.experience import Registry
+from esper.simic.experience import Recorded, Registry
 from esper.simic.learning import ImitationSettings, Settings, divergence, imitate, masked_log_probabilities
 from esper.simic.training import CandidateSettings, OfflineSettings, grown, registry_of, train_candidate
 from tests.core.policy.support import network
@@ -62,10 +62,10 @@ def test_a_fresh_policy_begins_at_what_was_done() -> None:
     assert float(weights.std()) < 0.3
 
 
-def _away(policy: object, found: object) -> float:
-    experience = found.experience  # type: ignore[attr-defined]
+def _away(policy: PolicyNetwork, found: Recorded) -> float:
+    experience = found.experience
     with torch.no_grad():
-        judged = policy(experience.observations)  # type: ignore[operator]
+        judged = policy(experience.observations)
     heads = [
         masked_log_probabilities(logits, mask) for logits, mask in zip(judged.logits, experience.masks, strict=True)
     ]
