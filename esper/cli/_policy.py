@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +33,9 @@ def train(
     support: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the episodes that must still judge the candidate.")
     ] = 0.1,
+    adapter_rank: Annotated[
+        int, typer.Option(min=0, max=32, help="Learn through low-rank adapters of the parent's actor; 0: without.")
+    ] = 0,
     reward: Annotated[
         list[str] | None, typer.Option(help="NAME=WEIGHT of accuracy, loss, compute or parameters; may be repeated.")
     ] = None,
@@ -57,6 +61,7 @@ def train(
         rounds=rounds,
         learning_rate=learning_rate,
         support_min=support,
+        adapter_rank=adapter_rank,
         rewards=pairs(reward or [], "--reward"),
     )
     document = train_policy(fabric, asked)
@@ -165,6 +170,32 @@ def diff(
     from esper.weatherlight import policy_diff
 
     _tell(policy_diff(open_fabric(), one, other), json, leave_out=("weights",))
+
+
+@policy.command()
+def curves(
+    version: Version,
+    out: Annotated[Path | None, typer.Option(help="Draw them into this file: .png, .svg or .pdf.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show how a version and those before it learned, round by round. Example: esper policy curves 2f1c0a9b7d3e
+
+    Loss, entropy, divergences, clipped share, effective share, explained variance: Simic's telemetry of each round.
+    """
+    from esper.simic.training import draw_training
+    from esper.weatherlight import policy_curves
+
+    document = policy_curves(open_fabric(), version)
+    if out is not None:
+        draw_training(document, out)
+        say(f"{out} written")
+    if json:
+        emit_json(document)
+    elif out is None:
+        rows = [{"version": entry["version"], **figures} for entry in document["line"] for figures in entry["rounds"]]
+        emit_table(rows, list(dict.fromkeys(name for row in rows for name in row)))
+    if document["untold"]:
+        say(f"the log holds no telemetry of {', '.join(document['untold'])}")
 
 
 def _tell(document: dict[str, Any], json: bool, *, leave_out: tuple[str, ...] = ()) -> None:

@@ -6,7 +6,7 @@ from esper.tamiyo._decide import Decision, decide
 from esper.tamiyo._fixed import FixedPolicy, FixedSchedule
 from esper.tamiyo._heuristic import HeuristicPolicy
 from esper.tamiyo._heuristic_config import HeuristicConfig
-from esper.tamiyo._learned import LEARNED, LearnedPolicy, is_learned
+from esper.tamiyo._learned import LEARNED, LearnedPolicy, drawn_digest, is_learned
 from esper.tamiyo._noop import NoopPolicy
 from esper.tamiyo._observation import Observation, SlotView, observe
 from esper.tamiyo._policies import LearnedPolicies, no_learned_policy, shipped_policy
@@ -52,6 +52,7 @@ __all__ = [
     "build_service",
     "check_policy",
     "decide",
+    "drawn_digest",
     "fold",
     "is_learned",
     "known_policies",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -22,6 +22,7 @@ from esper.tamiyo._actions import (
 )
 from esper.tamiyo._observation import Observation
 from esper.tamiyo._policy import BadPolicyParameters, Proposal, canonical_digest, unknown_parameter
+from esper.tamiyo.risk import without_limits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,10 +119,7 @@ class LearnedPolicy:
 
     @cached_property
     def digest(self) -> str:
-        if self._drawing == Drawing():
-            return self._digest
-        drawn = {"explore": self._drawing.explore, "temperature": self._drawing.temperature}
-        return canonical_digest(LEARNED, self.version, {"policy": self._digest, **drawn})
+        return _drawn_digest(self.version, self._digest, self._drawing)
 
     def propose(self, observation: Observation, space: ActionSpace) -> Proposal:
         """Return what the stream of seed 0 draws; see `draw`."""
@@ -178,6 +176,22 @@ class LearnedPolicy:
         mixed = (1.0 - self._drawing.explore) * shares + self._drawing.explore * even
         legal = {place: float(share) for place, share in enumerate(mixed / mixed.sum()) if mask[place]}
         return drawn(name, actions, legal, stream)
+
+
+def drawn_digest(update: ly.PolicyUpdate, parameters: Mapping[str, float]) -> str:
+    """Return the digest by which decisions of an update's policy name it under a request's parameters.
+
+    Raises:
+        BadPolicyParameters: as `Drawing`; limits of the risk gate are no part of the policy and are passed over.
+    """
+    drawing = Drawing.from_parameters(without_limits(parameters))
+    return _drawn_digest(update.tamiyo_policy_version, update.policy_digest, drawing)
+
+
+def _drawn_digest(version: str, digest: str, drawing: Drawing) -> str:
+    if drawing == Drawing():
+        return digest
+    return canonical_digest(LEARNED, version, {"policy": digest, **asdict(drawing)})
 
 
 def option_of(entry: OptionEntry) -> BlueprintOption:

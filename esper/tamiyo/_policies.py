@@ -191,7 +191,7 @@ def no_learned_policy(cause: str = "") -> NoLearnedPolicy:
     """Return the error for asking for `learned` where no version decides, for the `cause` if there is another one."""
     return NoLearnedPolicy(
         f"policy {LEARNED!r} cannot decide",
-        cause=cause or "no learned version was promoted in this home, and none comes with the package",
+        cause=cause or "the version that decided in this home was given up, and none decides in its place",
         next_step=f"`esper policy promote` promotes one; `{LEARNED}@VERSION` names one that was made",
     )
 

@@ -23,6 +23,7 @@ from esper.weatherlight._pipeline import BlueprintPipeline
 from esper.weatherlight._policies import (
     PolicyTraining,
     Validation,
+    policy_curves,
     policy_diff,
     policy_list,
     policy_show,
@@ -95,6 +96,7 @@ __all__ = [
     "members_for_a_while",
     "missing_members",
     "order_run",
+    "policy_curves",
     "policy_diff",
     "policy_list",
     "policy_show",

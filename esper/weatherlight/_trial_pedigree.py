@@ -10,41 +10,53 @@ from esper.core.errors import EsperError
 from esper.leyline import messages as ly
 from esper.oona import Event, Fabric, Position
 from esper.oona.copying import topic_ids
+from esper.weatherlight._asked_runs import asked_for
 
 if TYPE_CHECKING:
-    from esper.simic.trials import Plan, TrialRun
+    from esper.simic.trials import Plan, TrainedOn, TrialRun
 
 _READ_SECONDS: Final = 600.0
 _POLL_SECONDS: Final = 1.0
 
 
-def cells_learned_from(fabric: Fabric, plan: Plan, runs: Iterable[TrialRun]) -> dict[str, frozenset[str]]:
+def cells_learned_from(fabric: Fabric, plan: Plan, runs: Iterable[TrialRun]) -> dict[str, TrainedOn]:
     """Return, by the digest of each policy that decided the arm `learned`, the cells whose runs it was trained on.
 
-    Versions that it was trained from count with what they were trained on. A policy is left out where the log does not
-    hold all of that: its PolicyUpdate, a parent's, the ranges that these name, or the request of a run in them.
+    Versions that it was trained from count with what they were trained on. Where the log does not hold all of that (a
+    parent's PolicyUpdate, the ranges that updates name, the request of a run in them), the policy's own update is
+    believed, which is signed, or came with the package; a policy whose update says nothing either is left out.
 
     Raises:
         BrokerUnavailable, IntegrityError, NotReadyError: the log cannot be read.
     """
-    from esper.simic.trials import LEARNED
+    from esper.simic.trials import LEARNED, TrainedOn
+    from esper.tamiyo import drawn_digest
 
     digests = {decider.digest for run in runs if run.place.arm == LEARNED for decider in run.deciders}
     updates = _updates(fabric) if digests else {}
+    _, parameters = plan.policy_of(LEARNED)
+    drawn = {drawn_digest(update, parameters): update for update in updates.values()}
     found = {}
-    for digest in digests:
-        line = _line_of(digest, updates)
+    for digest in digests & set(drawn):
+        update = drawn[digest]
+        line = _line_of(update.policy_digest, updates)
         ran = None if line is None else _runs_in(fabric, line)
         cells = None if ran is None else _cells_of(fabric, plan, ran)
         if cells is not None:
-            found[digest] = cells
+            found[digest] = TrainedOn(cells)
+        elif update.learned_on:
+            asked = (tuple(each.split("/", 1)) for each in update.learned_on)
+            found[digest] = TrainedOn(_as_cells(plan, asked), said=True)
     return found
 
 
 def _updates(fabric: Fabric) -> dict[str, ly.PolicyUpdate]:
+    from esper.tamiyo import shipped_policy
+
+    shipped = shipped_policy()
     with fabric.reader({("policy", number): "begin" for number in range(fabric.topics["policy"].partitions)}) as reader:
         messages = [event.message for event in reader.read_to_end(_READ_SECONDS)]
-    found: dict[str, ly.PolicyUpdate] = {}
+    found = {} if shipped is None else {shipped.policy_digest: shipped}
     for message in messages:
         if isinstance(message, ly.PolicyUpdate):
             found.setdefault(message.policy_digest, message)
@@ -94,17 +106,14 @@ def _read(fabric: Fabric, place: Position, first: int, end: int) -> list[Event]:
 
 def _cells_of(fabric: Fabric, plan: Plan, run_ids: frozenset[str]) -> frozenset[str] | None:
     """Return the plan's cells that runs trained on, and tasks and hosts besides; None where a request is missing."""
-    places = [("run-requests", number) for number in range(fabric.topics["run-requests"].partitions)]
-    asked: dict[str, tuple[str, str]] = {}
-    with fabric.reader(dict.fromkeys(places, "begin")) as reader:
-        for event in reader.read_to_end(_READ_SECONDS):
-            message = event.message
-            if isinstance(message, ly.TrainingRunRequested) and message.run_id in run_ids:
-                asked.setdefault(message.run_id, (message.task, message.host))
-    if set(asked) != run_ids:
-        return None
+    asked = asked_for(fabric, run_ids)
+    return _as_cells(plan, set(asked.values())) if set(asked) == run_ids else None
+
+
+def _as_cells(plan: Plan, asked: Iterable[tuple[str, ...]]) -> frozenset[str]:
+    """Return the plan's names of tasks and hosts; those that are no cell of it keep their own."""
     found = set()
-    for task, host in set(asked.values()):
+    for task, host in asked:
         same = [cell.name for cell in plan.cells if cell.task == task and _same_host(task, cell.host, host)]
         found |= set(same or [f"{task}/{host}"])
     return frozenset(found)

@@ -36,7 +36,8 @@ def hostile(ring: KeyRing, spec: TopicSpec, partition: int) -> Iterator[Hostile]
     genuine = headers_of(ring, spec, partition, type_name, value)
     yield "UNSIGNED", value, genuine[1:]
     yield "UNKNOWN_KEY", value, headers_of(FOREIGN, spec, partition, type_name, value)
-    yield "BAD_SIGNATURE", value, [("signature", genuine[0][1][:-1] + b"\x00"), genuine[1]]
+    signature = genuine[0][1]
+    yield "BAD_SIGNATURE", value, [("signature", signature[:-1] + bytes([signature[-1] ^ 1])), genuine[1]]
     yield "BAD_SIGNATURE", value[:-2], genuine
     yield "EMPTY", None, genuine
     yield "EMPTY", b"", genuine

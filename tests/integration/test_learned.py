@@ -15,7 +15,13 @@ COLLECT = ["collect", "--task", "mnist1d", "--runs", "2", "--stack", "2", "--epo
 
 
 def test_a_learned_version_decides_wherever_a_policy_is_named(esper: Esper) -> None:
-    """Goal: one name everywhere. Method: ask where none is, promote one, train, fork, collect, give it up."""
+    """Goal: one name everywhere. Method: the version that comes with the package decides; give it up and ask where
+    none is; promote one, train, fork, collect, give it up."""
+    (shipped,) = esper("policy", "list", "--json").json
+    assert shipped["status"] == "active"
+    first = esper(*COLLECT, "--policy", "learned", timeout=300)
+    assert first.code == 0, first.stderr
+    assert esper("policy", "rollback", "--reason", "to see what is without one", "--json").json["restored"] is None
     for command in (TRAIN, COLLECT):
         early = esper(*command, "--policy", "learned", timeout=120)
         assert (early.code, "esper policy promote" in early.stderr) == (3, True), early.stderr
@@ -34,8 +40,9 @@ def test_a_learned_version_decides_wherever_a_policy_is_named(esper: Esper) -> N
         runs = {run_id, json.loads(fork.stdout)["run_id"], *json.loads(collected.stdout)["runs"]}
         with fabric.reader(dict.fromkeys(fabric.topics.partitions("decisions"), "begin")) as reader:
             made = [event.message for event in reader.read_to_end()]
+        early_runs = set(json.loads(first.stdout)["runs"])
         log.clear()
         gone = esper(*TRAIN, "--policy", "learned", timeout=120)
         assert gone.code == 3, gone.stderr
     decided = {(one.run_id, one.policy_version) for one in made if isinstance(one, ly.DecisionMade)}
-    assert decided == {(run, "7") for run in runs}
+    assert decided == {(run, "7") for run in runs} | {(run, shipped["version"]) for run in early_runs}

@@ -21,7 +21,8 @@ def test_a_version_is_learned_judged_and_decides(esper: Esper, tmp_path: Path) -
         ["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500
     )
     assert shown.returncode == 0, shown.stderr
-    (row,) = esper("policy", "list", "--json").json
+    shipped, row = esper("policy", "list", "--json").json
+    assert shipped["status"] == "active", "what comes with the package decides in a new home"
     version = row["version"]
     assert version in shown.stdout
     assert (row["status"], row["algorithm"]) == ("candidate", "ppo")
@@ -43,7 +44,7 @@ def test_a_version_is_learned_judged_and_decides(esper: Esper, tmp_path: Path) -
     decisions = [event["payload"] for event in esper.events("decisions", run_id=run_id)]
     assert {(one["policy"], one["policy_version"]) for one in decisions} == {("learned", version)}
     assert all("value_estimate" in one for one in decisions)
-    assert esper("policy", "rollback", "--reason", "seen", "--json").json["restored"] is None
+    assert esper("policy", "rollback", "--reason", "seen", "--json").json["restored"] == shipped["version"]
     assert [word["event"] for word in esper("policy", "show", version, "--json").json["history"]] == [
         "rejected",
         "promoted",

@@ -96,7 +96,7 @@ def test_a_promotion_and_a_rollback_act_between_two_decisions(
     for each in made[:-1]:
         assert each.policy_digest == policies.digest(each.policy_version)
         assert [head.name for head in each.heads] == ["operation", "slot", "blueprint", "schedule"]
-    assert "no learned version was promoted" in made[-1].reasons[0]
+    assert "none decides in its place" in made[-1].reasons[0]
     assert len(made) == len(worker.log.of(ly.AdaptationCommand)) == worker.run.epoch
     told = [event.message for event in reader.read_to_end() if event.meta.source == "tamiyo"]
     terms = [

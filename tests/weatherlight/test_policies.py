@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from esper.core.errors import IntegrityError, NotReadyError, OperationFailed, UsageError
-from esper.core.policy import POLICY_ID
+from esper.core.policy import POLICY_ID, OptionEntry, unpack
 from esper.leyline import messages as ly
 from esper.oona import Fabric, PolicyBoard
-from esper.simic.experience import part_of
+from esper.simic.experience import Registry, part_of
+from esper.simic.training import draw_training, registry_of, spoken_in
+from esper.tamiyo import shipped_policy
 from esper.weatherlight import (
     PolicyTraining,
     Validation,
+    policy_curves,
     policy_diff,
     policy_list,
     policy_show,
@@ -24,6 +29,7 @@ from esper.weatherlight import (
     validate_policy,
 )
 from tests.conftest import StartBroker
+from tests.core.policy.support import update as carried
 from tests.simic.experience.script import Episode, appended, episode
 
 #: Enough for both parts, few enough to be played in a second.
@@ -43,6 +49,13 @@ def log_of(fabric: Fabric) -> tuple[list[Episode], list[ly.OffsetRange]]:
     return episodes, appended(fabric, episodes)
 
 
+def rows(fabric: Fabric) -> list[dict[str, Any]]:
+    """Return the versions that the log made."""
+    shipped = shipped_policy()
+    assert shipped is not None
+    return [row for row in policy_list(fabric) if row["version"] != shipped.tamiyo_policy_version]
+
+
 def events(fabric: Fabric) -> list[object]:
     """Return the messages of the topic `policy` in their order."""
     with fabric.reader({("policy", 0): "begin"}) as reader:
@@ -60,7 +73,7 @@ def test_from_the_log_to_the_right_to_decide_and_back(own: Fabric) -> None:
     assert (made["episodes"], made["transitions"]) == (learned, 8 * learned), (
         "a quarter of the runs is left for judging"
     )
-    assert policy_list(own)[0] | {"policy_digest": ""} == {
+    assert rows(own)[0] | {"policy_digest": ""} == {
         "version": version,
         "status": "candidate",
         "parent": None,
@@ -77,19 +90,42 @@ def test_from_the_log_to_the_right_to_decide_and_back(own: Fabric) -> None:
     assert not verdict["passed"]
     assert "effective_episodes" in verdict["reason"], "ten episodes prove nothing"
     assert verdict["episodes"] == EPISODES - learned
-    assert policy_list(own)[0]["status"] == "rejected"
+    assert rows(own)[0]["status"] == "rejected"
     with pytest.raises(OperationFailed, match="not promoted"):
         promote_policy(own, version, issued_by="somebody")
 
     with pytest.raises(UsageError, match="without a reason"):
         promote_policy(own, version, issued_by="somebody", override=True)
     promote_policy(own, version, issued_by="somebody", override=True, reason="to be tried")
-    assert policy_list(own)[0]["status"] == "active"
+    assert rows(own)[0]["status"] == "active"
     with pytest.raises(UsageError, match="would change nothing"):
         promote_policy(own, version, issued_by="somebody", override=True, reason="again")
+    (shipped,) = (row["version"] for row in policy_list(own) if row["version"] != version)
     given_up = roll_back_policy(own, issued_by="somebody", reason="tried")
-    assert given_up["restored"] is None
+    assert given_up["restored"] == shipped
     assert [word["event"] for word in policy_show(own, version)["history"]] == ["rejected", "promoted", "rolled_back"]
+
+
+def test_learning_goes_on_from_what_comes_with_the_package(own: Fabric) -> None:
+    """Goal: a start for everybody. Method: a child of the package's version from a log whose offsets lie below those
+    that it was trained on elsewhere; nothing of this log is left out for them, and the line says both."""
+    episodes, _ = log_of(own)
+    shipped = shipped_policy()
+    assert shipped is not None
+    child = train_policy(own, PolicyTraining(parent=shipped.tamiyo_policy_version, rounds=1, support_min=0.0))
+    assert child["episodes"] == sum(part_of(each.run.run_id) == "learning" for each in episodes)
+    assert child["parent"] == shipped.tamiyo_policy_version
+    assert all(one["first_offset"] == 0 for one in child["training_data"])
+
+
+def test_what_comes_with_the_package_can_be_given_up(own: Fabric) -> None:
+    """Goal: a home without a learned version, for whoever wants none. Method: give the package's up in a fresh log;
+    the list says so, and there is nothing more to give up."""
+    (before,) = policy_list(own)
+    assert (before["status"], before["algorithm"]) == ("active", "ppo")
+    assert roll_back_policy(own, issued_by="somebody", reason="none is wanted")["restored"] is None
+    (after,) = policy_list(own)
+    assert (after["version"], after["status"]) == (before["version"], "rolled_back")
     with pytest.raises(NotReadyError, match="no learned version decides"):
         roll_back_policy(own, issued_by="somebody")
 
@@ -108,6 +144,46 @@ def test_what_training_tells(own: Fabric) -> None:
     for name in ("simic.training.loss", "simic.value.loss", "simic.policy.loss", "simic.policy.entropy"):
         assert {number for known, number in found if known == name} == {"1", "2"}
     assert found["simic.policy.entropy", "2"] == pytest.approx(made["rounds"][1]["entropy"])
+
+
+def test_the_curves_of_a_line(own: Fabric, tmp_path: Path) -> None:
+    """Goal: how a version came to be, at a glance. Method: a child through adapters; the line from the log holds every
+    round of parent and child, in order; drawn twice, byte for byte; an unknown version, a line without rounds and an
+    ending that is no picture's are refused, and nothing is written."""
+    _, ranges = log_of(own)
+    first = train_policy(own, PolicyTraining(ranges=ranges, rounds=2, support_min=0.0))
+    child = PolicyTraining(parent=first["version"], ranges=ranges, rounds=1, support_min=0.0, adapter_rank=2, seed=1)
+    second = train_policy(own, child)
+    assert train_again(own, second["version"])["equal"]
+    found = policy_curves(own, second["version"])
+    assert [entry["version"] for entry in found["line"]] == [first["version"], second["version"]]
+    assert [one["round"] for entry in found["line"] for one in entry["rounds"]] == [1.0, 2.0, 1.0]
+    for entry, made in zip(found["line"], (first, second), strict=True):
+        for told, done in zip(entry["rounds"], made["rounds"], strict=True):
+            assert told["simic.policy.entropy"] == pytest.approx(done["entropy"])
+    pictures = [tmp_path / "one.svg", tmp_path / "two.svg"]
+    for path in pictures:
+        draw_training(found, path)
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    found["line"][0]["rounds"][0]["simic.policy.entropy"] += 1.0
+    draw_training(found, pictures[1])
+    assert pictures[0].read_bytes() != pictures[1].read_bytes()
+    with pytest.raises(UsageError, match="no learned version"):
+        policy_curves(own, "0" * 12)
+    with pytest.raises(NotReadyError, match="nothing to draw"):
+        draw_training({"version": "x", "line": [], "untold": ["x"]}, tmp_path / "none.svg")
+    with pytest.raises(UsageError, match=r"into .*curves\.txt"):
+        draw_training(found, tmp_path / "curves.txt")
+    assert not (tmp_path / "none.svg").exists()
+    assert not (tmp_path / "curves.txt").exists()
+
+
+def test_a_fresh_policy_has_nothing_to_adapt(own: Fabric) -> None:
+    """Goal: a clear refusal. Method: adapters without a parent; nothing is appended."""
+    _, ranges = log_of(own)
+    with pytest.raises(UsageError, match="nothing to adapt"):
+        train_policy(own, PolicyTraining(ranges=ranges, adapter_rank=2))
+    assert rows(own) == []
 
 
 def test_a_child_goes_on_from_its_parent(own: Fabric) -> None:
@@ -133,8 +209,9 @@ def test_a_child_goes_on_from_its_parent(own: Fabric) -> None:
             )
             publisher.publish(passed, key=POLICY_ID)
         promote_policy(own, version, issued_by="somebody")
-    rows = {row["version"]: row["status"] for row in policy_list(own)}
-    assert rows == {first: "retired", second["version"]: "active"}
+    shipped, *made = policy_list(own)
+    assert shipped["status"] == "retired", "what came with the package decided before"
+    assert {row["version"]: row["status"] for row in made} == {first: "retired", second["version"]: "active"}
     assert roll_back_policy(own, issued_by="somebody")["restored"] == first
     found = policy_diff(own, first, second["version"])
     assert not found["equal"]
@@ -142,6 +219,26 @@ def test_a_child_goes_on_from_its_parent(own: Fabric) -> None:
     assert found["divergence"]["all"] > 0.0
     same = policy_diff(own, first, first)
     assert (same["equal"], same["weights"], same["divergence"]["all"]) == (True, {}, pytest.approx(0.0, abs=1e-6))
+
+
+def test_a_version_of_another_line_is_judged_by_the_same_options(own: Fabric) -> None:
+    """Goal: an incumbent that is no ancestor. Method: let the candidate's own network decide, with its options in
+    another order and one more; held against itself, the candidate gains nothing, by every estimate."""
+    _, ranges = log_of(own)
+    version = train_policy(own, PolicyTraining(ranges=ranges, rounds=1))["version"]
+    with PolicyBoard(own) as board:
+        board.read()
+        network = unpack(board.update(version))
+    registry = registry_of(network)
+    strange = OptionEntry(blueprint_id="BP003", parameters=(), layouts=("vector",))
+    twin = spoken_in(network, Registry((strange, *reversed(registry.options)), registry.blueprints))
+    with own.publisher("simic") as publisher:
+        publisher.publish(carried(twin, version="twin"), key=POLICY_ID)
+    promote_policy(own, "twin", issued_by="somebody", override=True, reason="to be held against")
+    verdict = validate_policy(own, Validation(version))
+    assert verdict["incumbent"] == "twin"
+    for name in ("pdis_gain", "wis_gain"):
+        assert verdict["scores"][name] == pytest.approx(0.0, abs=1e-5)
 
 
 def test_what_cannot_be_made_again_is_said(own: Fabric) -> None:

@@ -27,7 +27,7 @@ class OffsetRange(_message.Message):
     def __init__(self, topic: _Optional[str] = ..., topic_id: _Optional[str] = ..., partition: _Optional[int] = ..., first_offset: _Optional[int] = ..., end_offset: _Optional[int] = ...) -> None: ...
 
 class PolicyUpdate(_message.Message):
-    __slots__ = ("meta", "version", "policy_id", "training_run_id", "issued_at", "tamiyo_policy_version", "payload", "policy_digest", "weights_digest", "specification", "observation_schema", "parent_policy_version", "parent_policy_digest", "training_data", "code_version", "dependencies_digest", "seed", "numerics", "algorithm", "hyperparameters", "scores", "episodes", "transitions")
+    __slots__ = ("meta", "version", "policy_id", "training_run_id", "issued_at", "tamiyo_policy_version", "payload", "policy_digest", "weights_digest", "specification", "observation_schema", "parent_policy_version", "parent_policy_digest", "training_data", "code_version", "dependencies_digest", "seed", "numerics", "algorithm", "hyperparameters", "scores", "episodes", "transitions", "learned_on")
     class HyperparametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class PolicyUpdate(_message.Message):
     SCORES_FIELD_NUMBER: _ClassVar[int]
     EPISODES_FIELD_NUMBER: _ClassVar[int]
     TRANSITIONS_FIELD_NUMBER: _ClassVar[int]
+    LEARNED_ON_FIELD_NUMBER: _ClassVar[int]
     meta: _meta_pb2.EventMeta
     version: int
     policy_id: str
@@ -88,7 +89,8 @@ class PolicyUpdate(_message.Message):
     scores: _containers.ScalarMap[str, float]
     episodes: int
     transitions: int
-    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., version: _Optional[int] = ..., policy_id: _Optional[str] = ..., training_run_id: _Optional[str] = ..., issued_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tamiyo_policy_version: _Optional[str] = ..., payload: _Optional[bytes] = ..., policy_digest: _Optional[str] = ..., weights_digest: _Optional[str] = ..., specification: _Optional[str] = ..., observation_schema: _Optional[str] = ..., parent_policy_version: _Optional[str] = ..., parent_policy_digest: _Optional[str] = ..., training_data: _Optional[_Iterable[_Union[OffsetRange, _Mapping]]] = ..., code_version: _Optional[str] = ..., dependencies_digest: _Optional[str] = ..., seed: _Optional[int] = ..., numerics: _Optional[_Union[_runs_pb2.NumericsFingerprint, _Mapping]] = ..., algorithm: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., scores: _Optional[_Mapping[str, float]] = ..., episodes: _Optional[int] = ..., transitions: _Optional[int] = ...) -> None: ...
+    learned_on: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, meta: _Optional[_Union[_meta_pb2.EventMeta, _Mapping]] = ..., version: _Optional[int] = ..., policy_id: _Optional[str] = ..., training_run_id: _Optional[str] = ..., issued_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tamiyo_policy_version: _Optional[str] = ..., payload: _Optional[bytes] = ..., policy_digest: _Optional[str] = ..., weights_digest: _Optional[str] = ..., specification: _Optional[str] = ..., observation_schema: _Optional[str] = ..., parent_policy_version: _Optional[str] = ..., parent_policy_digest: _Optional[str] = ..., training_data: _Optional[_Iterable[_Union[OffsetRange, _Mapping]]] = ..., code_version: _Optional[str] = ..., dependencies_digest: _Optional[str] = ..., seed: _Optional[int] = ..., numerics: _Optional[_Union[_runs_pb2.NumericsFingerprint, _Mapping]] = ..., algorithm: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., scores: _Optional[_Mapping[str, float]] = ..., episodes: _Optional[int] = ..., transitions: _Optional[int] = ..., learned_on: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PolicyValidated(_message.Message):
     __slots__ = ("meta", "policy_id", "tamiyo_policy_version", "policy_digest", "passed", "checks", "incumbent_policy_version", "incumbent_policy_digest", "evaluation_data", "code_version", "seed", "reason", "scores")

@@ -5,9 +5,11 @@ from esper.simic.training._candidate import (
     CandidateSettings,
     grown,
     registry_of,
+    spoken_in,
     train_candidate,
 )
 from esper.simic.training._offline import Ended, OfflineSettings, Training, train_offline
+from esper.simic.training._plots import draw_training
 
 __all__ = [
     "Candidate",
@@ -15,8 +17,10 @@ __all__ = [
     "Ended",
     "OfflineSettings",
     "Training",
+    "draw_training",
     "grown",
     "registry_of",
+    "spoken_in",
     "train_candidate",
     "train_offline",
 ]

@@ -1,7 +1,7 @@
 """What an evaluation compares and what it shows: plans, the arms' routines, statistics, the verdict and the report."""
 
 from esper.simic.trials._arms import Result, Routine, Unfit, Wanted, routine
-from esper.simic.trials._evidence import Evidence, Problem, checked, gather, pairs_of
+from esper.simic.trials._evidence import Evidence, Problem, TrainedOn, checked, gather, pairs_of
 from esper.simic.trials._markdown import markdown
 from esper.simic.trials._places import Place, place_of
 from esper.simic.trials._plan import LEARNED, POLICIES, POPULATION, SEARCH, Cell, Pair, Plan, load_plan, plan_of
@@ -34,6 +34,7 @@ __all__ = [
     "Problem",
     "Result",
     "Routine",
+    "TrainedOn",
     "TrialLog",
     "TrialRun",
     "Unfit",

@@ -14,8 +14,17 @@ from esper.simic.trials._plan import LEARNED, POLICIES, SEARCH, Pair, Plan
 from esper.simic.trials._runs import TrialRun
 from esper.simic.trials._search import searched
 
-#: Digest of a learned policy -> names of the cells whose runs it was trained on.
-LearnedFrom = Mapping[str, frozenset[str]]
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """Names of the cells whose runs a policy was trained on; `said`: so its update says, the log does not hold all."""
+
+    cells: frozenset[str]
+    said: bool = False
+
+
+#: By the digest of a learned policy.
+LearnedFrom = Mapping[str, TrainedOn]
 NOTHING_KNOWN: Final[LearnedFrom] = {}
 
 
@@ -243,8 +252,13 @@ def _pedigree(
     for digest in sorted({decider.digest for run in runs for decider in run.deciders}):
         if digest not in learned_from:
             notes.append(f"what {LEARNED} ({digest[:12]}) was trained on is not all in this log: not checked")
-        elif seen := sorted(held_out & learned_from[digest]):
+            continue
+        trained = learned_from[digest]
+        if seen := sorted(held_out & trained.cells):
             problems.append(Problem(LEARNED, f"it was trained on held-out cells: {', '.join(seen)}"))
+        elif trained.said:
+            cells = ", ".join(sorted(trained.cells))
+            notes.append(f"{LEARNED} ({digest[:12]}) was trained on {cells}: so its update says, the runs are not here")
     return problems, notes
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from esper.core.errors import UsageError
+from esper.core.pictures import drawing, save
 
 #: Of the epochs of a run, and of what training spent.
 _AXES: Final = {"epoch": "epoch", "multiply_adds": "multiply-adds of all training of the arm"}
 _FORMATS: Final = ("png", "svg")
 _COLUMNS: Final = 3
 _INCHES: Final = (4.2, 3.2)
-_DOTS_PER_INCH: Final = 120
 #: Two for colours, two for lines: ten arms stay apart in grey.
 _LINES: Final = ("-", "--", "-.", ":")
 
@@ -31,22 +29,13 @@ def draw_curves(document: Mapping[str, Any], folder: Path) -> list[Path]:
     """
     if not document["curves"]:
         return []
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-        figures = importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise UsageError(
-            "the learning curves cannot be drawn",
-            cause=str(error),
-            next_step="Install the extra: pip install 'esper-grow[evaluate]'",
-        ) from error
     written = []
-    with matplotlib.rc_context({"svg.hashsalt": document["plan"]["digest"]}):
+    with drawing("the learning curves", salt=document["plan"]["digest"]) as figures:
         for axis in _AXES:
             figure = _figure(figures, document, axis)
             for kind in _FORMATS:
                 path = folder / f"curves_{axis}.{kind}"
-                figure.savefig(path, dpi=_DOTS_PER_INCH, metadata={"Date": None} if kind == "svg" else None)
+                save(figure, path)
                 written.append(path)
     return written
 

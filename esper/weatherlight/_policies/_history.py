@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from esper.core.errors import UsageError
-from esper.core.policy import POLICY_ID, Standing, fold, shipped_standing
+from esper.core.policy import POLICY_ID, SHIPPED, Standing, Version, fold, shipped_standing
 from esper.leyline import messages as ly
 from esper.oona import Fabric, PolicyBoard
 
@@ -23,6 +23,7 @@ def made_by(update: ly.PolicyUpdate) -> dict[str, Any]:
         "parent": update.parent_policy_version or None,
         "algorithm": update.algorithm,
         "seed": update.seed,
+        "learned_on": list(update.learned_on),
         "episodes": update.episodes,
         "transitions": update.transitions,
         "code_version": update.code_version,
@@ -63,7 +64,7 @@ def policy_list(fabric: Fabric) -> list[dict[str, Any]]:
         rows.append(
             {
                 "version": name,
-                "status": _status(name, standing.current == version, words.get(name, [])),
+                "status": _status(version, standing, words.get(name, [])),
                 "parent": (update.parent_policy_version or None) if update is not None else None,
                 "algorithm": update.algorithm if update is not None else None,
                 "episodes": update.episodes if update is not None else None,
@@ -87,10 +88,9 @@ def policy_show(fabric: Fabric, version: str) -> dict[str, Any]:
             next_step="`esper policy list` shows all",
         )
     update, said = updates[version], words.get(version, [])
-    current = standing.current
     return {
         **made_by(update),
-        "status": _status(version, current is not None and current.name == version, said),
+        "status": _status(standing.versions[version], standing, said),
         "hyperparameters": dict(sorted(update.hyperparameters.items())),
         "history": [_word(one) for one in said],
     }
@@ -123,11 +123,11 @@ def _said(fabric: Fabric) -> tuple[dict[str, ly.PolicyUpdate], dict[str, list[_W
     return updates, words, standing
 
 
-def _status(name: str, decides: bool, words: list[_Word]) -> str:
-    if decides:
+def _status(version: Version, standing: Standing, words: list[_Word]) -> str:
+    if standing.current == version:
         return "active"
-    if not words:
-        return "candidate"
+    if not words:  # What comes with the package decided from the beginning.
+        return "retired" if version.offset == SHIPPED else "candidate"
     last = words[-1]
     if isinstance(last, ly.PolicyValidated):
         return "validated" if last.passed else "rejected"

@@ -49,7 +49,7 @@ def validate_policy(fabric: Fabric, asked: Validation) -> dict[str, Any]:
     from esper.core.policy import unpack
     from esper.simic.experience import Part, Reading, Retention, RewardWeights, read_experience
     from esper.simic.promotion import GateBounds, judge
-    from esper.simic.training import registry_of
+    from esper.simic.training import registry_of, spoken_in
 
     with open_board(fabric) as board:
         standing = board.read()
@@ -82,7 +82,7 @@ def validate_policy(fabric: Fabric, asked: Validation) -> dict[str, Any]:
     with deterministic(seed=asked.seed):
         judged = judge(
             update,
-            unpack(incumbent) if incumbent is not None else None,
+            spoken_in(unpack(incumbent), recorded.registry) if incumbent is not None else None,
             recorded.experience,
             GateBounds(canary_pairs_min=20),
             seed=asked.seed,

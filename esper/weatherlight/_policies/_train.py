@@ -12,7 +12,9 @@ from esper.core.errors import IntegrityError, UsageError
 from esper.core.ids import new_run_id
 from esper.core.policy import POLICY_ID
 from esper.leyline import messages as ly
-from esper.oona import Fabric, PolicyBoard
+from esper.oona import Fabric, PolicyBoard, Position
+from esper.oona.copying import topic_ids
+from esper.weatherlight._asked_runs import asked_for
 from esper.weatherlight._policies._history import LEARNED_FROM, learned_from, made_by, open_board
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class PolicyTraining:
     rounds: int = 20
     learning_rate: float = 3e-4
     support_min: float = 0.1
+    #: Of low-rank adapters through which the parent's actor learns; 0: all of its weights do.
+    adapter_rank: int = 0
     #: Weights of the reward's parts by name; those left out keep their defaults.
     rewards: dict[str, float] = field(default_factory=dict)
 
@@ -100,8 +104,7 @@ def _trained(fabric: Fabric, board: PolicyBoard, asked: PolicyTraining) -> tuple
 
     parent_update = board.update(asked.parent) if asked.parent else None
     parent: PolicyNetwork | None = unpack(parent_update) if parent_update is not None else None
-    since = {(one.topic, one.partition): one.end_offset for one in parent_update.training_data} if parent_update else {}
-    ranges = tuple(asked.ranges) or ranges_until_now(fabric, since=since)
+    ranges = tuple(asked.ranges) or ranges_until_now(fabric, since=_ends_here(fabric, parent_update))
     weights = _weights(asked.rewards)
     retention = Retention(episodes_max=asked.episodes_max, policies=asked.policies or None, part=Part.LEARNING)
     recorded = read_experience(
@@ -113,7 +116,15 @@ def _trained(fabric: Fabric, board: PolicyBoard, asked: PolicyTraining) -> tuple
     settings = _settings(asked)
     candidate = train_candidate(recorded, settings, seed=asked.seed, parent=parent, reward_weights=weights.as_dict())
     update = _update(asked, settings, candidate, recorded, parent_update)
+    update.learned_on.extend(_learned_on(fabric, recorded, parent_update))
     return update, candidate, recorded
+
+
+def _ends_here(fabric: Fabric, update: ly.PolicyUpdate | None) -> dict[Position, int]:
+    """Return where a version's own data end in this log; nothing of a version that was made in another one."""
+    ranges = [] if update is None else list(update.training_data)
+    here = topic_ids(fabric.cluster, sorted({one.topic for one in ranges}))
+    return {(one.topic, one.partition): one.end_offset for one in ranges if one.topic_id in ("", here[one.topic])}
 
 
 def _weights(given: dict[str, float]) -> RewardWeights:
@@ -134,6 +145,12 @@ def _settings(asked: PolicyTraining) -> CandidateSettings:
     from esper.simic.learning import Objective, Settings
     from esper.simic.training import CandidateSettings, OfflineSettings
 
+    if asked.adapter_rank and not asked.parent:
+        raise UsageError(
+            "a fresh policy has nothing to adapt",
+            cause=f"adapters of rank {asked.adapter_rank} were asked for without a parent",
+            next_step="name one by --parent, or leave --adapter-rank out",
+        )
     if asked.algorithm not in [one.value for one in Objective]:
         raise UsageError(
             f"there is no algorithm {asked.algorithm!r}",
@@ -153,8 +170,18 @@ def _settings(asked: PolicyTraining) -> CandidateSettings:
             rounds=asked.rounds,
             learning_rate=asked.learning_rate,
             support_min=asked.support_min,
-        )
+        ),
+        adapter_rank=asked.adapter_rank,
     )
+
+
+def _learned_on(fabric: Fabric, recorded: Recorded, parent: ly.PolicyUpdate | None) -> list[str]:
+    """Return task and host of all that a version and its line learned from; nothing where a part is not known."""
+    asked = asked_for(fabric, recorded.run_ids)
+    if set(asked) != set(recorded.run_ids) or (parent is not None and not parent.learned_on):
+        return []
+    before = set() if parent is None else set(parent.learned_on)
+    return sorted(before | {f"{task}/{host}" for task, host in asked.values()})
 
 
 def _update(
@@ -231,6 +258,7 @@ def _asked_by(update: ly.PolicyUpdate) -> PolicyTraining:
         rounds=int(figures["rounds"]),
         learning_rate=figures["learning_rate"],
         support_min=figures["support_min"],
+        adapter_rank=int(figures.get("adapter_rank", 0)),
         rewards=dict(parse_specification(update.specification).reward_weights),
     )
 

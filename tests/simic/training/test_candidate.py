@@ -11,7 +11,7 @@ from esper.core.policy import OptionEntry, PolicyNetwork
 from esper.simic.evaluation import as_seen
 from esper.simic.experience import Recorded, Registry
 from esper.simic.learning import ImitationSettings, Settings, divergence, imitate, masked_log_probabilities
-from esper.simic.training import CandidateSettings, OfflineSettings, grown, registry_of, train_candidate
+from esper.simic.training import CandidateSettings, OfflineSettings, grown, registry_of, spoken_in, train_candidate
 from tests.core.policy.support import network
 from tests.simic.recorded import recorded
 
@@ -86,6 +86,28 @@ def test_a_larger_registry_changes_no_decision() -> None:
         assert torch.equal(one, two[:, : one.shape[1]])
     assert torch.equal(before.values, after.values)
     assert not after.logits[2][:, -1].any(), "the new one begins with logit 0"
+
+
+def test_another_order_of_options_changes_no_decision() -> None:
+    """Goal: policies of different lines judged by one log. Method: options in another order, with one that the
+    policy does not have, and without one that it has; probabilities by name, and the way there and back."""
+    policy = network(seed=3)
+    own = registry_of(policy)
+    strange = OptionEntry(blueprint_id="BP003", parameters=(), layouts=("vector",))
+    other = Registry((strange, own.options[1], own.options[0]), (3,))
+    spoken = spoken_in(policy, other)
+    seen = recorded(5, seed=1).experience.observations
+    before, after = policy(seen), spoken(seen)
+    for head in (0, 1, 3):
+        assert torch.equal(before.logits[head], after.logits[head])
+    assert torch.equal(before.values, after.values)
+    one, two = (torch.softmax(judged.logits[2], dim=-1) for judged in (before, after))
+    torch.testing.assert_close(two[:, [0, 3, 2]], one)
+    assert not two[:, 1].any(), "what it does not have is never taken"
+    back = spoken_in(spoken, own)(seen)
+    assert all(torch.equal(here, there) for here, there in zip(before.logits, back.logits, strict=True))
+    fewer = spoken_in(policy, Registry(own.options[1:], ()))(seen)
+    torch.testing.assert_close(fewer.logits[2], before.logits[2][:, [0, 2]])
 
 
 def test_learning_goes_on_from_a_parent() -> None:

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from esper.simic.trials import BLOCKED, GROWTH_PAYS, NOT_SHOWN, POLICY_PAYS, Decider, Place, TrialRun, verdict
+from esper.simic.trials import (
+    BLOCKED,
+    GROWTH_PAYS,
+    NOT_SHOWN,
+    POLICY_PAYS,
+    Decider,
+    Place,
+    TrainedOn,
+    TrialRun,
+    gather,
+    verdict,
+)
 from tests.simic.trials.worlds import GOOD, asking, changed, ending, plan, stated, world
 
 PLAN = plan()
@@ -193,10 +204,20 @@ def test_a_policy_that_something_else_stood_in_for_blocks(decider: Decider) -> N
 def test_a_policy_that_saw_a_held_out_cell_blocks() -> None:
     """Trained on runs of a held-out cell, a policy shows nothing there; on others it may."""
     digest = "d" * 64
-    assert verdict(PLAN, RUNS, {digest: frozenset({"spirals/mlp:9"})}) == verdict(PLAN, RUNS)
-    found = verdict(PLAN, RUNS, {digest: frozenset({"spirals/mlp:9", "spirals/mlp:4"})})
-    assert found.word == BLOCKED
-    assert found.reasons == ("learned: it was trained on held-out cells: spirals/mlp:4",)
+    assert verdict(PLAN, RUNS, {digest: TrainedOn(frozenset({"spirals/mlp:9"}))}) == verdict(PLAN, RUNS)
+    for said in (False, True):
+        seen = TrainedOn(frozenset({"spirals/mlp:9", "spirals/mlp:4"}), said=said)
+        found = verdict(PLAN, RUNS, {digest: seen})
+        assert found.word == BLOCKED
+        assert found.reasons == ("learned: it was trained on held-out cells: spirals/mlp:4",)
+
+
+def test_what_an_update_says_of_itself_is_said_to_be_so() -> None:
+    """What was trained on elsewhere is named in a note with where that is known from; what the log holds is not."""
+    digest, cells = "d" * 64, frozenset({"moons/mlp:3"})
+    assert gather(PLAN, RUNS, {digest: TrainedOn(cells)}).notes == ()
+    (note,) = gather(PLAN, RUNS, {digest: TrainedOn(cells, said=True)}).notes
+    assert "trained on moons/mlp:3: so its update says" in note
 
 
 def test_two_runs_of_one_place_block() -> None:
