@@ -29,7 +29,7 @@ OF_A_WATCH = ("tamiyo.breached", "tamiyo.given-up")
 
 
 @pytest.fixture
-def policies(settled: None, fabric: Fabric) -> Iterator[PolicyLog]:
+def policies(fabric: Fabric) -> Iterator[PolicyLog]:
     """Write the topic `policy`, and leave it without a version that decides."""
     log = PolicyLog(fabric)
     log.clear()
@@ -82,6 +82,7 @@ def test_every_step_is_killed() -> None:
 
 @pytest.mark.parametrize("point", OF_A_PACKET)
 @pytest.mark.parametrize("policy", ["learned", "heuristic"] if WHOLE else ["learned"])
+@pytest.mark.usefixtures("settled")
 @pytest.mark.campaign
 def test_killed_at_any_step_a_packet_has_one_command(
     point: str, policy: str, policies: PolicyLog, broker: RunningBroker, fabric: Fabric
